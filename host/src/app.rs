@@ -1,0 +1,272 @@
+//! Every dependency that handlers share, once.
+
+use crate::config::{Config, Flags, Live};
+use crate::discover::suggested::Suggestions;
+use crate::discover::trending::Trending;
+use crate::events::spool::Spool;
+use crate::experiments::exposure::Exposures;
+use crate::feed::cursor::CursorKey;
+use crate::http::auth::TokenKeys;
+use crate::http::limits::RateLimits;
+use crate::http::metrics_report::DailyMetrics;
+use crate::metrics::METRICS;
+use crate::policy::deploy::Deploy;
+use crate::policy::pool::CpuPool;
+use crate::policy::watcher::WatchReport;
+use crate::stores::{
+    AcceptedEvent, Action, CandidateStore, ExposureStore, FeedCache, RelationalStore, SeenPosts,
+    StoreError, ViewerAttributes,
+};
+use arc_swap::ArcSwap;
+use moka::future::Cache;
+use prometheus::IntCounter;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// One implementation for each job of the stores.
+#[derive(Clone)]
+pub struct StoreSet {
+    pub candidates: Arc<dyn CandidateStore>,
+    pub relational: Arc<dyn RelationalStore>,
+    pub exposures: Arc<dyn ExposureStore>,
+    pub cache: Arc<dyn FeedCache>,
+    pub seen: Arc<dyn SeenPosts>,
+}
+
+pub struct App {
+    pub config: Config,
+    pub stores: StoreSet,
+    pub deploy: Arc<Deploy>,
+    pub policy_pool: CpuPool,
+    pub spool: Spool,
+    pub exposures: Exposures,
+    pub trending: Trending,
+    pub suggestions: Suggestions,
+    pub token_keys: TokenKeys,
+    pub cursor_key: CursorKey,
+    pub rate_limits: ArcSwap<RateLimits>,
+    pub watch_report: WatchReport,
+    pub snapshot_cache: CacheCounter,
+    pub candidates_cache: CacheCounter,
+    pub fallbacks: FallbackRatio,
+    /// One lock for each viewer whose candidates are being fetched.
+    pub flights: moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>,
+    pub started: Instant,
+    /// Set once the host begins to stop: it is then alive and not ready.
+    pub stopping: AtomicBool,
+    /// Daily metrics by the day's start: of days that can still change, for a minute, and of others, for a day.
+    pub unsettled_days: Cache<u64, DailyMetrics>,
+    pub settled_days: Cache<u64, DailyMetrics>,
+    live: ArcSwap<Live>,
+    attributes: Cache<u64, Option<Arc<ViewerAttributes>>>,
+    interactions: Interactions,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The parts that are made elsewhere.
+#[derive(Debug)]
+pub struct Parts {
+    pub config: Config,
+    pub deploy: Arc<Deploy>,
+    pub policy_pool: CpuPool,
+    pub spool: Spool,
+    pub exposures: Exposures,
+    pub token_keys: TokenKeys,
+    pub cursor_key: CursorKey,
+    pub watch_report: WatchReport,
+}
+
+/// Fetches are over within the sources' deadlines; locks idle for longer guard nothing.
+const FLIGHT_IDLE: Duration = Duration::from_secs(60);
+/// How long a changed user row may go unnoticed by cohorts.
+const ATTRIBUTES_LIFE: Duration = Duration::from_secs(60);
+
+impl App {
+    pub fn new(parts: Parts, stores: StoreSet) -> Arc<Self> {
+        let live = parts.config.live.clone();
+        Arc::new(Self {
+            trending: Trending::new(stores.candidates.clone()),
+            suggestions: Suggestions::new(stores.relational.clone()),
+            rate_limits: ArcSwap::from_pointee(RateLimits::new(&live.limits)),
+            live: ArcSwap::from_pointee(live),
+            config: parts.config,
+            stores,
+            deploy: parts.deploy,
+            policy_pool: parts.policy_pool,
+            spool: parts.spool,
+            exposures: parts.exposures,
+            token_keys: parts.token_keys,
+            cursor_key: parts.cursor_key,
+            watch_report: parts.watch_report,
+            snapshot_cache: CacheCounter::new("snapshot"),
+            candidates_cache: CacheCounter::new("candidates"),
+            fallbacks: FallbackRatio::default(),
+            flights: moka::sync::Cache::builder()
+                .max_capacity(1_000_000)
+                .time_to_idle(FLIGHT_IDLE)
+                .build(),
+            attributes: Cache::builder()
+                .max_capacity(200_000)
+                .time_to_live(ATTRIBUTES_LIFE)
+                .build(),
+            interactions: Interactions::default(),
+            unsettled_days: Cache::builder()
+                .max_capacity(8)
+                .time_to_live(Duration::from_secs(60))
+                .build(),
+            settled_days: Cache::builder()
+                .max_capacity(400)
+                .time_to_live(Duration::from_secs(86_400))
+                .build(),
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// The part of the configuration that may change while the host runs.
+    pub fn live(&self) -> arc_swap::Guard<Arc<Live>> {
+        self.live.load()
+    }
+
+    pub fn set_live(&self, live: Live) {
+        self.rate_limits
+            .store(Arc::new(RateLimits::new(&live.limits)));
+        self.live.store(Arc::new(live));
+    }
+
+    /// Configured flags, with those that an operator has set over them.
+    pub fn flags(&self) -> Flags {
+        let mut flags = self.live().flags;
+        let serving = self.deploy.serving();
+        for (name, enabled) in &serving.state.flags {
+            flags.set(name, *enabled);
+        }
+        flags
+    }
+
+    /// `None` for a viewer nobody knows, or while the store does not answer.
+    pub async fn viewer_attributes(&self, viewer: u64) -> Option<Arc<ViewerAttributes>> {
+        let load = async {
+            Ok::<_, StoreError>(
+                self.stores
+                    .relational
+                    .viewer_attributes(viewer)
+                    .await?
+                    .map(Arc::new),
+            )
+        };
+        match self.attributes.try_get_with(viewer, load).await {
+            Ok(attributes) => attributes,
+            Err(error) => {
+                tracing::warn!(%error, "viewer attributes");
+                None
+            }
+        }
+    }
+
+    /// Changes whenever the viewer likes, comments or shares.
+    pub fn interactions_of(&self, viewer: u64) -> u64 {
+        self.interactions.of(viewer).load(Ordering::Acquire)
+    }
+
+    /// Read your writes: what was ranked without these events is no answer to their author any
+    /// more. Called when they are accepted, and again when they are counted.
+    pub async fn overtake(&self, events: &[AcceptedEvent]) {
+        let mut viewers: Vec<u64> = events
+            .iter()
+            .filter(|event| matches!(event.action, Action::Like | Action::Comment | Action::Share))
+            .map(|event| event.user_id)
+            .collect();
+        viewers.sort_unstable();
+        viewers.dedup();
+        for viewer in viewers {
+            self.interactions.of(viewer).fetch_add(1, Ordering::AcqRel);
+            if let Err(error) = self.stores.cache.overtake(viewer).await {
+                tracing::warn!(%error, "candidate cache");
+            }
+        }
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// A counter for each viewer, shared by viewers whose ids fall together: a false change costs one
+/// cached answer, a counter of one's own would cost memory for every viewer ever seen.
+struct Interactions(Box<[AtomicU64]>);
+
+const INTERACTION_COUNTERS: usize = 1 << 16;
+
+impl Default for Interactions {
+    fn default() -> Self {
+        Self(
+            (0..INTERACTION_COUNTERS)
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+        )
+    }
+}
+
+impl Interactions {
+    fn of(&self, viewer: u64) -> &AtomicU64 {
+        &self.0[viewer as usize % INTERACTION_COUNTERS]
+    }
+}
+
+/// `cache_operations_total` of one cache, looked up once.
+#[derive(Debug)]
+pub struct CacheCounter {
+    hits: IntCounter,
+    misses: IntCounter,
+}
+
+impl CacheCounter {
+    pub fn new(cache: &str) -> Self {
+        let operations = &METRICS.cache_operations_total;
+        Self {
+            hits: operations.with_label_values(&[cache, "hit"]),
+            misses: operations.with_label_values(&[cache, "miss"]),
+        }
+    }
+
+    pub fn count(&self, hit: bool) {
+        if hit {
+            self.hits.inc()
+        } else {
+            self.misses.inc()
+        }
+    }
+}
+
+/// The share of the last thousand feeds that fell back to the timeline.
+#[derive(Debug, Default)]
+pub struct FallbackRatio {
+    feeds: AtomicUsize,
+    fallbacks: AtomicUsize,
+}
+
+impl FallbackRatio {
+    const WINDOW: usize = 1_000;
+
+    pub fn count(&self, fallback: bool) {
+        let fallbacks = self
+            .fallbacks
+            .fetch_add(usize::from(fallback), Ordering::Relaxed)
+            + usize::from(fallback);
+        let feeds = self.feeds.fetch_add(1, Ordering::Relaxed) + 1;
+        METRICS.fallback_ratio.set(fallbacks as f64 / feeds as f64);
+        if feeds >= Self::WINDOW {
+            self.feeds.store(0, Ordering::Relaxed);
+            self.fallbacks.store(0, Ordering::Relaxed);
+        }
+    }
+}

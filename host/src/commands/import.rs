@@ -1,0 +1,86 @@
+use super::{ConfigPath, DataDir, block_on, table};
+use crate::clock::unix_ms;
+use crate::host::open_store;
+use crate::import::{ImportOptions, ImportSummary, Progress, import_dir};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Loads users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv: those that are there.
+///
+/// A bad row is reported as FILE:LINE and then nothing of its file is loaded. Importing the same files again changes nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nova import ./community --shift-to-now")]
+pub struct Import {
+    /// The directory with the files
+    dir: PathBuf,
+    /// Moves all times so that the newest of all files is now
+    #[arg(long)]
+    shift_to_now: bool,
+    /// The summary as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+impl Import {
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = self.config.load(&self.data_dir)?;
+        let summary = block_on(load(&config.data_dir, &self.dir, self.shift_to_now))?;
+        if self.json {
+            println!("{}", serde_json::to_string(&summary)?);
+        } else {
+            print_summary(&summary);
+        }
+        Ok(())
+    }
+}
+
+/// Imports a directory into a data directory, with a bar that shows how far it is.
+pub async fn load(
+    data_dir: &Path,
+    dir: &Path,
+    shift_to_now: bool,
+) -> anyhow::Result<ImportSummary> {
+    std::fs::create_dir_all(data_dir)?;
+    let store = open_store(data_dir).await?;
+    let bar = ProgressBar::new(0);
+    let style = "{msg:14} {wide_bar} {bytes}/{total_bytes} {elapsed}";
+    bar.set_style(ProgressStyle::with_template(style)?);
+    let mut show = |progress: Progress| {
+        bar.set_message(progress.file);
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes_done);
+    };
+    let options = ImportOptions {
+        shift_to_now,
+        now_ms: unix_ms(),
+    };
+    let summary = import_dir(&store, dir, &options, &mut show).await;
+    bar.finish_and_clear();
+    Ok(summary?)
+}
+
+fn print_summary(summary: &ImportSummary) {
+    let rows: Vec<[String; 4]> = summary
+        .files
+        .iter()
+        .map(|file| {
+            let counts = [file.rows_read, file.rows_new, file.rows_already_there]
+                .map(|rows| rows.to_string());
+            let [read, new, known] = counts;
+            [file.file.to_owned(), read, new, known]
+        })
+        .collect();
+    print!(
+        "{}",
+        table::render(["file", "rows", "new", "already there"], &rows)
+    );
+    if summary.offset_ms > 0 {
+        let moved = Duration::from_millis(summary.offset_ms.unsigned_abs());
+        println!("all times moved forward by {}", HumanDuration(moved));
+    }
+}

@@ -1,0 +1,430 @@
+use super::remote::{Target, TargetArguments};
+use super::{block_on, scaffold, table};
+use crate::policy::PolicyRef;
+use crate::policy::admission::{KnownModules, PolicyFiles, admit};
+use crate::policy::artifact::{Digest, Stage};
+use crate::policy::engine::Engine;
+use crate::policy::module::{Description, Module};
+use crate::policy::toolchain::{Job, build_component_modules, encode_component};
+use crate::policy::watcher::read_policy_directory;
+use anyhow::{Context, anyhow, bail};
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The policy author's and the operator's loop: new, build, check, push, activate, rollback.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: nova policy new fresh-first --stage score && nova policy build fresh-first && nova policy check fresh-first"
+)]
+pub struct PolicyArguments {
+    #[command(subcommand)]
+    command: PolicyCommand,
+    /// As JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Makes ./NAME, a crate that builds and passes its own test
+    #[command(after_help = "Example: nova policy new fresh-first --stage score")]
+    New {
+        name: String,
+        #[arg(long, default_value = "score")]
+        stage: StageArgument,
+        #[arg(long, default_value = "rust")]
+        lang: Language,
+    },
+    /// Compiles a policy crate to PATH/NAME.wasm and prints its digest
+    #[command(after_help = "Example: nova policy build fresh-first")]
+    Build { path: PathBuf },
+    /// What a host would say to a .wasm file, a policy directory or a policy crate
+    #[command(after_help = "Example: nova policy check fresh-first")]
+    Check { path: PathBuf },
+    /// Publishes a policy directory, or a published policy with other parameters
+    #[command(
+        after_help = "Examples:\n  nova policy push fresh-first\n  nova policy push --from baseline@1.0.0 --version 1.1.0 --set score.w_freshness=0.35"
+    )]
+    Push(Push),
+    /// Every published policy
+    #[command(after_help = "Example: nova policy list")]
+    List {
+        #[command(flatten)]
+        target: TargetArguments,
+    },
+    /// Makes a published policy the active one
+    #[command(after_help = "Example: nova policy activate fresh-first@0.1.0")]
+    Activate {
+        /// name@version
+        policy: PolicyRef,
+        #[command(flatten)]
+        target: TargetArguments,
+    },
+    /// Returns to what was active before
+    #[command(
+        after_help = "Example: nova policy rollback --reason 'complaints' --expected-active fresh-first@0.1.0"
+    )]
+    Rollback {
+        /// For the audit log
+        #[arg(long, default_value = "rolled back from the command line")]
+        reason: String,
+        /// name@version: changes nothing when another policy is active
+        #[arg(long)]
+        expected_active: Option<PolicyRef>,
+        #[command(flatten)]
+        target: TargetArguments,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Push {
+    /// A directory with policy.toml and its modules
+    #[arg(required_unless_present = "from")]
+    path: Option<PathBuf>,
+    /// name@version: take this published policy instead …
+    #[arg(long, conflicts_with = "path", requires = "version")]
+    from: Option<PolicyRef>,
+    /// … under this version …
+    #[arg(long)]
+    version: Option<semver::Version>,
+    /// … with these parameter values, e.g. score.w_freshness=0.35; may be repeated
+    #[arg(long = "set", value_name = "STAGE.PARAM=VALUE", requires = "from")]
+    set: Vec<String>,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StageArgument {
+    Score,
+    Dedup,
+    Saturation,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Language {
+    Rust,
+}
+
+impl PolicyArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let json = self.json;
+        match self.command {
+            PolicyCommand::New {
+                name,
+                stage,
+                lang: Language::Rust,
+            } => new(&name, stage, json),
+            PolicyCommand::Build { path } => build(&path, json),
+            PolicyCommand::Check { path } => check(&path, json),
+            PolicyCommand::Push(push) => block_on(push.run(json)),
+            PolicyCommand::List { target } => block_on(async {
+                let list = target.target().await?.list().await?;
+                print(json, &list, list_table(&list));
+                Ok(())
+            }),
+            PolicyCommand::Activate { policy, target } => block_on(async {
+                let answer = target.target().await?.activate(&policy).await?;
+                print(json, &answer, format!("{policy} is active\n"));
+                Ok(())
+            }),
+            PolicyCommand::Rollback {
+                reason,
+                expected_active,
+                target,
+            } => block_on(async {
+                let answer = target
+                    .target()
+                    .await?
+                    .rollback(&reason, expected_active.as_ref())
+                    .await?;
+                print(
+                    json,
+                    &answer,
+                    format!("{} is active again\n", name_of(&answer)),
+                );
+                Ok(())
+            }),
+        }
+    }
+}
+
+fn print(json: bool, value: &Value, text: String) {
+    if json {
+        println!("{value}")
+    } else {
+        print!("{text}")
+    }
+}
+
+fn name_of(answer: &Value) -> String {
+    format!(
+        "{}@{}",
+        answer["name"].as_str().unwrap_or("?"),
+        answer["version"].as_str().unwrap_or("?")
+    )
+}
+
+fn new(name: &str, stage: StageArgument, json: bool) -> anyhow::Result<()> {
+    let stage = match stage {
+        StageArgument::Score => Stage::Score,
+        StageArgument::Dedup => Stage::Dedup,
+        StageArgument::Saturation => Stage::Saturation,
+    };
+    let path = scaffold::create(name, stage)?;
+    let text = format!(
+        "made ./{name}: edit src/lib.rs, then run\n  nova policy build {name}\n  nova policy check {name}\n"
+    );
+    print(json, &json!({ "path": path, "stage": stage }), text);
+    Ok(())
+}
+
+fn crate_name(path: &Path) -> anyhow::Result<String> {
+    let manifest = path.join("Cargo.toml");
+    let text = std::fs::read_to_string(&manifest).with_context(|| {
+        format!(
+            "{} is not a policy crate; make one with: nova policy new NAME",
+            path.display()
+        )
+    })?;
+    let table: toml::Table = text
+        .parse()
+        .with_context(|| manifest.display().to_string())?;
+    let name = table
+        .get("package")
+        .and_then(|package| package.get("name"))
+        .and_then(toml::Value::as_str);
+    name.map(str::to_owned)
+        .ok_or_else(|| anyhow!("{}: no package name", manifest.display()))
+}
+
+fn build(path: &Path, json: bool) -> anyhow::Result<()> {
+    let file = scaffold::module_file(&crate_name(path)?);
+    let bar =
+        indicatif::ProgressBar::new_spinner().with_message(format!("compiling {}", path.display()));
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    let target = path.join("target");
+    let target = std::path::absolute(&target)?;
+    let job = Job {
+        directory: path,
+        target: &target,
+        profile: "release",
+        arguments: &["--lib"],
+    };
+    let built =
+        build_component_modules(job).and_then(|modules| encode_component(&modules.join(&file)));
+    bar.finish_and_clear();
+    let bytes = built.map_err(anyhow::Error::msg)?;
+    let to = path.join(&file);
+    std::fs::write(&to, &bytes).with_context(|| to.display().to_string())?;
+    let digest = Digest::of(&bytes);
+    let text = format!("{}\nsha256:{digest}\n", to.display());
+    print(
+        json,
+        &json!({ "path": to, "digest": digest, "bytes": bytes.len() }),
+        text,
+    );
+    Ok(())
+}
+
+/// Nothing was published where an author checks.
+struct NothingKnown;
+
+impl KnownModules for NothingKnown {
+    fn compiled(&self, _digest: Digest) -> Option<Arc<Module>> {
+        None
+    }
+
+    fn bytes(&self, _digest: Digest) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+fn check(path: &Path, json: bool) -> anyhow::Result<()> {
+    let engine = Engine::start()?;
+    if path.is_file() {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let module = engine
+            .load(&bytes)
+            .map_err(|error| anyhow!("{}: {error}", path.display()))?;
+        let report = json!({ "digest": module.digest, "stage": module.stage, "description": module.description });
+        print(json, &report, module_report(&module));
+        return Ok(());
+    }
+    if !path.join("policy.toml").is_file() {
+        bail!(
+            "{} has no policy.toml; name a .wasm file or a policy directory",
+            path.display()
+        );
+    }
+    let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
+    if files.modules.is_empty() && path.join("Cargo.toml").is_file() {
+        bail!(
+            "{} is not built yet; run: nova policy build {}",
+            path.display(),
+            path.display()
+        );
+    }
+    let admitted = admit(&engine, &NothingKnown, &files).map_err(|refusal| {
+        anyhow!(
+            "{} would be refused:\n  {}",
+            path.display(),
+            refusal.reasons.join("\n  ")
+        )
+    })?;
+    let spec = &admitted.loaded.spec;
+    let mut text = format!(
+        "{} would be admitted\ndigest {}\n",
+        spec.policy, admitted.loaded.digest
+    );
+    for stage in Stage::ALL {
+        text.push_str(&module_report(admitted.loaded.modules.get(stage)));
+    }
+    print(
+        json,
+        &json!({ "policy": spec.policy, "digest": admitted.loaded.digest, "spec": spec }),
+        text,
+    );
+    Ok(())
+}
+
+fn module_report(module: &Module) -> String {
+    let Description {
+        name,
+        version,
+        features,
+        parameters,
+        ..
+    } = &module.description;
+    let rows: Vec<[String; 4]> = parameters
+        .iter()
+        .map(|p| {
+            [
+                p.name.clone(),
+                p.default.to_string(),
+                format!("{} … {}", p.min, p.max),
+                p.doc.clone(),
+            ]
+        })
+        .collect();
+    let parameters = if rows.is_empty() {
+        String::new()
+    } else {
+        table::render(["parameter", "default", "range", ""], &rows)
+    };
+    format!(
+        "\n{}: {name} {version}, sha256:{}\nreads {}\n{parameters}",
+        module.stage,
+        module.digest,
+        features.join(", ")
+    )
+}
+
+impl Push {
+    async fn run(self, json: bool) -> anyhow::Result<()> {
+        let target = self.target.target().await?;
+        let files = match (&self.path, &self.from) {
+            (Some(path), _) => read_policy_directory(path).map_err(anyhow::Error::msg)?,
+            (None, Some(from)) => self.derive(&target, from).await?,
+            (None, None) => bail!("name a policy directory, or --from name@version"),
+        };
+        let answer = target.publish(files).await?;
+        let text = format!(
+            "{} is {}\ndigest {}\n",
+            name_of(&answer),
+            text_of(&answer["state"]),
+            text_of(&answer["digest"])
+        );
+        print(json, &answer, text);
+        Ok(())
+    }
+
+    /// A new version of a published policy: its modules by digest, its parameters with changes.
+    async fn derive(&self, target: &Target, from: &PolicyRef) -> anyhow::Result<PolicyFiles> {
+        let list = target.list().await?;
+        let entries = list["policies"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let entry = entries
+            .iter()
+            .find(|entry| name_of(entry) == from.to_string());
+        let entry =
+            entry.ok_or_else(|| anyhow!("no policy {from} is published; see: nova policy list"))?;
+        let mut manifest = toml::Table::new();
+        manifest.insert("name".into(), from.name.clone().into());
+        let version = self
+            .version
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        manifest.insert("version".into(), version.into());
+        manifest.insert("description".into(), text_of(&entry["description"]).into());
+        let mut changes = self.changes()?;
+        for stage in Stage::ALL {
+            let stored = &entry["stages"][stage.as_str()];
+            let mut params: BTreeMap<String, f64> =
+                serde_json::from_value(stored["params"].clone())?;
+            params.extend(changes.remove(stage.as_str()).unwrap_or_default());
+            let mut table = toml::Table::new();
+            table.insert(
+                "module".into(),
+                format!("sha256:{}", text_of(&stored["module"])).into(),
+            );
+            table.insert("params".into(), toml::Value::try_from(params)?);
+            manifest.insert(stage.as_str().into(), table.into());
+        }
+        if let Some(stage) = changes.keys().next() {
+            bail!("--set {stage}…: the stages are dedup, score and saturation");
+        }
+        manifest.insert("limits".into(), toml::Value::try_from(&entry["limits"])?);
+        Ok(PolicyFiles {
+            manifest: toml::to_string(&manifest)?,
+            modules: BTreeMap::new(),
+        })
+    }
+
+    fn changes(&self) -> anyhow::Result<BTreeMap<String, BTreeMap<String, f64>>> {
+        let mut changes = BTreeMap::<String, BTreeMap<String, f64>>::new();
+        for set in &self.set {
+            let parsed = set.split_once('=').and_then(|(path, value)| {
+                let (stage, name) = path.split_once('.')?;
+                Some((stage.to_owned(), name.to_owned(), value.parse().ok()?))
+            });
+            let (stage, name, value) = parsed.ok_or_else(|| {
+                anyhow!("--set {set}: write STAGE.PARAM=VALUE, e.g. score.w_freshness=0.35")
+            })?;
+            changes.entry(stage).or_default().insert(name, value);
+        }
+        Ok(changes)
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn list_table(list: &Value) -> String {
+    let entries = list["policies"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let rows: Vec<[String; 4]> = entries
+        .iter()
+        .map(|entry| {
+            let digest = text_of(&entry["digest"]).chars().take(12).collect();
+            [
+                name_of(entry),
+                text_of(&entry["state"]),
+                digest,
+                text_of(&entry["description"]),
+            ]
+        })
+        .collect();
+    table::render(["policy", "state", "digest", "description"], &rows)
+}

@@ -1,0 +1,212 @@
+//! Talking to a running host, or to a data directory in its absence.
+
+use super::{ConfigPath, DataDir};
+use crate::host::open_store;
+use crate::http::admin_policies::{PolicyAnswer, PolicyList};
+use crate::policy::PolicyRef;
+use crate::policy::admission::PolicyFiles;
+use crate::policy::deploy::{Deploy, DeployError};
+use crate::policy::engine::Engine;
+use crate::stores::embedded::registry::SqliteRegistry;
+use anyhow::{Context, bail};
+use clap::Args;
+use reqwest::multipart::{Form, Part};
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The actor in the audit log when a command writes to a data directory itself.
+const LOCAL_ACTOR: &str = "cli";
+
+#[derive(Debug, Clone, Args)]
+pub struct TargetArguments {
+    /// A running host, e.g. http://127.0.0.1:8080
+    #[arg(long, env = "NOVA_HOST", value_name = "URL")]
+    host: Option<String>,
+    /// An admin token for it
+    #[arg(long, env = "NOVA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+/// A running host.
+#[derive(Debug)]
+pub struct Remote {
+    base: String,
+    token: String,
+    client: reqwest::Client,
+}
+
+/// Where a command's change goes.
+#[derive(Debug)]
+pub enum Target {
+    Host(Remote),
+    /// The registry in a data directory; a host that runs on it follows within a second.
+    Directory(Arc<Deploy>),
+}
+
+impl TargetArguments {
+    pub fn remote(&self) -> anyhow::Result<Option<Remote>> {
+        let Some(host) = &self.host else {
+            return Ok(None);
+        };
+        let Some(token) = &self.token else {
+            bail!(
+                "--host needs --token (NOVA_TOKEN); make one with: nova token --user 1 --audience admin --role operator"
+            );
+        };
+        Ok(Some(Remote {
+            base: host.trim_end_matches('/').to_owned(),
+            token: token.clone(),
+            client: reqwest::Client::new(),
+        }))
+    }
+
+    pub async fn target(&self) -> anyhow::Result<Target> {
+        if let Some(remote) = self.remote()? {
+            return Ok(Target::Host(remote));
+        }
+        let config = self.config.load(&self.data_dir)?;
+        std::fs::create_dir_all(&config.data_dir)?;
+        let store = open_store(&config.data_dir).await?;
+        let registry = Arc::new(SqliteRegistry::open(&store).await?);
+        Ok(Target::Directory(
+            Deploy::start(Engine::start()?, registry, false).await?,
+        ))
+    }
+}
+
+impl Remote {
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        let request = self
+            .client
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(&self.token);
+        let request = match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        self.read(request.send().await).await
+    }
+
+    async fn upload(&self, files: PolicyFiles) -> anyhow::Result<Value> {
+        let mut form = Form::new().part(
+            "manifest",
+            Part::text(files.manifest).file_name("policy.toml"),
+        );
+        for (name, bytes) in files.modules {
+            form = form.part(
+                name.clone(),
+                Part::bytes(bytes)
+                    .file_name(name)
+                    .mime_str("application/wasm")?,
+            );
+        }
+        let request = self
+            .client
+            .post(format!("{}/admin/v1/policies", self.base))
+            .bearer_auth(&self.token);
+        self.read(request.multipart(form).send().await).await
+    }
+
+    /// The answer, or the problem it reports in one line.
+    async fn read(&self, response: reqwest::Result<Response>) -> anyhow::Result<Value> {
+        let response = response.with_context(|| format!("no host answers at {}", self.base))?;
+        let status = response.status();
+        let text = response.text().await?;
+        let value: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        if status.is_success() {
+            return Ok(value);
+        }
+        let detail = value["detail"]
+            .as_str()
+            .unwrap_or("no reason given")
+            .to_owned();
+        let fields = value["errors"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let fields: Vec<String> = fields
+            .iter()
+            .filter_map(|error| {
+                Some(format!(
+                    "{}: {}",
+                    error["field"].as_str()?,
+                    error["message"].as_str()?
+                ))
+            })
+            .collect();
+        if fields.is_empty() {
+            bail!("{status}: {detail}")
+        } else {
+            bail!("{status}: {}", fields.join("; "))
+        }
+    }
+}
+
+impl Target {
+    pub async fn list(&self) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => remote.call(Method::GET, "/admin/v1/policies", None).await,
+            Target::Directory(deploy) => {
+                Ok(serde_json::to_value(PolicyList::of(&deploy.serving()))?)
+            }
+        }
+    }
+
+    pub async fn publish(&self, files: PolicyFiles) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => remote.upload(files).await,
+            Target::Directory(deploy) => answer(deploy.publish(files, LOCAL_ACTOR).await),
+        }
+    }
+
+    pub async fn activate(&self, policy: &PolicyRef) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => {
+                let path = format!(
+                    "/admin/v1/policies/{}/{}/activate",
+                    policy.name, policy.version
+                );
+                remote.call(Method::POST, &path, None).await
+            }
+            Target::Directory(deploy) => answer(deploy.activate(policy, LOCAL_ACTOR).await),
+        }
+    }
+
+    pub async fn rollback(
+        &self,
+        reason: &str,
+        expected_active: Option<&PolicyRef>,
+    ) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => {
+                let body = json!({ "reason": reason, "expected_active": expected_active });
+                remote
+                    .call(Method::POST, "/admin/v1/rollback", Some(&body))
+                    .await
+            }
+            Target::Directory(deploy) => {
+                answer(deploy.rollback(reason, expected_active, LOCAL_ACTOR).await)
+            }
+        }
+    }
+}
+
+fn answer(result: Result<crate::policy::deploy::Published, DeployError>) -> anyhow::Result<Value> {
+    match result {
+        Ok(published) => Ok(serde_json::to_value(PolicyAnswer::from(published))?),
+        Err(DeployError::Refused(refusal)) => {
+            bail!("policy refused: {}", refusal.reasons.join("; "))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

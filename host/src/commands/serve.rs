@@ -1,0 +1,90 @@
+use super::{ConfigPath, DataDir};
+use crate::config::Config;
+use crate::host::{Host, Start};
+use crate::jobs::ConfigFile;
+use crate::logging::Logging;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Runs the host. With no store URLs it runs on its embedded stores.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nova serve --data-dir ./nova-data --listen 127.0.0.1:8080")]
+pub struct Serve {
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(flatten)]
+    data_dir: DataDir,
+    /// Address to listen on [default: 127.0.0.1:8080]; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+}
+
+impl Serve {
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut config = self.config.load(&self.data_dir)?;
+        if let Some(listen) = self.listen {
+            config.listen = listen;
+        }
+        let file = self.config.path().map(|path| ConfigFile {
+            path,
+            overrides: keep_command_line,
+        });
+        run_host(config, false, file, |address| {
+            eprintln!(
+                "nova: serving on http://{address}; GET /docs describes the API, Ctrl-C stops"
+            );
+        })
+    }
+}
+
+/// Where the data is and where the host listens were settled when it started.
+fn keep_command_line(running: &Config, next: &mut Config) {
+    next.listen = running.listen;
+    next.data_dir.clone_from(&running.data_dir);
+}
+
+/// Starts a host, says so, and serves until SIGTERM or Ctrl-C.
+pub fn run_host(
+    config: Config,
+    development: bool,
+    config_file: Option<ConfigFile>,
+    ready: impl FnOnce(SocketAddr) + Send,
+) -> anyhow::Result<()> {
+    let logging = Arc::new(Logging::start(config.log_format, &config.live.log_level)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let flushed = logging.clone();
+    let result = runtime.block_on(async move {
+        let host = Host::start(Start {
+            config,
+            development,
+            logging: Some(logging),
+            config_file,
+        })
+        .await?;
+        ready(host.address()?);
+        let stop = CancellationToken::new();
+        stop_on_signal(stop.clone())?;
+        host.serve(stop).await;
+        Ok(())
+    });
+    drop(runtime);
+    drop(flushed);
+    result
+}
+
+fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,66 @@
+use super::{ConfigPath, DataDir};
+use crate::events::event::ID_MAX;
+use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
+use crate::secret;
+use std::time::Duration;
+
+/// Prints a token signed with the host's key.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  nova token --user 42\n  nova token --user 1 --audience admin --role operator --ttl 8h"
+)]
+pub struct Token {
+    /// The user it is for: a viewer id
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=ID_MAX))]
+    user: u64,
+    /// What the user may do as an admin; may be repeated
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<Role>,
+    /// For the feed (viewer) or for /admin and /debug (admin) [default: admin if there is a role, else viewer]
+    #[arg(long)]
+    audience: Option<Audience>,
+    /// How long it is good for, e.g. 90s, 1h, 7days
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// As a JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Audience {
+    #[value(alias = "nova")]
+    Viewer,
+    #[value(alias = "nova-admin")]
+    Admin,
+}
+
+impl Token {
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = self.config.load(&self.data_dir)?;
+        let default = if self.roles.is_empty() {
+            Audience::Viewer
+        } else {
+            Audience::Admin
+        };
+        let audience = match self.audience.unwrap_or(default) {
+            Audience::Viewer => VIEWER_AUDIENCE,
+            Audience::Admin => ADMIN_AUDIENCE,
+        };
+        let keys = TokenKeys::new(&secret::load_or_make(&config)?, &config.auth.issuer);
+        let token = keys.sign(&self.user.to_string(), audience, &self.roles, self.ttl)?;
+        if self.json {
+            println!(
+                "{}",
+                serde_json::json!({ "token": token, "audience": audience, "ttl_s": self.ttl.as_secs() })
+            );
+        } else {
+            println!("{token}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,627 @@
+//! Configuration: `nova.toml`, each key overridable by an environment variable.
+//!
+//! Every field says its unit and default. `Live` is the part that may change while the host runs;
+//! whatever else changes in the file is reported and waits for a restart.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address to listen on. Default 127.0.0.1:8080; `HTTP_PORT` changes the port alone.
+    pub listen: SocketAddr,
+    /// Where everything durable lives. Needs a volume that outlives the process. Default ./nova-data.
+    pub data_dir: PathBuf,
+    /// Directory to watch for policies. Default: `policies` in the data directory.
+    pub policies_dir: Option<PathBuf>,
+    /// Threads for policies. Default 0: one for each core.
+    pub worker_concurrency: usize,
+    /// `json` or `text`. Default json.
+    pub log_format: LogFormat,
+    pub stores: Stores,
+    pub auth: Auth,
+    pub server: Server,
+    /// Bytes of accepted events that may wait to be counted. Default 1 GiB.
+    pub spool_bytes_max: u64,
+    /// Memory for snapshots and for cached candidates, MiB each. Default 256.
+    pub cache_mb: u64,
+    #[serde(flatten)]
+    pub live: Live,
+}
+
+/// What reloads while the host runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Live {
+    /// A `tracing` filter: `info`, `nova=debug,warn`, … Default info.
+    pub log_level: String,
+    pub ttl: Ttl,
+    pub limits: Limits,
+    pub feed: Feed,
+    pub flags: Flags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// URLs of the real stack: all four, or none for the embedded stores.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stores {
+    pub postgres_url: Option<String>,
+    pub clickhouse_url: Option<String>,
+    pub kafka_brokers: Option<String>,
+    pub redis_url: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// HS256 key, at least 32 bytes, shared by all hosts. Default: a random one, kept in the data directory.
+    pub jwt_secret: Option<String>,
+    /// Required `iss`. Default nova.
+    pub issuer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Open connections. Default 10,000.
+    pub connections_max: usize,
+    /// Time for a client to send its headers, ms. Default 10,000.
+    pub header_timeout_ms: u64,
+    /// Longest pause while a client sends its body, ms. Default 10,000.
+    pub body_timeout_ms: u64,
+    /// Time for requests in flight when the host stops, ms. Default 10,000.
+    pub shutdown_timeout_ms: u64,
+    /// Origins that browsers may call from. Default none.
+    pub cors_origins: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ttl {
+    /// How old cached candidates may be, s. Default 120.
+    pub candidates_s: u64,
+    /// How old a snapshot may be to be served again, s. Default 120.
+    pub snapshot_s: u64,
+    /// How old a trending list may be, s. Default 60.
+    pub trending_s: u64,
+    /// How old suggestions may be, s. Default 600.
+    pub suggestions_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// `off` switches rate limits off, for load tests. Default on.
+    pub rate_limit: Switch,
+    /// Requests of one viewer a minute, events excepted. Default 300.
+    pub viewer_requests_per_minute: u32,
+    /// Event batches of one viewer a minute. Default 600.
+    pub viewer_event_batches_per_minute: u32,
+    /// Requests of one address a minute on open routes. Default 120.
+    pub address_requests_per_minute: u32,
+    /// Body of a request, bytes. Default 1 MiB.
+    pub body_bytes_max: usize,
+    /// Body of a policy upload, bytes. Default 64 MiB.
+    pub upload_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Feed {
+    /// Time of one candidate source, ms. Default 2,000.
+    pub source_timeout_ms: u64,
+    /// Time of the timeline fallback, ms. Default 500.
+    pub timeline_timeout_ms: u64,
+    /// Time that all policies of one request may use together, ms. Default 250.
+    pub policy_budget_ms: u64,
+}
+
+/// Defaults of the flags; an operator's `PUT /admin/v1/flags/{name}` beats them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flags {
+    /// `false`: `algo=ch` is answered with the timeline. Default true.
+    pub use_ch_ranking: bool,
+    /// `false`: every feed is ranked anew. Default true.
+    pub enable_caching: bool,
+    /// `false`: no timeline when nothing else can be served, but a 503. Default true.
+    pub enable_fallback: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data_dir: PathBuf::from("nova-data"),
+            policies_dir: None,
+            worker_concurrency: 0,
+            log_format: LogFormat::Json,
+            stores: Stores::default(),
+            auth: Auth {
+                jwt_secret: None,
+                issuer: "nova".to_owned(),
+            },
+            server: Server::default(),
+            spool_bytes_max: 1 << 30,
+            cache_mb: 256,
+            live: Live::default(),
+        }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Config::default().auth
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 10_000,
+            shutdown_timeout_ms: 10_000,
+            cors_origins: Vec::new(),
+        }
+    }
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            log_level: "info".to_owned(),
+            ttl: Ttl::default(),
+            limits: Limits::default(),
+            feed: Feed::default(),
+            flags: Flags::default(),
+        }
+    }
+}
+
+impl Default for Ttl {
+    fn default() -> Self {
+        Self {
+            candidates_s: 120,
+            snapshot_s: 120,
+            trending_s: 60,
+            suggestions_s: 600,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            rate_limit: Switch::On,
+            viewer_requests_per_minute: 300,
+            viewer_event_batches_per_minute: 600,
+            address_requests_per_minute: 120,
+            body_bytes_max: 1 << 20,
+            upload_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            source_timeout_ms: 2_000,
+            timeline_timeout_ms: 500,
+            policy_budget_ms: 250,
+        }
+    }
+}
+
+impl Default for Flags {
+    fn default() -> Self {
+        Self {
+            use_ch_ranking: true,
+            enable_caching: true,
+            enable_fallback: true,
+        }
+    }
+}
+
+impl Flags {
+    pub const NAMES: [&str; 3] = ["use_ch_ranking", "enable_caching", "enable_fallback"];
+
+    pub fn get(&self, name: &str) -> Option<bool> {
+        match name {
+            "use_ch_ranking" => Some(self.use_ch_ranking),
+            "enable_caching" => Some(self.enable_caching),
+            "enable_fallback" => Some(self.enable_fallback),
+            _ => None,
+        }
+    }
+
+    /// A name nobody knows changes nothing: it may come from a newer host.
+    pub fn set(&mut self, name: &str, enabled: bool) {
+        match name {
+            "use_ch_ranking" => self.use_ch_ranking = enabled,
+            "enable_caching" => self.enable_caching = enabled,
+            "enable_fallback" => self.enable_fallback = enabled,
+            _ => {}
+        }
+    }
+}
+
+impl Ttl {
+    pub fn candidates(&self) -> Duration {
+        Duration::from_secs(self.candidates_s)
+    }
+
+    pub fn snapshot(&self) -> Duration {
+        Duration::from_secs(self.snapshot_s)
+    }
+}
+
+/// Environment variables and the keys they override. `.env.example` lists the same, and a test holds it to that.
+pub const VARIABLES: &[(&str, &str)] = &[
+    ("NOVA_LISTEN", "listen"),
+    ("NOVA_DATA_DIR", "data_dir"),
+    ("NOVA_POLICIES_DIR", "policies_dir"),
+    ("WORKER_CONCURRENCY", "worker_concurrency"),
+    ("LOG_LEVEL", "log_level"),
+    ("NOVA_LOG_FORMAT", "log_format"),
+    ("POSTGRES_URL", "stores.postgres_url"),
+    ("CLICKHOUSE_URL", "stores.clickhouse_url"),
+    ("KAFKA_BROKERS", "stores.kafka_brokers"),
+    ("REDIS_URL", "stores.redis_url"),
+    ("NOVA_JWT_SECRET", "auth.jwt_secret"),
+    ("NOVA_JWT_ISSUER", "auth.issuer"),
+    ("NOVA_CONNECTIONS_MAX", "server.connections_max"),
+    ("NOVA_HEADER_TIMEOUT_MS", "server.header_timeout_ms"),
+    ("NOVA_BODY_TIMEOUT_MS", "server.body_timeout_ms"),
+    ("NOVA_SHUTDOWN_TIMEOUT_MS", "server.shutdown_timeout_ms"),
+    ("NOVA_CORS_ORIGINS", "server.cors_origins"),
+    ("NOVA_SPOOL_BYTES_MAX", "spool_bytes_max"),
+    ("NOVA_CACHE_MB", "cache_mb"),
+    ("NOVA_CANDIDATES_TTL_S", "ttl.candidates_s"),
+    ("NOVA_SNAPSHOT_TTL_S", "ttl.snapshot_s"),
+    ("NOVA_TRENDING_TTL_S", "ttl.trending_s"),
+    ("NOVA_SUGGESTIONS_TTL_S", "ttl.suggestions_s"),
+    ("NOVA_RATE_LIMIT", "limits.rate_limit"),
+    (
+        "NOVA_VIEWER_REQUESTS_PER_MINUTE",
+        "limits.viewer_requests_per_minute",
+    ),
+    (
+        "NOVA_VIEWER_EVENT_BATCHES_PER_MINUTE",
+        "limits.viewer_event_batches_per_minute",
+    ),
+    (
+        "NOVA_ADDRESS_REQUESTS_PER_MINUTE",
+        "limits.address_requests_per_minute",
+    ),
+    ("NOVA_BODY_BYTES_MAX", "limits.body_bytes_max"),
+    ("NOVA_UPLOAD_BYTES_MAX", "limits.upload_bytes_max"),
+    ("NOVA_SOURCE_TIMEOUT_MS", "feed.source_timeout_ms"),
+    ("NOVA_TIMELINE_TIMEOUT_MS", "feed.timeline_timeout_ms"),
+    ("NOVA_POLICY_BUDGET_MS", "feed.policy_budget_ms"),
+    ("NOVA_USE_CH_RANKING", "flags.use_ch_ranking"),
+    ("NOVA_ENABLE_CACHING", "flags.enable_caching"),
+    ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
+];
+
+/// Changes the port of `listen` alone.
+pub const PORT_VARIABLE: &str = "HTTP_PORT";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("configuration: {0}")]
+    Invalid(String),
+}
+
+impl Config {
+    /// Reads the file, if there is one, and lays the environment over it.
+    ///
+    /// # Errors
+    /// An unreadable file, an unknown key, a value of the wrong kind, some store URLs without the others.
+    pub fn load(
+        path: Option<&Path>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let text = match path {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?,
+        };
+        Self::parse(&text, variable)
+    }
+
+    fn parse(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let invalid =
+            |error: toml::de::Error| ConfigError::Invalid(error.to_string().trim_end().to_owned());
+        let mut table: toml::Table = toml::from_str(text).map_err(invalid)?;
+        refuse_unknown_keys(&table)?;
+        for (name, key) in VARIABLES {
+            if let Some(value) = variable(name).filter(|value| !value.is_empty()) {
+                set(&mut table, key, read_value(key, &value));
+            }
+        }
+        let mut config: Config = table.try_into().map_err(invalid)?;
+        if let Some(port) = variable(PORT_VARIABLE).filter(|port| !port.is_empty()) {
+            let port = port.parse().map_err(|_| {
+                ConfigError::Invalid(format!("{PORT_VARIABLE}: `{port}` is not a port"))
+            })?;
+            config.listen.set_port(port);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |reason: String| Err(ConfigError::Invalid(reason));
+        let Stores {
+            postgres_url,
+            clickhouse_url,
+            kafka_brokers,
+            redis_url,
+        } = &self.stores;
+        let urls = [
+            ("POSTGRES_URL", postgres_url),
+            ("CLICKHOUSE_URL", clickhouse_url),
+            ("KAFKA_BROKERS", kafka_brokers),
+            ("REDIS_URL", redis_url),
+        ];
+        let missing: Vec<&str> = urls
+            .iter()
+            .filter(|(_, url)| url.is_none())
+            .map(|(name, _)| *name)
+            .collect();
+        match missing.len() {
+            4 => {}
+            0 => {
+                return refuse(
+                    "this build has only the embedded stores; unset the four store URLs".into(),
+                );
+            }
+            _ => {
+                return refuse(format!(
+                    "some store URLs are set and {} missing: set all four, or none to run embedded",
+                    missing.join(", ")
+                ));
+            }
+        }
+        if let Some(secret) = &self.auth.jwt_secret
+            && secret.len() < 32
+        {
+            return refuse("auth.jwt_secret: use at least 32 bytes".into());
+        }
+        if tracing_subscriber::EnvFilter::try_new(&self.live.log_level).is_err() {
+            return refuse(format!(
+                "log_level: `{}` is not a filter such as info or nova=debug",
+                self.live.log_level
+            ));
+        }
+        let limits = &self.live.limits;
+        let rates = [
+            (
+                "viewer_requests_per_minute",
+                limits.viewer_requests_per_minute,
+            ),
+            (
+                "viewer_event_batches_per_minute",
+                limits.viewer_event_batches_per_minute,
+            ),
+            (
+                "address_requests_per_minute",
+                limits.address_requests_per_minute,
+            ),
+        ];
+        if let Some((name, _)) = rates.iter().find(|(_, rate)| *rate == 0) {
+            return refuse(format!("limits.{name}: must be at least 1"));
+        }
+        Ok(())
+    }
+
+    pub fn policies_dir(&self) -> PathBuf {
+        self.policies_dir
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("policies"))
+    }
+
+    pub fn worker_threads(&self) -> usize {
+        match self.worker_concurrency {
+            0 => std::thread::available_parallelism().map_or(2, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// `#[serde(flatten)]` and `deny_unknown_fields` do not go together, so the top level is checked here.
+fn refuse_unknown_keys(table: &toml::Table) -> Result<(), ConfigError> {
+    let known = |key: &str| {
+        VARIABLES
+            .iter()
+            .any(|(_, path)| path.split('.').next() == Some(key))
+    };
+    match table.keys().find(|key| !known(key)) {
+        None => Ok(()),
+        Some(key) => Err(ConfigError::Invalid(format!("unknown key `{key}`"))),
+    }
+}
+
+/// Environment variables are text; the key's type decides what is meant.
+fn read_value(key: &str, text: &str) -> toml::Value {
+    if key == "server.cors_origins" {
+        return toml::Value::Array(
+            text.split(',')
+                .map(|origin| toml::Value::String(origin.trim().to_owned()))
+                .collect(),
+        );
+    }
+    // An integer or a boolean where the text is one; secrets and names stay text.
+    let literal =
+        !key.starts_with("auth.") && !key.starts_with("stores.") && !key.ends_with("_dir");
+    match (literal, text.parse::<i64>(), text.parse::<bool>()) {
+        (true, Ok(number), _) => toml::Value::Integer(number),
+        (true, _, Ok(flag)) => toml::Value::Boolean(flag),
+        _ => toml::Value::String(text.to_owned()),
+    }
+}
+
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((section, key)) => {
+            let section = table
+                .entry(section)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let toml::Value::Table(section) = section {
+                set(section, key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variables: Vec<(String, String)> = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Config::parse(text, |name| {
+            variables
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, value)| value.clone())
+        })
+        .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_documented_defaults() {
+        assert_eq!(parse("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_at_every_level() {
+        for text in [
+            "listn = \"x\"",
+            "[ttl]\nsnapshots = 3",
+            "[limits]\nx = 1",
+            "[flags]\nuse_ch = true",
+            "[auth]\nkey = \"\"",
+        ] {
+            let error = parse(text, &[]).unwrap_err();
+            assert!(error.contains("unknown"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn some_store_urls_name_the_missing_ones() {
+        let error = parse(
+            "",
+            &[("REDIS_URL", "redis://x"), ("POSTGRES_URL", "postgres://x")],
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("CLICKHOUSE_URL, KAFKA_BROKERS missing"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_environment_beats_the_file() {
+        let variables = [
+            ("HTTP_PORT", "9"),
+            ("NOVA_SNAPSHOT_TTL_S", "7"),
+            ("NOVA_RATE_LIMIT", "off"),
+            ("NOVA_ENABLE_CACHING", "false"),
+            ("NOVA_CORS_ORIGINS", "https://a.example, https://b.example"),
+        ];
+        let config = parse("[ttl]\nsnapshot_s = 3\ncandidates_s = 4", &variables).unwrap();
+        assert_eq!(
+            (
+                config.listen.port(),
+                config.live.ttl.snapshot_s,
+                config.live.ttl.candidates_s
+            ),
+            (9, 7, 4)
+        );
+        assert_eq!(
+            (
+                config.live.limits.rate_limit,
+                config.live.flags.enable_caching
+            ),
+            (Switch::Off, false)
+        );
+        assert_eq!(
+            config.server.cors_origins,
+            ["https://a.example", "https://b.example"]
+        );
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused() {
+        for variable in [
+            ("HTTP_PORT", "http"),
+            ("NOVA_SNAPSHOT_TTL_S", "soon"),
+            ("NOVA_RATE_LIMIT", "maybe"),
+            ("LOG_LEVEL", "=="),
+            ("NOVA_JWT_SECRET", "short"),
+        ] {
+            assert!(parse("", &[variable]).is_err(), "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn the_example_file_lists_every_variable() {
+        let example = include_str!("../../.env.example");
+        for name in VARIABLES
+            .iter()
+            .map(|(name, _)| *name)
+            .chain([PORT_VARIABLE])
+        {
+            assert!(
+                example
+                    .lines()
+                    .any(|line| line.starts_with(&format!("# {name}="))),
+                "{name} is not in .env.example"
+            );
+        }
+        let listed = example
+            .lines()
+            .filter_map(|line| line.strip_prefix("# ")?.split_once('='))
+            .map(|(name, _)| name);
+        for name in listed.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
+            let client = ["NOVA_HOST", "NOVA_TOKEN"].contains(&name);
+            assert!(
+                client || name == PORT_VARIABLE || VARIABLES.iter().any(|(n, _)| *n == name),
+                "{name} is not a variable"
+            );
+        }
+    }
+}

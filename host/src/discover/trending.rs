@@ -1,0 +1,162 @@
+//! Trending posts by window. A list that cannot be renewed is served on, marked; one that never was is an error.
+
+use crate::clock::{rfc3339, unix_ms};
+use crate::stores::{CandidateStore, StoreError};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+pub const LIMIT_MAX: u32 = 200;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Window {
+    Hour,
+    Day,
+    Week,
+}
+
+impl Window {
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "1h" => Some(Window::Hour),
+            "24h" => Some(Window::Day),
+            "7d" => Some(Window::Week),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Window::Hour => "1h",
+            Window::Day => "24h",
+            Window::Week => "7d",
+        }
+    }
+
+    fn hours(self) -> u32 {
+        match self {
+            Window::Hour => 1,
+            Window::Day => 24,
+            Window::Week => 7 * 24,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct TrendingItem {
+    pub post_id: u64,
+    pub author_id: u64,
+    /// likes + 2·comments + 3·shares in the window.
+    pub engagement_count: u64,
+    pub views: u64,
+    pub likes: u64,
+    pub comments: u64,
+    pub shares: u64,
+    /// The first hour of the window.
+    pub window_start: String,
+}
+
+/// A list and how it came about.
+#[derive(Debug, Clone)]
+pub struct TrendingList {
+    pub posts: Arc<Vec<TrendingItem>>,
+    pub cache_hit: bool,
+    /// The store that did not answer, when this is an older list.
+    pub degraded: Option<&'static str>,
+}
+
+type Lists = HashMap<Window, (Instant, Arc<Vec<TrendingItem>>)>;
+
+pub struct Trending {
+    store: Arc<dyn CandidateStore>,
+    /// Held while a list is renewed, so that of many requests one asks.
+    lists: Mutex<Lists>,
+}
+
+impl std::fmt::Debug for Trending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trending").finish_non_exhaustive()
+    }
+}
+
+impl Trending {
+    pub fn new(store: Arc<dyn CandidateStore>) -> Self {
+        Self {
+            store,
+            lists: Mutex::default(),
+        }
+    }
+
+    /// The whole list of a window, at most `LIMIT_MAX` posts.
+    ///
+    /// # Errors
+    /// The store failed and there is no older list.
+    pub async fn list(
+        &self,
+        window: Window,
+        ttl: Duration,
+        timeout: Duration,
+    ) -> Result<TrendingList, StoreError> {
+        let mut lists = self.lists.lock().await;
+        let known = lists.get(&window).cloned();
+        if let Some((made, posts)) = &known
+            && made.elapsed() <= ttl
+        {
+            return Ok(TrendingList {
+                posts: posts.clone(),
+                cache_hit: true,
+                degraded: None,
+            });
+        }
+        match (self.renew(window, timeout).await, known) {
+            (Ok(posts), _) => {
+                lists.insert(window, (Instant::now(), posts.clone()));
+                Ok(TrendingList {
+                    posts,
+                    cache_hit: false,
+                    degraded: None,
+                })
+            }
+            (Err(error), Some((_, posts))) => {
+                tracing::warn!(%error, window = window.as_str(), "trending cannot be renewed; serving the last good list");
+                Ok(TrendingList {
+                    posts,
+                    cache_hit: true,
+                    degraded: Some(error.store),
+                })
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    async fn renew(
+        &self,
+        window: Window,
+        timeout: Duration,
+    ) -> Result<Arc<Vec<TrendingItem>>, StoreError> {
+        let query = self
+            .store
+            .trending_window(window.hours(), unix_ms(), LIMIT_MAX);
+        let posts = tokio::time::timeout(timeout, query)
+            .await
+            .map_err(|_| StoreError {
+                store: self.store.name(),
+                query: "trending_window",
+                retryable: true,
+                source: anyhow::anyhow!("no answer within {} ms", timeout.as_millis()),
+            })??;
+        let item = |post: crate::stores::TrendingPost| TrendingItem {
+            post_id: post.post_id,
+            author_id: post.author_id,
+            engagement_count: post.counters.engagement(),
+            views: post.counters.views,
+            likes: post.counters.likes,
+            comments: post.counters.comments,
+            shares: post.counters.shares,
+            window_start: rfc3339(post.window_start_ms),
+        };
+        Ok(Arc::new(posts.into_iter().map(item).collect()))
+    }
+}

@@ -1,0 +1,274 @@
+//! The one place where errors become HTTP: `application/problem+json`, RFC 9457. An internal cause
+//! is logged here and never sent.
+
+use crate::feed::story::FeedError;
+use crate::policy::deploy::DeployError;
+use crate::stores::StoreError;
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use std::sync::Arc;
+
+tokio::task_local! {
+    /// The id of the request being answered, also in its logs.
+    pub static REQUEST_ID: Arc<str>;
+}
+
+/// The current request's id; empty outside of one.
+pub fn request_id() -> Arc<str> {
+    REQUEST_ID
+        .try_with(Arc::clone)
+        .unwrap_or_else(|_| Arc::from(""))
+}
+
+/// A field of the request and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct FieldError {
+    /// A path such as `events[1].action`.
+    pub field: String,
+    pub message: String,
+}
+
+/// An error answer (RFC 9457).
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// Names the kind of problem, e.g. `cursor-expired`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub title: &'static str,
+    pub status: u16,
+    pub detail: String,
+    pub request_id: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    #[serde(skip)]
+    pub retry_after_s: Option<u64>,
+}
+
+/// The kind of an error answer, for metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct ProblemKind(pub &'static str);
+
+impl Problem {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            request_id: request_id().to_string(),
+            errors: Vec::new(),
+            retry_after_s: None,
+        }
+    }
+
+    /// 400 with every field that is wrong.
+    pub fn invalid(errors: impl IntoIterator<Item = (String, String)>) -> Self {
+        let errors: Vec<FieldError> = errors
+            .into_iter()
+            .map(|(field, message)| FieldError { field, message })
+            .collect();
+        let detail = match errors.as_slice() {
+            [one] => format!("{} {}", one.field, one.message),
+            many => format!("{} fields are invalid", many.len()),
+        };
+        Self {
+            errors,
+            ..Self::new(
+                StatusCode::BAD_REQUEST,
+                "invalid-request",
+                "Invalid request",
+                detail,
+            )
+        }
+    }
+
+    pub fn invalid_field(field: &str, message: impl Into<String>) -> Self {
+        Self::invalid([(field.to_owned(), message.into())])
+    }
+
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let errors = vec![FieldError {
+            field: "body".into(),
+            message: detail.clone(),
+        }];
+        Self {
+            errors,
+            ..Self::new(
+                StatusCode::BAD_REQUEST,
+                "malformed-body",
+                "Malformed body",
+                detail,
+            )
+        }
+    }
+
+    pub fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "Unauthorized",
+            detail,
+        )
+    }
+
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Forbidden", detail)
+    }
+
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+    }
+
+    pub fn method_not_allowed() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "Method not allowed",
+            "this route exists, but not with this method; GET /openapi.json describes it",
+        )
+    }
+
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", "Conflict", detail)
+    }
+
+    pub fn too_large(bytes_max: usize) -> Self {
+        let detail = format!("the body may have at most {bytes_max} bytes");
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-too-large",
+            "Body too large",
+            detail,
+        )
+    }
+
+    pub fn timeout(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "Timeout", detail)
+    }
+
+    pub fn rate_limited(retry_after_s: u64) -> Self {
+        let detail = format!("too many requests; try again in {retry_after_s} s");
+        let problem = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate-limited",
+            "Too many requests",
+            detail,
+        );
+        Self {
+            retry_after_s: Some(retry_after_s),
+            ..problem
+        }
+    }
+
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        let problem = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "Unavailable",
+            detail,
+        );
+        Self {
+            retry_after_s: Some(1),
+            ..problem
+        }
+    }
+
+    /// 500: a bug, or a failure nobody foresaw. The cause is logged here.
+    pub fn internal(cause: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%cause, "internal error");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Internal error",
+            "this host's log says more",
+        )
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let (retry_after_s, kind) = (self.retry_after_s, self.kind);
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(seconds) = retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(ProblemKind(kind));
+        response
+    }
+}
+
+impl From<FeedError> for Problem {
+    fn from(error: FeedError) -> Self {
+        match error {
+            FeedError::CursorExpired => Self::new(
+                StatusCode::GONE,
+                "cursor-expired",
+                "Cursor expired",
+                error.to_string(),
+            ),
+            FeedError::Unavailable => Self::unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(
+            store = error.store,
+            query = error.query,
+            cause = format!("{:#}", error.source),
+            "store failure"
+        );
+        Self::unavailable(format!("{} does not answer", error.store))
+    }
+}
+
+impl From<DeployError> for Problem {
+    fn from(error: DeployError) -> Self {
+        match error {
+            DeployError::Refused(refusal) => {
+                let errors = refusal.reasons.iter();
+                let errors = errors
+                    .map(|reason| FieldError {
+                        field: "policy".into(),
+                        message: reason.clone(),
+                    })
+                    .collect();
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self {
+                    errors,
+                    ..Self::new(
+                        status,
+                        "policy-refused",
+                        "Policy refused",
+                        refusal.reasons.join("; "),
+                    )
+                }
+            }
+            DeployError::NotFound(reason) => Self::not_found(reason),
+            DeployError::Conflict(reason) => Self::conflict(reason),
+            DeployError::Invalid(errors) => Self::invalid(errors),
+            DeployError::Unavailable(cause) => {
+                tracing::error!(cause = format!("{cause:#}"), "registry");
+                Self::unavailable("the policy registry does not answer; nothing was changed")
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The record that a ranking was served. Written behind the request: a viewer never waits for it.
+
+use crate::feed::snapshot::Snapshot;
+use crate::metrics::METRICS;
+use crate::stores::{Exposure, ExposureStore};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Records that may wait for the store. Beyond that they are dropped, and counted.
+const QUEUE_MAX: usize = 16_384;
+const BATCH_MAX: usize = 500;
+/// How long a record waits for company.
+const LINGER: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Clone)]
+pub struct Exposures {
+    queue: mpsc::Sender<Exposure>,
+}
+
+pub fn of(snapshot: &Snapshot, request_id: &str) -> Exposure {
+    let assignment = snapshot.assignment.as_ref();
+    Exposure {
+        ranking_id: snapshot.ranking_id,
+        request_id: request_id.to_owned(),
+        user_id: snapshot.viewer,
+        served_at_ms: snapshot.created_at_ms,
+        served_by: snapshot.served_by.as_str().to_owned(),
+        policy: snapshot.policy.label(),
+        effective_digest: snapshot.policy.effective_digest.to_string(),
+        experiment: assignment.map(|assignment| assignment.experiment.to_string()),
+        variation: assignment.map(|assignment| assignment.variation.to_string()),
+        posts: snapshot
+            .posts
+            .iter()
+            .map(|post| (post.post_id, post.sources.reason().to_owned()))
+            .collect(),
+        degraded: snapshot.degraded.clone(),
+    }
+}
+
+impl Exposures {
+    /// Starts the writer; it ends when `stop` is set and the queue is empty.
+    pub fn start(
+        store: Arc<dyn ExposureStore>,
+        stop: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (queue, records) = mpsc::channel(QUEUE_MAX);
+        (Self { queue }, tokio::spawn(write(store, records, stop)))
+    }
+
+    pub fn record(&self, exposure: Exposure) {
+        if let (Some(experiment), Some(variation)) = (&exposure.experiment, &exposure.variation) {
+            METRICS
+                .exposures_total
+                .with_label_values(&[experiment, variation])
+                .inc();
+        }
+        if self.queue.try_send(exposure).is_err() {
+            METRICS
+                .dead_letters_total
+                .with_label_values(&["served", "queue_full"])
+                .inc();
+        }
+    }
+}
+
+async fn write(
+    store: Arc<dyn ExposureStore>,
+    mut records: mpsc::Receiver<Exposure>,
+    stop: CancellationToken,
+) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        tokio::select! {
+            biased;
+            count = records.recv_many(&mut batch, BATCH_MAX) => {
+                if count == 0 {
+                    return;
+                }
+            }
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = store.record(&batch).await {
+            tracing::error!(%error, exposures = batch.len(), "exposures were not recorded");
+            METRICS
+                .dead_letters_total
+                .with_label_values(&["served", "store"])
+                .inc_by(batch.len() as u64);
+        }
+        batch.clear();
+        if !stop.is_cancelled() {
+            tokio::time::sleep(LINGER).await;
+        }
+    }
+}

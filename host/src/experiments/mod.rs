@@ -1,0 +1,7 @@
+//! Who sees which policy: assignment (pure), cohorts (pure), and the record of what was shown.
+
+pub mod assignment;
+pub mod cohort;
+pub mod exposure;
+pub mod routing;
+pub mod spec;

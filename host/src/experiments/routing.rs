@@ -1,0 +1,139 @@
+//! Which policy ranks for a viewer: forced viewers, then running experiments by priority, then the
+//! active policy. Pure; the viewer's attributes are passed in.
+
+use super::assignment::{BucketRange, bucket, choose, in_namespace};
+use super::cohort::Rule;
+use super::spec::ExperimentSpec;
+use crate::policy::loaded::LoadedPolicy;
+use crate::stores::{UnixMs, ViewerAttributes};
+use std::sync::Arc;
+
+/// A running experiment, ready to assign.
+#[derive(Debug)]
+pub struct RunningExperiment {
+    pub key: Arc<str>,
+    pub spec: ExperimentSpec,
+    rule: Rule,
+    ranges: Vec<BucketRange>,
+    /// In the order of the spec.
+    variations: Vec<Variation>,
+}
+
+#[derive(Debug)]
+pub struct Variation {
+    pub key: Arc<str>,
+    pub policy: Arc<LoadedPolicy>,
+}
+
+/// Where a viewer was sent.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub policy: Arc<LoadedPolicy>,
+    pub assignment: Option<Assignment>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    pub experiment: Arc<str>,
+    pub variation: Arc<str>,
+}
+
+impl RunningExperiment {
+    pub fn new(
+        key: &str,
+        spec: ExperimentSpec,
+        rule: Rule,
+        policies: Vec<Arc<LoadedPolicy>>,
+    ) -> Self {
+        let variations = spec
+            .variations
+            .iter()
+            .zip(policies)
+            .map(|(variation, policy)| Variation {
+                key: variation.key.as_str().into(),
+                policy,
+            })
+            .collect();
+        Self {
+            key: key.into(),
+            ranges: spec.ranges(),
+            spec,
+            rule,
+            variations,
+        }
+    }
+
+    pub fn needs_attributes(&self) -> bool {
+        self.rule.needs_attributes()
+    }
+
+    fn forced(&self, unit: &str) -> Option<usize> {
+        self.spec
+            .overrides
+            .get(unit)
+            .and_then(|variation| self.spec.variation(variation))
+    }
+
+    fn assigned(
+        &self,
+        viewer: u64,
+        unit: &str,
+        attributes: Option<&ViewerAttributes>,
+        now_ms: UnixMs,
+    ) -> Option<usize> {
+        if !self.rule.holds(viewer, attributes, now_ms) {
+            return None;
+        }
+        if let Some(namespace) = &self.spec.namespace
+            && !in_namespace(&namespace.id, unit, namespace.range)
+        {
+            return None;
+        }
+        choose(
+            bucket(self.spec.seed(&self.key), unit, self.spec.hash_version)?,
+            &self.ranges,
+        )
+    }
+
+    fn route(&self, variation: usize) -> Option<Route> {
+        let variation = self.variations.get(variation)?;
+        let assignment = Assignment {
+            experiment: self.key.clone(),
+            variation: variation.key.clone(),
+        };
+        Some(Route {
+            policy: variation.policy.clone(),
+            assignment: Some(assignment),
+        })
+    }
+}
+
+/// `experiments` in the order of their priority. A viewer is in one experiment at most.
+pub fn route(
+    experiments: &[RunningExperiment],
+    active: &Arc<LoadedPolicy>,
+    viewer: u64,
+    attributes: Option<&ViewerAttributes>,
+    now_ms: UnixMs,
+) -> Route {
+    if experiments.is_empty() {
+        return Route {
+            policy: active.clone(),
+            assignment: None,
+        };
+    }
+    let unit = viewer.to_string();
+    let forced = experiments
+        .iter()
+        .find_map(|experiment| experiment.route(experiment.forced(&unit)?));
+    forced
+        .or_else(|| {
+            experiments.iter().find_map(|experiment| {
+                experiment.route(experiment.assigned(viewer, &unit, attributes, now_ms)?)
+            })
+        })
+        .unwrap_or_else(|| Route {
+            policy: active.clone(),
+            assignment: None,
+        })
+}

@@ -1,0 +1,196 @@
+//! Fetching candidates: the sources side by side, each with its own deadline, merged to one row per
+//! post; then their features.
+
+use crate::policy::features::{CandidateSet, Sources};
+use crate::stores::{CandidateStore, DAY_MS, Post, StoreError, StoreResult, UnixMs};
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+pub const FOLLOWEES_MAX: u32 = 500;
+pub const TRENDING_MAX: u32 = 200;
+pub const AFFINITY_MAX: u32 = 200;
+pub const AFFINITY_PER_AUTHOR_MAX: u32 = 20;
+/// Below this many candidates the newest posts of everybody join …
+pub const RECENT_BELOW: usize = 50;
+/// … until there are this many.
+pub const RECENT_FILL: usize = 200;
+
+/// What could be had of a viewer's candidates.
+#[derive(Debug)]
+pub struct Fetched {
+    pub set: CandidateSet,
+    /// Stores that failed; empty when whole.
+    pub degraded: Vec<&'static str>,
+    /// No source answered at all: this is a failure, not an empty feed.
+    pub failed: bool,
+}
+
+/// Asks every source. A source that fails or is late is missing from the answer, and named.
+pub async fn fetch(
+    store: &dyn CandidateStore,
+    viewer: u64,
+    now_ms: UnixMs,
+    timeout: Duration,
+) -> Fetched {
+    let (followees, trending, affinity) = futures::join!(
+        within(
+            store,
+            "followees",
+            timeout,
+            store.followees(viewer, now_ms, FOLLOWEES_MAX)
+        ),
+        within(
+            store,
+            "trending",
+            timeout,
+            store.trending(viewer, now_ms, TRENDING_MAX)
+        ),
+        within(
+            store,
+            "affinity",
+            timeout,
+            store.affinity(viewer, now_ms, AFFINITY_PER_AUTHOR_MAX, AFFINITY_MAX)
+        ),
+    );
+    let mut merge = Merge::default();
+    merge.source(Sources::FOLLOWEES, followees, usize::MAX);
+    merge.source(Sources::TRENDING, trending, usize::MAX);
+    merge.source(Sources::AFFINITY, affinity, usize::MAX);
+    if merge.posts.len() < RECENT_BELOW {
+        let recent = within(
+            store,
+            "recent",
+            timeout,
+            store.recent(viewer, now_ms, RECENT_FILL as u32),
+        )
+        .await;
+        merge.source(Sources::RECENT, recent, RECENT_FILL);
+    }
+    let failed = merge.answered == 0;
+    let (set, mut failures) = hydrate(store, viewer, now_ms, timeout, merge.posts).await;
+    failures += merge.failures;
+    Fetched {
+        set,
+        degraded: if failures > 0 {
+            vec![store.name()]
+        } else {
+            Vec::new()
+        },
+        failed,
+    }
+}
+
+/// One row per post, in the order of the sources; the flags of all sources are or'ed.
+#[derive(Default)]
+struct Merge {
+    posts: Vec<(Post, Sources)>,
+    row_of: HashMap<u64, usize>,
+    answered: usize,
+    failures: usize,
+}
+
+impl Merge {
+    fn source(&mut self, source: Sources, posts: StoreResult<Vec<Post>>, fill_to: usize) {
+        let Ok(posts) = posts else {
+            self.failures += 1;
+            return;
+        };
+        self.answered += 1;
+        for post in posts {
+            match self.row_of.get(&post.post_id) {
+                Some(&row) => self.posts[row].1.insert(source),
+                None if self.posts.len() < fill_to => {
+                    self.row_of.insert(post.post_id, self.posts.len());
+                    self.posts.push((post, source));
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// Adds the features that do not depend on the moment. What cannot be had is zero, and counted as a failure.
+async fn hydrate(
+    store: &dyn CandidateStore,
+    viewer: u64,
+    now_ms: UnixMs,
+    timeout: Duration,
+    posts: Vec<(Post, Sources)>,
+) -> (CandidateSet, usize) {
+    if posts.is_empty() {
+        return (CandidateSet::default(), 0);
+    }
+    let ids: Vec<u64> = posts.iter().map(|(post, _)| post.post_id).collect();
+    let (counters, affinities, impressions) = futures::join!(
+        within(store, "counters", timeout, store.counters(&ids, now_ms)),
+        within(
+            store,
+            "affinities",
+            timeout,
+            store.affinities(viewer, now_ms)
+        ),
+        within(
+            store,
+            "recent_impressions",
+            timeout,
+            store.recent_impressions(viewer, now_ms.saturating_sub(DAY_MS))
+        ),
+    );
+    let failures = [counters.is_err(), affinities.is_err(), impressions.is_err()]
+        .into_iter()
+        .filter(|failed| *failed)
+        .count();
+    let (counters, affinities, impressions) = (
+        counters.unwrap_or_default(),
+        affinities.unwrap_or_default(),
+        impressions.unwrap_or_default(),
+    );
+    let by_author = |of: &HashMap<u64, u64>| {
+        posts
+            .iter()
+            .map(|(post, _)| of.get(&post.author_id).copied().unwrap_or(0))
+            .collect()
+    };
+    let set = CandidateSet {
+        author_ids: posts.iter().map(|(post, _)| post.author_id).collect(),
+        created_at_ms: posts.iter().map(|(post, _)| post.created_at_ms).collect(),
+        sources: posts.iter().map(|(_, sources)| *sources).collect(),
+        counters: ids
+            .iter()
+            .map(|id| counters.get(id).copied().unwrap_or_default())
+            .collect(),
+        affinity: by_author(&affinities),
+        author_recent_impressions: by_author(&impressions),
+        post_ids: ids,
+    };
+    (set, failures)
+}
+
+/// Runs a query under a deadline and logs its failure; the caller decides what is left.
+pub async fn within<T>(
+    store: &dyn CandidateStore,
+    query: &'static str,
+    timeout: Duration,
+    run: impl Future<Output = StoreResult<T>>,
+) -> StoreResult<T> {
+    let result = tokio::time::timeout(timeout, run)
+        .await
+        .unwrap_or_else(|_| {
+            Err(StoreError {
+                store: store.name(),
+                query,
+                retryable: true,
+                source: anyhow::anyhow!("no answer within {} ms", timeout.as_millis()),
+            })
+        });
+    if let Err(error) = &result {
+        tracing::warn!(
+            store = error.store,
+            query = error.query,
+            error = format!("{:#}", error.source),
+            "a source failed"
+        );
+    }
+    result
+}

@@ -1,0 +1,119 @@
+//! The rungs that rank: the routed policy, the last good one, the native copy. The order is pure
+//! and known beforehand; one worker climbs down it, so a failure costs no second wait for a worker.
+
+use super::snapshot::{Algo, ServedBy, ServedPolicy};
+use crate::policy::deploy::Serving;
+use crate::policy::features::CandidateSet;
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::native::{Native, guarded};
+use crate::policy::pool::CpuPool;
+use crate::policy::ranking::{RankInput, Ranking, rank};
+use nova_policy_sdk::Request;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub struct Ranked {
+    pub ranking: Ranking,
+    pub policy: ServedPolicy,
+    pub served_by: ServedBy,
+}
+
+/// What is ranked, owned, because it travels to another thread.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub request: Request,
+    pub set: Arc<CandidateSet>,
+    pub seen: Vec<bool>,
+}
+
+impl Job {
+    pub fn input(&self) -> RankInput<'_> {
+        RankInput {
+            request: &self.request,
+            set: &self.set,
+            seen: &self.seen,
+        }
+    }
+}
+
+/// The policy to try when `routed` fails: the active one, or, if that is the one that failed, the
+/// one active before it.
+pub fn last_good(routed: &Arc<LoadedPolicy>, serving: &Serving) -> Option<Arc<LoadedPolicy>> {
+    std::iter::once(&serving.active)
+        .chain(&serving.warm)
+        .find(|policy| policy.effective_digest != routed.effective_digest)
+        .cloned()
+}
+
+/// Ranks on a worker, within `budget`. `None` only if even the native copy failed.
+pub async fn rank_down(
+    pool: &CpuPool,
+    routed: Arc<LoadedPolicy>,
+    last_good: Option<Arc<LoadedPolicy>>,
+    job: Job,
+    budget: Duration,
+) -> Option<Ranked> {
+    let deadline = Instant::now() + budget;
+    let on_worker = job.clone();
+    let climb = move || climb_down(&routed, last_good.as_deref(), &on_worker, deadline);
+    match pool.run(budget, climb).await {
+        Ok(ranked) => ranked,
+        // No worker came free within the whole budget. The native copy takes less than a millisecond,
+        // so the reactor can bear it; the viewer cannot bear an error.
+        Err(busy) => {
+            tracing::warn!(%busy, "ranking natively");
+            rank_native(&job)
+        }
+    }
+}
+
+fn climb_down(
+    routed: &LoadedPolicy,
+    last_good: Option<&LoadedPolicy>,
+    job: &Job,
+    deadline: Instant,
+) -> Option<Ranked> {
+    let rungs = [
+        (Some(routed), ServedBy::Policy),
+        (last_good, ServedBy::LastGood),
+    ];
+    for (policy, served_by) in rungs
+        .into_iter()
+        .filter_map(|(policy, served_by)| Some((policy?, served_by)))
+    {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match rank(&policy.running(policy.budget(left)), job.input()) {
+            Ok(ranking) => {
+                return Some(Ranked {
+                    ranking,
+                    policy: ServedPolicy::of(policy),
+                    served_by,
+                });
+            }
+            Err(failure) => tracing::warn!(
+                policy = %policy.spec.policy,
+                stage = %failure.stage,
+                kind = failure.kind.as_str(),
+                detail = failure.detail,
+                "policy failed"
+            ),
+        }
+    }
+    rank_native(job)
+}
+
+fn rank_native(job: &Job) -> Option<Ranked> {
+    match guarded(AssertUnwindSafe(|| rank(Native::get(), job.input()))) {
+        Ok(ranking) => Some(Ranked {
+            ranking,
+            policy: ServedPolicy::native(Algo::Ch),
+            served_by: ServedBy::Native,
+        }),
+        Err(failure) => {
+            tracing::error!(%failure, "the native ranker failed");
+            None
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The feed: the request story and the pure parts below it.
+
+pub mod candidates;
+pub mod cursor;
+pub mod ladder;
+pub mod page;
+pub mod snapshot;
+pub mod story;
+pub mod timeline;

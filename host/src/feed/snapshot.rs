@@ -1,0 +1,172 @@
+//! A ranking as it was served, kept so that pages continue it; and the candidates it was made from.
+
+use crate::experiments::routing::Assignment;
+use crate::policy::Digest;
+use crate::policy::features::{CandidateSet, Sources};
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::ranking::Ranking;
+use crate::stores::{Counters, UnixMs};
+use bytes::Bytes;
+use serde::Serialize;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+use uuid::Uuid;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Algo {
+    Ch,
+    Timeline,
+}
+
+impl Algo {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algo::Ch => "ch",
+            Algo::Timeline => "timeline",
+        }
+    }
+}
+
+/// Which rung of the ladder answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ServedBy {
+    Policy,
+    LastGood,
+    Native,
+    Snapshot,
+    Timeline,
+}
+
+impl ServedBy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServedBy::Policy => "policy",
+            ServedBy::LastGood => "last_good",
+            ServedBy::Native => "native",
+            ServedBy::Snapshot => "snapshot",
+            ServedBy::Timeline => "timeline",
+        }
+    }
+}
+
+/// What ranked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedPolicy {
+    pub name: Arc<str>,
+    pub version: Arc<str>,
+    pub effective_digest: Digest,
+}
+
+impl ServedPolicy {
+    pub fn of(policy: &LoadedPolicy) -> Self {
+        Self {
+            name: policy.spec.policy.name.as_str().into(),
+            version: policy.spec.policy.version.to_string().into(),
+            effective_digest: policy.effective_digest,
+        }
+    }
+
+    /// The logic compiled into this binary. Its digest is that of its name and version: there are no module bytes.
+    pub fn native(algo: Algo) -> Self {
+        let version = env!("CARGO_PKG_VERSION");
+        let identity = format!("native {} {version}", algo.as_str());
+        Self {
+            name: "native".into(),
+            version: version.into(),
+            effective_digest: Digest::of(identity.as_bytes()),
+        }
+    }
+
+    /// `name@version`, or `native`.
+    pub fn label(&self) -> String {
+        if &*self.name == "native" {
+            "native".to_owned()
+        } else {
+            format!("{}@{}", self.name, self.version)
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SnapshotPost {
+    pub post_id: u64,
+    pub author_id: u64,
+    pub created_at_ms: UnixMs,
+    pub counters: Counters,
+    /// `None` under `timeline`.
+    pub score: Option<f32>,
+    pub sources: Sources,
+}
+
+#[derive(Debug)]
+pub struct Snapshot {
+    pub ranking_id: Uuid,
+    pub viewer: u64,
+    pub algo: Algo,
+    pub served_by: ServedBy,
+    /// The timeline stood in for a ranking that could not be had.
+    pub fallback: bool,
+    pub degraded: Vec<String>,
+    pub policy: ServedPolicy,
+    pub assignment: Option<Assignment>,
+    pub created: Instant,
+    pub created_at_ms: UnixMs,
+    pub seen_version: u64,
+    pub posts: Vec<SnapshotPost>,
+    /// The page that nearly every request asks for, rendered once.
+    pub first_page: OnceLock<FirstPage>,
+}
+
+#[derive(Debug)]
+pub struct FirstPage {
+    pub limit: usize,
+    pub posts_json: Bytes,
+    pub next_cursor: Option<String>,
+}
+
+impl Snapshot {
+    /// Memory it may come to hold, its rendered first page included.
+    pub fn size_bytes(&self) -> usize {
+        const RENDERED_POST_BYTES: usize = 220;
+        const PAGE_POSTS: usize = 50;
+        512 + self.posts.len() * size_of::<SnapshotPost>()
+            + self.posts.len().min(PAGE_POSTS) * RENDERED_POST_BYTES
+    }
+}
+
+/// Candidates and features of one viewer, before the seen set and the policy have a say.
+#[derive(Debug)]
+pub struct CachedCandidates {
+    pub set: Arc<CandidateSet>,
+    pub fetched: Instant,
+}
+
+impl CachedCandidates {
+    pub fn size_bytes(&self) -> usize {
+        const ROW_BYTES: usize =
+            5 * size_of::<u64>() + size_of::<Counters>() + size_of::<Sources>();
+        256 + self.set.len() * ROW_BYTES
+    }
+}
+
+/// The posts of a ranking, in the order to show.
+pub fn ranked_posts(set: &CandidateSet, ranking: &Ranking, scored: bool) -> Vec<SnapshotPost> {
+    ranking
+        .rows
+        .iter()
+        .zip(&ranking.scores)
+        .map(|(&row, &score)| {
+            let row = row as usize;
+            SnapshotPost {
+                post_id: set.post_ids[row],
+                author_id: set.author_ids[row],
+                created_at_ms: set.created_at_ms[row],
+                counters: set.counters[row],
+                score: scored.then_some(score),
+                sources: set.sources[row],
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,131 @@
+//! The timeline: posts of followees and recent ones, newest first, from the relational store alone,
+//! with the native dedup and saturation. The last thing that can still be shown.
+
+use super::candidates::within;
+use super::ladder::Job;
+use crate::app::StoreSet;
+use crate::policy::artifact::Stage;
+use crate::policy::failure::PolicyFailure;
+use crate::policy::features::{CandidateSet, Feature, Sources};
+use crate::policy::native::{Native, guarded};
+use crate::policy::ranking::{Ranking, Stages, rank as rank_stages};
+use crate::stores::{TimelinePost, UnixMs};
+use nova_policy_sdk::{Candidates, Ranked, Request};
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+/// As many posts as the followees source may give.
+const POSTS_MAX: u32 = 500;
+
+#[derive(Debug)]
+pub struct Timeline {
+    pub set: CandidateSet,
+    /// The store of the counters, when it did not answer; the order does not depend on it.
+    pub degraded: Vec<String>,
+}
+
+/// `None` when the relational store does not answer in time.
+pub async fn fetch(
+    stores: &StoreSet,
+    viewer: u64,
+    now_ms: UnixMs,
+    timeout: Duration,
+) -> Option<Timeline> {
+    let answer = tokio::time::timeout(
+        timeout,
+        stores.relational.timeline(viewer, now_ms, POSTS_MAX),
+    )
+    .await;
+    let posts = match answer {
+        Ok(Ok(posts)) => posts,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the timeline cannot be read");
+            return None;
+        }
+        Err(_) => {
+            tracing::error!(
+                timeout_ms = timeout.as_millis() as u64,
+                "the timeline came too late"
+            );
+            return None;
+        }
+    };
+    let ids: Vec<u64> = posts.iter().map(|post| post.post.post_id).collect();
+    let store = stores.candidates.as_ref();
+    let counters = within(store, "counters", timeout, store.counters(&ids, now_ms)).await;
+    let degraded = counters
+        .as_ref()
+        .err()
+        .map(|error| error.store.to_owned())
+        .into_iter()
+        .collect();
+    let counters = counters.unwrap_or_default();
+    let source = |post: &TimelinePost| {
+        if post.followed {
+            Sources::FOLLOWEES
+        } else {
+            Sources::RECENT
+        }
+    };
+    let set = CandidateSet {
+        author_ids: posts.iter().map(|post| post.post.author_id).collect(),
+        created_at_ms: posts.iter().map(|post| post.post.created_at_ms).collect(),
+        sources: posts.iter().map(source).collect(),
+        counters: ids
+            .iter()
+            .map(|id| counters.get(id).copied().unwrap_or_default())
+            .collect(),
+        affinity: vec![0; ids.len()],
+        author_recent_impressions: vec![0; ids.len()],
+        post_ids: ids,
+    };
+    Some(Timeline { set, degraded })
+}
+
+/// Newest first, then higher post id, with the native dedup and saturation.
+pub fn rank(job: &Job) -> Option<Ranking> {
+    guarded(AssertUnwindSafe(|| {
+        rank_stages(&NewestFirst(Native::get()), job.input())
+    }))
+    .inspect_err(|failure| tracing::error!(%failure, "the timeline cannot be ranked"))
+    .ok()
+}
+
+/// The native stages with recency in the place of the score.
+#[derive(Debug)]
+struct NewestFirst(&'static Native);
+
+impl Stages for NewestFirst {
+    fn features(&self, stage: Stage) -> &[Feature] {
+        self.0.features(stage)
+    }
+
+    fn dedup(
+        &self,
+        request: &Request,
+        candidates: &Candidates<'_>,
+    ) -> Result<Vec<u32>, PolicyFailure> {
+        self.0.dedup(request, candidates)
+    }
+
+    /// Places, not times: an `f32` cannot tell two milliseconds of this century apart.
+    fn score(
+        &self,
+        _request: &Request,
+        candidates: &Candidates<'_>,
+    ) -> Result<Vec<f32>, PolicyFailure> {
+        let mut newest_first: Vec<usize> = (0..candidates.post_ids.len()).collect();
+        newest_first.sort_unstable_by_key(|&at| {
+            std::cmp::Reverse((candidates.created_at_ms[at], candidates.post_ids[at]))
+        });
+        let mut scores = vec![0.0; newest_first.len()];
+        for (place, at) in newest_first.into_iter().enumerate() {
+            scores[at] = -(place as f32);
+        }
+        Ok(scores)
+    }
+
+    fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
+        self.0.saturate(request, ranked)
+    }
+}

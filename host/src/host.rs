@@ -1,0 +1,200 @@
+//! Starting and stopping a host: the parts in the order of their dependence, and back.
+
+use crate::app::{App, Parts, StoreSet};
+use crate::config::Config;
+use crate::events::consumer;
+use crate::events::spool::Spool;
+use crate::experiments::exposure::Exposures;
+use crate::feed::cursor::CursorKey;
+use crate::http;
+use crate::http::auth::TokenKeys;
+use crate::jobs::{self, ConfigFile};
+use crate::logging::Logging;
+use crate::metrics::METRICS;
+use crate::policy::deploy::Deploy;
+use crate::policy::engine::Engine;
+use crate::policy::pool::CpuPool;
+use crate::policy::watcher::{self, WatchReport};
+use crate::secret;
+use crate::stores::EventSink;
+use crate::stores::embedded::EmbeddedStore;
+use crate::stores::embedded::cache::ProcessCache;
+use crate::stores::embedded::registry::SqliteRegistry;
+use crate::stores::embedded::seen::ProcessSeen;
+use anyhow::Context;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long a stopping host goes on counting accepted events; the rest waits for the next start.
+const FLUSH_BOUND: Duration = Duration::from_secs(5);
+
+/// A host that listens.
+#[derive(Debug)]
+pub struct Host {
+    app: Arc<App>,
+    listener: TcpListener,
+    stop_draining: CancellationToken,
+    consumer: JoinHandle<()>,
+    exposures: JoinHandle<()>,
+    /// Held for as long as the host runs: two hosts on one directory would write over each other.
+    _lock: File,
+}
+
+/// What a host is started with.
+#[derive(Debug)]
+pub struct Start {
+    pub config: Config,
+    /// Lets policies with `follow = true` follow their sources.
+    pub development: bool,
+    pub logging: Option<Arc<Logging>>,
+    /// The file to follow for changes.
+    pub config_file: Option<ConfigFile>,
+}
+
+/// Opens the embedded store with its queries counted and timed.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub async fn open_store(data_dir: &Path) -> anyhow::Result<EmbeddedStore> {
+    let observer = Arc::new(|query: &'static str, took: Duration, ok: bool| {
+        METRICS.observe_store("sqlite", query, took, ok)
+    });
+    EmbeddedStore::open_observed(data_dir, observer).await
+}
+
+impl Host {
+    /// Starts everything and listens; `serve` then answers.
+    ///
+    /// # Errors
+    /// Whatever keeps the host from serving, in one line that says what to do.
+    pub async fn start(start: Start) -> anyhow::Result<Self> {
+        let Start {
+            config,
+            development,
+            logging,
+            config_file,
+        } = start;
+        let data_dir = &config.data_dir;
+        std::fs::create_dir_all(data_dir)
+            .with_context(|| format!("data directory {}", data_dir.display()))?;
+        let lock = lock(data_dir)?;
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!(
+                "listening on {}; choose another address with --listen",
+                config.listen
+            )
+        })?;
+        let secret = secret::load_or_make(&config)?;
+        let store = open_store(data_dir).await?;
+        let spool = Spool::open(
+            data_dir,
+            config.spool_bytes_max,
+            store.written_through().await?,
+        )
+        .await?;
+        let engine = Engine::start()?;
+        let registry = Arc::new(SqliteRegistry::open(&store).await?);
+        let deploy = Deploy::start(engine, registry, development).await?;
+        let stop_draining = CancellationToken::new();
+        let stores = StoreSet {
+            candidates: Arc::new(store.clone()),
+            relational: Arc::new(store.clone()),
+            exposures: Arc::new(store.clone()),
+            cache: Arc::new(ProcessCache::new(config.cache_mb << 20)),
+            seen: Arc::new(ProcessSeen::new(spool.clone(), store.clone())),
+        };
+        let (exposures, exposures_task) =
+            Exposures::start(stores.exposures.clone(), stop_draining.clone());
+        let watch_report = WatchReport::default();
+        let policies_dir = config.policies_dir();
+        std::fs::create_dir_all(&policies_dir)
+            .with_context(|| format!("policies directory {}", policies_dir.display()))?;
+        let parts = Parts {
+            policy_pool: CpuPool::start(config.worker_threads())?,
+            token_keys: TokenKeys::new(&secret, &config.auth.issuer),
+            cursor_key: CursorKey::derive(&secret),
+            watch_report: watch_report.clone(),
+            spool: spool.clone(),
+            deploy: deploy.clone(),
+            exposures,
+            config,
+        };
+        let app = App::new(parts, stores);
+        tokio::spawn(watcher::watch(deploy.clone(), policies_dir, watch_report));
+        tokio::spawn(deploy.follow_registry());
+        jobs::start(&app, store.clone(), logging, config_file);
+        let consumer = start_consumer(&app, spool, Arc::new(store), stop_draining.clone());
+        Ok(Self {
+            app,
+            listener,
+            stop_draining,
+            consumer,
+            exposures: exposures_task,
+            _lock: lock,
+        })
+    }
+
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// # Errors
+    /// When the listener has no address.
+    pub fn address(&self) -> anyhow::Result<std::net::SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Answers until `stop`; then finishes what was begun, counts what was accepted, and returns.
+    pub async fn serve(self, stop: CancellationToken) {
+        let router = http::router(self.app.clone());
+        let stopping = self.app.clone();
+        let announce = stop.clone();
+        tokio::spawn(async move {
+            announce.cancelled().await;
+            stopping.stopping.store(true, Ordering::Relaxed);
+            tracing::info!("stopping: finishing the requests in flight");
+        });
+        http::server::serve(self.listener, router, &self.app.config.server, stop).await;
+        self.stop_draining.cancel();
+        let _ = self.consumer.await;
+        let _ = self.exposures.await;
+        tracing::info!("stopped");
+    }
+}
+
+fn start_consumer(
+    app: &Arc<App>,
+    spool: Spool,
+    sink: Arc<dyn EventSink>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
+    let app = app.clone();
+    let counted: consumer::Counted = Arc::new(move |events| {
+        let (app, events) = (app.clone(), events.to_vec());
+        tokio::spawn(async move { app.overtake(&events).await });
+    });
+    tokio::spawn(consumer::run(spool, sink, counted, stop, FLUSH_BOUND))
+}
+
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("host.lock");
+    let file = File::create(&path).with_context(|| format!("{}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!(
+                "another host runs on {}; stop it, or choose another --data-dir",
+                data_dir.display()
+            )
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("{}", path.display()))
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Publishing, activating and rolling back policies; the audit log.
+
+use super::auth::{Admin, Operate, Read, Upload};
+use super::extract::{Json as JsonBody, Path, Query, read_body};
+use crate::app::App;
+use crate::error::Problem;
+use crate::policy::PolicyRef;
+use crate::policy::admission::PolicyFiles;
+use crate::policy::artifact::{Limits, PerStage, StageSpec};
+use crate::policy::deploy::{PolicyState, Published, Serving};
+use crate::policy::registry::{AuditEntry, PublishedPolicy};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{FromRequest, Multipart, Request, State};
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyAnswer {
+    pub name: String,
+    pub version: String,
+    pub digest: String,
+    pub state: PolicyState,
+}
+
+impl From<Published> for PolicyAnswer {
+    fn from(published: Published) -> Self {
+        Self {
+            name: published.policy.name,
+            version: published.policy.version.to_string(),
+            digest: published.digest.to_string(),
+            state: published.state,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyList {
+    pub policies: Vec<PolicyEntry>,
+    /// `name@version`.
+    #[schema(value_type = String)]
+    pub active: PolicyRef,
+    /// What a rollback returns to.
+    #[schema(value_type = Option<String>)]
+    pub previous: Option<PolicyRef>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyEntry {
+    pub name: String,
+    pub version: String,
+    pub digest: String,
+    pub state: PolicyState,
+    pub description: String,
+    pub published_at: DateTime<Utc>,
+    pub limits: Limits,
+    #[schema(value_type = Object)]
+    pub stages: PerStage<StageSpec>,
+}
+
+impl PolicyEntry {
+    fn of(published: &PublishedPolicy, serving: &Serving) -> Self {
+        let spec = &published.spec;
+        let active = serving.active.spec.policy == spec.policy;
+        Self {
+            name: spec.policy.name.clone(),
+            version: spec.policy.version.to_string(),
+            digest: published.digest.to_string(),
+            state: if active {
+                PolicyState::Active
+            } else {
+                PolicyState::Published
+            },
+            description: spec.description.clone(),
+            published_at: crate::clock::utc(published.published_at_ms),
+            limits: spec.limits,
+            stages: spec.stages.clone(),
+        }
+    }
+}
+
+impl PolicyList {
+    pub fn of(serving: &Serving) -> Self {
+        Self {
+            policies: serving
+                .state
+                .policies
+                .iter()
+                .map(|policy| PolicyEntry::of(policy, serving))
+                .collect(),
+            active: serving.active.spec.policy.clone(),
+            previous: serving.state.activations.iter().rev().nth(1).cloned(),
+        }
+    }
+}
+
+/// Every published policy.
+#[utoipa::path(get, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])),
+    responses((status = 200, body = PolicyList), (status = 401, body = Problem), (status = 403, body = Problem)))]
+pub async fn list(State(app): State<Arc<App>>, _admin: Admin<Read>) -> Json<PolicyList> {
+    Json(PolicyList::of(&app.deploy.serving()))
+}
+
+/// What an upload consists of.
+#[derive(Debug, utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the multipart body")]
+pub struct PolicyUpload {
+    /// policy.toml
+    manifest: String,
+    /// One part per .wasm file; its file name is the module's.
+    #[schema(format = Binary)]
+    module: Vec<String>,
+}
+
+/// Publishes a policy. A refusal lists every reason.
+#[utoipa::path(post, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])),
+    request_body(content = PolicyUpload, content_type = "multipart/form-data"),
+    responses((status = 201, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem),
+        (status = 413, body = Problem), (status = 422, body = Problem)))]
+pub async fn upload(
+    State(app): State<Arc<App>>,
+    admin: Admin<Upload>,
+    request: Request,
+) -> Result<(StatusCode, Json<PolicyAnswer>), Problem> {
+    let files = read_upload(request, app.live().limits.upload_bytes_max).await?;
+    let published = app.deploy.publish(files, &admin.actor).await?;
+    Ok((StatusCode::CREATED, Json(published.into())))
+}
+
+async fn read_upload(request: Request, bytes_max: usize) -> Result<PolicyFiles, Problem> {
+    let (parts, body) = request.into_parts();
+    let bytes = read_body(body, bytes_max).await?;
+    let malformed =
+        |error: &dyn std::fmt::Display| Problem::malformed(format!("multipart: {error}"));
+    let mut request = Request::from_parts(parts, Body::from(bytes));
+    // The body is bounded above, by the limit that reloads.
+    axum::extract::DefaultBodyLimit::disable().apply(&mut request);
+    let mut multipart = Multipart::from_request(request, &())
+        .await
+        .map_err(|error| malformed(&error.body_text()))?;
+    let (mut manifest, mut files) = (None, PolicyFiles::default());
+    while let Some(field) = multipart
+        .next_field()
+        .await
+        .map_err(|error| malformed(&error.body_text()))?
+    {
+        let (name, file) = (
+            field.name().unwrap_or_default().to_owned(),
+            field.file_name().map(str::to_owned),
+        );
+        let bytes = field
+            .bytes()
+            .await
+            .map_err(|error| malformed(&error.body_text()))?;
+        match (name.as_str(), file) {
+            ("manifest", _) => {
+                let text = String::from_utf8(bytes.to_vec());
+                manifest =
+                    Some(text.map_err(|_| Problem::invalid_field("manifest", "is not UTF-8"))?);
+            }
+            (_, Some(file)) => {
+                files.modules.insert(file, bytes.to_vec());
+            }
+            (other, None) => {
+                return Err(Problem::invalid_field(
+                    other,
+                    "is neither `manifest` nor a file",
+                ));
+            }
+        }
+    }
+    files.manifest = manifest.ok_or_else(|| {
+        Problem::invalid_field("manifest", "the part with policy.toml is missing")
+    })?;
+    Ok(files)
+}
+
+/// Makes a policy the active one. When this is answered, the next feed uses it.
+#[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/activate", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
+pub async fn activate(
+    State(app): State<Arc<App>>,
+    admin: Admin<Operate>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let unknown = || Problem::not_found(format!("no policy {name}@{version} is published"));
+    let policy = format!("{name}@{version}")
+        .parse::<PolicyRef>()
+        .map_err(|_| unknown())?;
+    Ok(Json(
+        app.deploy.activate(&policy, &admin.actor).await?.into(),
+    ))
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackBody {
+    /// For the audit log.
+    pub reason: String,
+    /// `name@version`: when another policy is active, nothing is changed and the answer is 409.
+    #[schema(value_type = Option<String>)]
+    pub expected_active: Option<PolicyRef>,
+}
+
+/// Returns to what was active before.
+#[utoipa::path(post, path = "/admin/v1/rollback", tag = "admin", security(("admin" = [])),
+    request_body = RollbackBody,
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub async fn rollback(
+    State(app): State<Arc<App>>,
+    admin: Admin<Operate>,
+    JsonBody(body): JsonBody<RollbackBody>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let published = app
+        .deploy
+        .rollback(&body.reason, body.expected_active.as_ref(), &admin.actor)
+        .await?;
+    Ok(Json(published.into()))
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AuditLog {
+    /// Newest first.
+    pub entries: Vec<AuditEntry>,
+}
+
+const AUDIT_DEFAULT: u32 = 100;
+const AUDIT_MAX: u32 = 1_000;
+
+/// Who changed what, newest first.
+#[utoipa::path(get, path = "/admin/v1/audit", tag = "admin", security(("admin" = [])),
+    params(("limit" = Option<u32>, Query, description = "1 … 1,000, default 100")),
+    responses((status = 200, body = AuditLog), (status = 403, body = Problem), (status = 503, body = Problem)))]
+pub async fn audit(
+    State(app): State<Arc<App>>,
+    _admin: Admin<Read>,
+    query: Query,
+) -> Result<Json<AuditLog>, Problem> {
+    let limit = query.limit(AUDIT_DEFAULT, AUDIT_MAX)?;
+    let entries = app
+        .deploy
+        .registry()
+        .audit(limit)
+        .await
+        .map_err(crate::policy::deploy::DeployError::from)?;
+    Ok(Json(AuditLog { entries }))
+}

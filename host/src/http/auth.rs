@@ -1,0 +1,262 @@
+//! Who asks. A handler states in its argument types what its caller must be; one that can be called
+//! without a check does not exist.
+
+use crate::app::App;
+use crate::error::Problem;
+use crate::events::event::ID_MAX;
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub const VIEWER_AUDIENCE: &str = "nova";
+pub const ADMIN_AUDIENCE: &str = "nova-admin";
+/// Clocks of hosts and token issuers may differ by this much.
+const LEEWAY_S: u64 = 10;
+/// A token larger than this is not one of ours.
+const TOKEN_BYTES_MAX: usize = 4_096;
+
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Operator,
+    Scientist,
+    Experimenter,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    exp: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    roles: Vec<Role>,
+}
+
+/// The claims that are read. `roles` may name roles of newer hosts, which then mean nothing here.
+#[derive(Debug, Deserialize)]
+struct Verified {
+    sub: String,
+    #[serde(default)]
+    roles: Vec<serde_json::Value>,
+}
+
+/// Signs and verifies tokens. The algorithm is fixed here, never taken from a token.
+#[derive(Clone)]
+pub struct TokenKeys {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    issuer: String,
+    viewers: Validation,
+    admins: Validation,
+}
+
+impl std::fmt::Debug for TokenKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenKeys")
+            .field("issuer", &self.issuer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TokenKeys {
+    pub fn new(secret: &[u8], issuer: &str) -> Self {
+        let validation = |audience: &str| {
+            let mut validation = Validation::new(Algorithm::HS256);
+            validation.set_audience(&[audience]);
+            validation.set_issuer(&[issuer]);
+            validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+            validation.leeway = LEEWAY_S;
+            validation.validate_nbf = true;
+            validation
+        };
+        Self {
+            encoding: EncodingKey::from_secret(secret),
+            decoding: DecodingKey::from_secret(secret),
+            issuer: issuer.to_owned(),
+            viewers: validation(VIEWER_AUDIENCE),
+            admins: validation(ADMIN_AUDIENCE),
+        }
+    }
+
+    /// # Errors
+    /// When signing fails.
+    pub fn sign(
+        &self,
+        subject: &str,
+        audience: &str,
+        roles: &[Role],
+        ttl: Duration,
+    ) -> anyhow::Result<String> {
+        let exp = crate::clock::unix_ms() / 1_000 + ttl.as_secs();
+        let claims = Claims {
+            iss: self.issuer.clone(),
+            aud: audience.to_owned(),
+            sub: subject.to_owned(),
+            exp,
+            roles: roles.to_vec(),
+        };
+        Ok(jsonwebtoken::encode(
+            &Header::new(Algorithm::HS256),
+            &claims,
+            &self.encoding,
+        )?)
+    }
+
+    fn verify(&self, parts: &Parts, validation: &Validation) -> Result<Verified, Problem> {
+        let header = parts
+            .headers
+            .get(AUTHORIZATION)
+            .ok_or_else(|| Problem::unauthorized("send a bearer token"))?;
+        let token = header
+            .to_str()
+            .ok()
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, token)| {
+                scheme.eq_ignore_ascii_case("bearer") && token.len() <= TOKEN_BYTES_MAX
+            })
+            .map(|(_, token)| token.trim())
+            .ok_or_else(|| {
+                Problem::unauthorized("the Authorization header is not a bearer token")
+            })?;
+        jsonwebtoken::decode::<Verified>(token, &self.decoding, validation)
+            .map(|verified| verified.claims)
+            .map_err(|error| Problem::unauthorized(refusal(&error)))
+    }
+
+    fn viewer(&self, parts: &Parts) -> Result<u64, Problem> {
+        let verified = self.verify(parts, &self.viewers)?;
+        let id = verified
+            .sub
+            .parse()
+            .ok()
+            .filter(|id| (1..=ID_MAX).contains(id));
+        id.ok_or_else(|| Problem::unauthorized("the token's sub is not a viewer id"))
+    }
+}
+
+/// What was wrong, without saying more than the bearer knows anyway.
+fn refusal(error: &jsonwebtoken::errors::Error) -> &'static str {
+    use jsonwebtoken::errors::ErrorKind;
+    match error.kind() {
+        ErrorKind::ExpiredSignature => "the token has expired",
+        ErrorKind::InvalidAudience => "the token is for another audience",
+        ErrorKind::InvalidIssuer => "the token is from another issuer",
+        ErrorKind::MissingRequiredClaim(_) => {
+            "the token lacks a required claim: exp, iss, aud or sub"
+        }
+        ErrorKind::InvalidAlgorithm => "the token's algorithm is not accepted",
+        _ => "the token is not valid",
+    }
+}
+
+/// A viewer asking for something, within the viewer's rate.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewer(pub u64);
+
+impl FromRequestParts<Arc<App>> for Viewer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let viewer = app.token_keys.viewer(parts)?;
+        app.rate_limits.load().viewer_request(viewer)?;
+        Ok(Self(viewer))
+    }
+}
+
+/// A viewer sending events, within the rate for event batches.
+#[derive(Debug, Clone, Copy)]
+pub struct EventSender(pub u64);
+
+impl FromRequestParts<Arc<App>> for EventSender {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let viewer = app.token_keys.viewer(parts)?;
+        app.rate_limits.load().viewer_event_batch(viewer)?;
+        Ok(Self(viewer))
+    }
+}
+
+/// Anybody, within the rate of one address. Behind a proxy that address is the proxy's, which then
+/// limits clients itself: headers that name a client can be made up.
+#[derive(Debug, Clone, Copy)]
+pub struct Anybody;
+
+impl FromRequestParts<Arc<App>> for Anybody {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        if let Some(ConnectInfo(address)) = parts.extensions.get::<ConnectInfo<SocketAddr>>() {
+            app.rate_limits.load().address_request(address.ip())?;
+        }
+        Ok(Self)
+    }
+}
+
+/// What the holder of an admin token may do; see SEMANTICS, "Roles".
+pub trait Permission {
+    const ROLES: &'static [Role];
+    const NAME: &'static str;
+}
+
+macro_rules! permissions {
+    ($($(#[$doc:meta])* $name:ident($text:literal): $($role:ident),+;)+) => {
+        $($(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name;
+        impl Permission for $name {
+            const ROLES: &'static [Role] = &[$(Role::$role),+];
+            const NAME: &'static str = $text;
+        })+
+    };
+}
+
+permissions! {
+    /// Read policies, experiments, audit, explain, metrics.
+    Read("read"): Operator, Scientist, Experimenter;
+    /// Upload a policy.
+    Upload("upload policies"): Operator, Scientist;
+    /// Activate, roll back, set flags, look into the state.
+    Operate("operate policies and flags"): Operator;
+    /// Create, start, pause, stop experiments and cohorts.
+    Experiment("change experiments"): Operator, Experimenter;
+}
+
+/// A caller of the admin audience with a permission.
+#[derive(Debug, Clone)]
+pub struct Admin<P> {
+    /// The token's subject, for the audit log.
+    pub actor: String,
+    permission: PhantomData<P>,
+}
+
+impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let verified = app.token_keys.verify(parts, &app.token_keys.admins)?;
+        let has = |role: &Role| {
+            let name = serde_json::to_value(role).unwrap_or_default();
+            verified.roles.contains(&name)
+        };
+        if P::ROLES.iter().any(has) {
+            return Ok(Self {
+                actor: verified.sub,
+                permission: PhantomData,
+            });
+        }
+        Err(Problem::forbidden(format!(
+            "none of the token's roles may {}",
+            P::NAME
+        )))
+    }
+}

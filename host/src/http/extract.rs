@@ -1,0 +1,106 @@
+//! Reading requests: query strings, path segments and bodies, with errors that name the field.
+
+use crate::app::App;
+use crate::error::Problem;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// The query string, decoded.
+#[derive(Debug)]
+pub struct Query(Vec<(String, String)>);
+
+impl<S: Sync> FromRequestParts<S> for Query {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let pairs = url_decode(parts.uri.query().unwrap_or_default());
+        Ok(Self(pairs))
+    }
+}
+
+fn url_decode(query: &str) -> Vec<(String, String)> {
+    axum::extract::Query::<Vec<(String, String)>>::try_from_uri(
+        &format!("/?{query}").parse().unwrap_or_default(),
+    )
+    .map(|axum::extract::Query(pairs)| pairs)
+    .unwrap_or_default()
+}
+
+impl Query {
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// `limit`, within 1 … max.
+    ///
+    /// # Errors
+    /// 400 for anything else.
+    pub fn limit(&self, default: u32, max: u32) -> Result<u32, Problem> {
+        let Some(text) = self.get("limit") else {
+            return Ok(default);
+        };
+        let limit = text.parse().ok().filter(|limit| (1..=max).contains(limit));
+        limit.ok_or_else(|| {
+            Problem::invalid_field("limit", format!("must be an integer, 1 … {max}"))
+        })
+    }
+}
+
+/// Reads a whole body of at most `bytes_max` bytes.
+///
+/// # Errors
+/// 413 when it is larger, 408 when the client pauses too long, 400 when it breaks off.
+pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    match Limited::new(body, bytes_max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(Problem::too_large(bytes_max))
+        }
+        Err(error) => {
+            let mut cause: Option<&dyn std::error::Error> = Some(error.as_ref());
+            while let Some(error) = cause {
+                if error.is::<tower_http::timeout::TimeoutError>() {
+                    return Err(Problem::timeout("the body came too slowly"));
+                }
+                cause = error.source();
+            }
+            Err(Problem::malformed("the body broke off"))
+        }
+    }
+}
+
+/// A JSON body: exactly one value.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
+        let bytes = read_body(request.into_body(), app.live().limits.body_bytes_max).await?;
+        serde_json::from_slice(&bytes)
+            .map(Self)
+            .map_err(|error| Problem::malformed(error.to_string()))
+    }
+}
+
+/// Captured path segments.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|axum::extract::Path(segments)| Self(segments))
+            .map_err(|rejection| Problem::invalid_field("path", rejection.body_text()))
+    }
+}

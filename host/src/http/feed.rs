@@ -1,0 +1,201 @@
+//! `GET /api/v1/feed`.
+
+use super::auth::Viewer;
+use super::extract::Query;
+use crate::app::App;
+use crate::error::{Problem, request_id};
+use crate::feed::page::{FeedPage, FeedPost};
+use crate::feed::snapshot::{Algo, ServedBy};
+use crate::feed::story::{Ask, serve};
+use crate::metrics::METRICS;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const LIMIT_DEFAULT: u32 = 50;
+const LIMIT_MAX: u32 = 100;
+
+/// A page of a feed.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct FeedResponse<'a> {
+    /// Rendered apart; here for the description.
+    #[serde(skip)]
+    #[schema(required = true)]
+    pub posts: Vec<FeedPost>,
+    /// For the next page; null on the last one.
+    #[schema(required = true)]
+    pub cursor: Option<&'a str>,
+    /// Posts in the whole ranking.
+    pub total_count: usize,
+    pub cache_hit: bool,
+    pub response_time_ms: f64,
+    pub request_id: &'a str,
+    pub ranking_id: Uuid,
+    /// What really served.
+    pub algo: Algo,
+    pub served_by: ServedBy,
+    pub fallback: bool,
+    /// Parts that were missing; empty when whole.
+    pub degraded: &'a [String],
+    pub policy: PolicyName<'a>,
+    #[schema(required = true)]
+    pub experiment: Option<ExperimentName<'a>>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyName<'a> {
+    pub name: &'a str,
+    pub version: &'a str,
+    /// The effective digest: an experiment's parameter values are in it.
+    pub digest: String,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ExperimentName<'a> {
+    pub key: &'a str,
+    pub variation: &'a str,
+}
+
+/// The viewer's feed.
+#[utoipa::path(get, path = "/api/v1/feed", tag = "clients", security(("viewer" = [])),
+    params(
+        ("algo" = Option<String>, Query, description = "`ch` (default) or `timeline`"),
+        ("limit" = Option<u32>, Query, description = "1 … 100, default 50"),
+        ("cursor" = Option<String>, Query, description = "From the page before; pins its ranking"),
+    ),
+    responses(
+        (status = 200, body = FeedResponse),
+        (status = 400, body = Problem), (status = 401, body = Problem), (status = 410, body = Problem, description = "The cursor's ranking is no longer kept"),
+        (status = 429, body = Problem), (status = 503, body = Problem)))]
+pub async fn feed(
+    State(app): State<Arc<App>>,
+    Viewer(viewer): Viewer,
+    query: Query,
+) -> Result<Response, Problem> {
+    let started = Instant::now();
+    let ask = read_ask(&app, viewer, &query)?;
+    let page = serve(&app, &ask).await?;
+    let took = started.elapsed();
+    observe(&app, &page, took);
+    Ok(render(&page, &ask.request_id, took))
+}
+
+fn read_ask(app: &App, viewer: u64, query: &Query) -> Result<Ask, Problem> {
+    let algo = match query.get("algo") {
+        None | Some("ch") => Algo::Ch,
+        Some("timeline") => Algo::Timeline,
+        Some(_) => return Err(Problem::invalid_field("algo", "must be ch or timeline")),
+    };
+    let limit = query.limit(LIMIT_DEFAULT, LIMIT_MAX)? as usize;
+    let cursor = query
+        .get("cursor")
+        .filter(|text| !text.is_empty())
+        .map(|text| app.cursor_key.decode(viewer, text))
+        .transpose()
+        .map_err(|error| Problem::invalid_field("cursor", error.to_string()))?;
+    let interactions = app.interactions_of(viewer);
+    Ok(Ask {
+        viewer,
+        algo,
+        limit,
+        cursor,
+        request_id: request_id(),
+        interactions,
+    })
+}
+
+fn served_by(page: &FeedPage) -> ServedBy {
+    if page.is_stand_in {
+        ServedBy::Snapshot
+    } else {
+        page.snapshot.served_by
+    }
+}
+
+fn observe(app: &App, page: &FeedPage, took: Duration) {
+    let snapshot = &page.snapshot;
+    let (served_by, cache) = (
+        served_by(page).as_str(),
+        if page.cache_hit { "hit" } else { "miss" },
+    );
+    METRICS
+        .feed_requests_total
+        .with_label_values(&[snapshot.algo.as_str(), served_by, cache])
+        .inc();
+    METRICS
+        .feed_duration_seconds
+        .with_label_values(&[served_by, cache])
+        .observe(took.as_secs_f64());
+    app.fallbacks.count(snapshot.fallback);
+    let took_ms = took.as_secs_f64() * 1_000.0;
+    // A whole answer out of the cache is the common case and says nothing new.
+    if page.cache_hit && page.degraded.is_empty() {
+        tracing::debug!(viewer = snapshot.viewer, ranking_id = %snapshot.ranking_id, served_by, cache, took_ms, "feed");
+    } else {
+        tracing::info!(
+            viewer = snapshot.viewer,
+            ranking_id = %snapshot.ranking_id,
+            policy = snapshot.policy.label(),
+            posts = snapshot.posts.len(),
+            served_by,
+            cache,
+            degraded = page.degraded.join(","),
+            took_ms,
+            "feed"
+        );
+    }
+}
+
+/// The posts are JSON already; the rest is rendered around them.
+fn render(page: &FeedPage, request_id: &str, took: Duration) -> Response {
+    let snapshot = &page.snapshot;
+    let rest = FeedResponse {
+        posts: Vec::new(),
+        cursor: page.next_cursor.as_deref(),
+        total_count: snapshot.posts.len(),
+        cache_hit: page.cache_hit,
+        response_time_ms: (took.as_secs_f64() * 1e6).round() / 1e3,
+        request_id,
+        ranking_id: snapshot.ranking_id,
+        algo: snapshot.algo,
+        served_by: served_by(page),
+        fallback: snapshot.fallback,
+        degraded: &page.degraded,
+        policy: PolicyName {
+            name: &snapshot.policy.name,
+            version: &snapshot.policy.version,
+            digest: snapshot.policy.effective_digest.to_string(),
+        },
+        experiment: snapshot
+            .assignment
+            .as_ref()
+            .map(|assignment| ExperimentName {
+                key: &assignment.experiment,
+                variation: &assignment.variation,
+            }),
+    };
+    let mut body = Vec::with_capacity(page.posts_json.len() + 768);
+    body.extend_from_slice(b"{\"posts\":");
+    body.extend_from_slice(&page.posts_json);
+    let object_at = body.len();
+    // Writing plain data into memory cannot fail.
+    let _ = serde_json::to_writer(&mut body, &rest);
+    // The rest is an object of its own: its opening brace becomes the comma after the posts.
+    if let Some(brace) = body.get_mut(object_at) {
+        *brace = b',';
+    }
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,140 @@
+//! What surrounds every request, outermost last in `layer`: body pace, panics, CORS, and the one
+//! function that gives a request its id, counts it and times it.
+
+use crate::app::App;
+use crate::error::{Problem, ProblemKind, REQUEST_ID};
+use crate::metrics::METRICS;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::timeout::RequestBodyTimeoutLayer;
+use tracing::Instrument;
+use uuid::Uuid;
+
+pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
+
+pub fn layer(router: Router, app: Arc<App>) -> Router {
+    let server = &app.config.server;
+    let router = router
+        .layer(RequestBodyTimeoutLayer::new(Duration::from_millis(
+            server.body_timeout_ms,
+        )))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), observe));
+    if server.cors_origins.is_empty() {
+        router
+    } else {
+        router.layer(cors(&server.cors_origins))
+    }
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins = origins
+        .iter()
+        .filter_map(|origin| HeaderValue::from_str(origin).ok());
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            REQUEST_ID_HEADER,
+        ])
+        .expose_headers([REQUEST_ID_HEADER])
+        .max_age(CORS_MAX_AGE)
+}
+
+async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let request_id = request_id_of(&request);
+    let method = request.method().clone();
+    let endpoint = request.extensions().get::<MatchedPath>().cloned();
+    let _active = Active::begin();
+    let span = tracing::info_span!("request", %request_id, %method, path = request.uri().path());
+    let answer = REQUEST_ID
+        .scope(request_id.clone(), next.run(request))
+        .instrument(span.clone());
+    let mut response = answer.await;
+    let endpoint = endpoint.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let status = response.status();
+    METRICS
+        .api_requests_total
+        .with_label_values(&[endpoint, method.as_str(), status.as_str()])
+        .inc();
+    METRICS
+        .api_duration_seconds
+        .with_label_values(&[endpoint])
+        .observe(started.elapsed().as_secs_f64());
+    if let Some(ProblemKind(kind)) = response.extensions().get() {
+        METRICS
+            .api_errors_total
+            .with_label_values(&[endpoint, kind])
+            .inc();
+        span.in_scope(|| {
+            tracing::info!(status = status.as_u16(), problem = kind, "request refused")
+        });
+    }
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID_HEADER, value);
+    }
+    response
+}
+
+/// The caller's id, if it is short and plain enough for a log line; else a new one.
+fn request_id_of(request: &Request<Body>) -> Arc<str> {
+    let given = request
+        .headers()
+        .get(REQUEST_ID_HEADER)
+        .and_then(|value| value.to_str().ok());
+    let plain = given.filter(|id| {
+        (1..=64).contains(&id.len())
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    });
+    plain.map_or_else(|| Uuid::now_v7().to_string().into(), Arc::from)
+}
+
+/// Counts a request as active until it is dropped, which a client that goes away brings about as well.
+struct Active;
+
+impl Active {
+    fn begin() -> Self {
+        METRICS.api_active_requests.inc();
+        Self
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        METRICS.api_active_requests.dec();
+    }
+}
+
+fn panicked(cause: Box<dyn Any + Send + 'static>) -> Response {
+    let text = cause.downcast_ref::<String>().map(String::as_str);
+    let text = text
+        .or_else(|| cause.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Problem::internal(&format!("a handler panicked: {text}")).into_response()
+}
+
+pub async fn not_found(request: Request) -> Problem {
+    Problem::not_found(format!(
+        "there is no {}; GET /openapi.json lists the routes",
+        request.uri().path()
+    ))
+}
+
+pub async fn method_not_allowed() -> Problem {
+    Problem::method_not_allowed()
+}

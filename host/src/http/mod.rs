@@ -1,0 +1,99 @@
+//! The routes, by who calls them; auth and limits are in the handlers' argument types.
+
+pub mod admin_experiments;
+pub mod admin_flags;
+pub mod admin_policies;
+pub mod auth;
+pub mod debug;
+pub mod discover;
+pub mod events;
+pub mod extract;
+pub mod feed;
+pub mod limits;
+pub mod machines;
+pub mod metrics_report;
+pub mod middleware;
+pub mod server;
+
+use crate::app::App;
+use axum::Router;
+use std::sync::Arc;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Nova", description = "A feed-ranking host whose policies are WebAssembly components."),
+    modifiers(&BearerTokens),
+    tags(
+        (name = "clients", description = "Bearer token of audience `nova`; the viewer is its `sub`."),
+        (name = "admin", description = "Bearer token of audience `nova-admin` with roles."),
+        (name = "machines", description = "Open, never rate-limited.")
+    )
+)]
+struct Api;
+
+struct BearerTokens;
+
+impl utoipa::Modify for BearerTokens {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+        let components = openapi.components.get_or_insert_with(Default::default);
+        for name in ["viewer", "admin"] {
+            components.add_security_scheme(
+                name,
+                SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
+            );
+        }
+    }
+}
+
+/// Every route of the host.
+pub fn router(app: Arc<App>) -> Router {
+    let clients = OpenApiRouter::new()
+        .routes(routes!(feed::feed))
+        .routes(routes!(discover::trending))
+        .routes(routes!(discover::suggested_users))
+        .routes(routes!(events::accept))
+        .routes(routes!(metrics_report::daily));
+    let admin = OpenApiRouter::new()
+        .routes(routes!(admin_policies::list, admin_policies::upload))
+        .routes(routes!(admin_policies::activate))
+        .routes(routes!(admin_policies::rollback))
+        .routes(routes!(admin_policies::audit))
+        .routes(routes!(
+            admin_experiments::get_cohort,
+            admin_experiments::put_cohort
+        ))
+        .routes(routes!(
+            admin_experiments::get_experiment,
+            admin_experiments::put_experiment
+        ))
+        .routes(routes!(admin_experiments::start))
+        .routes(routes!(admin_experiments::pause))
+        .routes(routes!(admin_experiments::stop))
+        .routes(routes!(admin_experiments::results))
+        .routes(routes!(admin_flags::get_flag, admin_flags::put_flag))
+        .routes(routes!(debug::feed_cache))
+        .routes(routes!(debug::explain))
+        .routes(routes!(debug::post_metrics))
+        .routes(routes!(debug::system_state));
+    let machines = OpenApiRouter::new()
+        .routes(routes!(machines::health))
+        .routes(routes!(machines::livez))
+        .routes(routes!(machines::readyz))
+        .routes(routes!(machines::metrics));
+    let (router, openapi) = OpenApiRouter::with_openapi(Api::openapi())
+        .merge(clients)
+        .merge(admin)
+        .merge(machines)
+        .split_for_parts();
+    let docs = utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", openapi);
+    let router = router
+        .fallback(middleware::not_found)
+        .method_not_allowed_fallback(middleware::method_not_allowed)
+        .merge(docs)
+        .with_state(app.clone());
+    middleware::layer(router, app)
+}

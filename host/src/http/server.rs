@@ -1,0 +1,114 @@
+//! Accepting connections: a cap on their number, a deadline for their headers, and an orderly end.
+//!
+//! `axum::serve` installs no timer for headers, so a client that sends one byte a minute would hold
+//! a connection for ever; hence hyper-util here.
+
+use crate::config::Server;
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// After an error such as "too many open files", accepting at once again would only spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const HTTP2_STREAMS_MAX: u32 = 250;
+
+/// Serves until `stop`; then finishes the requests in flight, for as long as the configuration allows.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &Server,
+    stop: CancellationToken,
+) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(30))
+        .max_concurrent_streams(HTTP2_STREAMS_MAX);
+    let builder = Arc::new(builder);
+    let places = Arc::new(Semaphore::new(config.connections_max));
+    let graceful = GracefulShutdown::new();
+    loop {
+        // A place first: connections beyond the cap wait in the kernel's queue, where they cost nothing.
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place,
+            () = stop.cancelled() => break,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                let connection = Connection {
+                    builder: builder.clone(),
+                    router: router.clone(),
+                    stream,
+                    address,
+                };
+                let watcher = graceful.watcher();
+                tokio::spawn(async move {
+                    connection.serve(watcher).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let bound = Duration::from_millis(config.shutdown_timeout_ms);
+    if tokio::time::timeout(bound, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            "stopping with requests in flight: they took longer than the shutdown timeout"
+        );
+    }
+}
+
+struct Connection {
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    router: Router,
+    stream: TcpStream,
+    address: SocketAddr,
+}
+
+impl Connection {
+    async fn serve(self, watcher: hyper_util::server::graceful::Watcher) {
+        // Small answers must not wait for the client's acknowledgements.
+        let _ = self.stream.set_nodelay(true);
+        let (router, address) = (self.router, self.address);
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(address));
+            let answer = router.clone().oneshot(request);
+            async move {
+                let Ok(response) = answer.await;
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let connection = self
+            .builder
+            .serve_connection_with_upgrades(TokioIo::new(self.stream), service);
+        if let Err(error) = watcher.watch(connection.into_owned()).await {
+            tracing::debug!(error = %error, "connection ended");
+        }
+    }
+}

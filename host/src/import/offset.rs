@@ -1,0 +1,94 @@
+//! The one offset by which `--shift-to-now` moves all times.
+//!
+//! It is remembered in the store under the newest time that stands in the files, with the first
+//! file that loads. So the same files get the same offset ever after, from whatever path, also
+//! when an import stopped at a bad row that was then mended; files that grew get a new offset for
+//! their new rows. Two directories with the same newest time are taken for parts of one export,
+//! which must move together.
+
+use super::files::ImportFile;
+use super::rows::parse_time_ms;
+use super::{ImportError, ImportOptions};
+use crate::stores::UnixMs;
+use crate::stores::embedded::{EmbeddedStore, to_sql};
+use sqlx::SqliteConnection;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Shift {
+    pub offset_ms: i64,
+    /// Under which the offset is to be remembered; `None` when nothing is moved.
+    newest_ms: Option<UnixMs>,
+}
+
+impl Shift {
+    pub async fn choose(
+        store: &EmbeddedStore,
+        files: &[(&'static ImportFile, PathBuf)],
+        options: &ImportOptions,
+    ) -> Result<Self, ImportError> {
+        if !options.shift_to_now {
+            return Ok(Self::default());
+        }
+        let mut newest_ms = None;
+        for (file, path) in files {
+            newest_ms = newest_ms.max(newest_time_ms(file, path)?);
+        }
+        let Some(newest_ms) = newest_ms else {
+            return Ok(Self::default());
+        };
+        let remembered = store
+            .observed("import_offset", async {
+                let sql = "SELECT offset_ms FROM import_offsets WHERE newest_ms = ?1";
+                let find = sqlx::query_scalar(sql).bind(to_sql(newest_ms));
+                Ok(find.fetch_optional(store.reader()).await?)
+            })
+            .await
+            .map_err(|error| ImportError::store("import_offsets", error))?;
+        let offset_ms = remembered.unwrap_or(to_sql(options.now_ms) - to_sql(newest_ms));
+        Ok(Self {
+            offset_ms,
+            newest_ms: Some(newest_ms),
+        })
+    }
+
+    pub async fn remember(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let Some(newest_ms) = self.newest_ms else {
+            return Ok(());
+        };
+        sqlx::query(
+            "INSERT INTO import_offsets (newest_ms, offset_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        )
+        .bind(to_sql(newest_ms))
+        .bind(self.offset_ms)
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// What is not a time here is skipped: loading the file will name it with its line.
+fn newest_time_ms(file: &ImportFile, path: &Path) -> Result<Option<UnixMs>, ImportError> {
+    let unreadable = |error| ImportError::unreadable(file.name, error);
+    let opened = std::fs::File::open(path).map_err(unreadable)?;
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(opened);
+    let header = reader
+        .byte_headers()
+        .map_err(|error| unreadable(error.into()))?;
+    let named = |field: &[u8]| field.trim_ascii() == file.time_column.as_bytes();
+    let Some(place) = header.iter().position(named) else {
+        return Ok(None);
+    };
+    let mut record = csv::ByteRecord::new();
+    let mut newest_ms = None;
+    while reader
+        .read_byte_record(&mut record)
+        .map_err(|error| unreadable(error.into()))?
+    {
+        let text = record
+            .get(place)
+            .and_then(|field| std::str::from_utf8(field).ok());
+        newest_ms = newest_ms.max(text.and_then(parse_time_ms));
+    }
+    Ok(newest_ms)
+}

@@ -1,0 +1,10 @@
+//! Deletes what no window reaches any more.
+
+use crate::clock::unix_ms;
+use crate::stores::embedded::EmbeddedStore;
+
+pub async fn run(store: EmbeddedStore) -> anyhow::Result<()> {
+    let expired = store.expire(unix_ms()).await?;
+    tracing::debug!(?expired, "expired rows deleted");
+    Ok(())
+}

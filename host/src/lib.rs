@@ -1,0 +1,21 @@
+//! Nova, a feed-ranking host. The tree follows a request: `http` → `feed` → `policy`, with `stores`
+//! below and `app` holding what they share; `events` is the way in for what viewers do.
+
+pub mod app;
+pub mod clock;
+pub mod commands;
+pub mod config;
+pub mod discover;
+pub mod error;
+pub mod events;
+pub mod experiments;
+pub mod feed;
+pub mod host;
+pub mod http;
+pub mod import;
+pub mod jobs;
+pub mod logging;
+pub mod metrics;
+pub mod policy;
+pub mod secret;
+pub mod stores;

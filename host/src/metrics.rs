@@ -1,0 +1,333 @@
+//! Every metric Nova exports, under the names of its contract: prefix `nova_feed_`, seconds and
+//! base units, no user id in a label.
+//!
+//! Process-wide, because that is what a scrape describes.
+
+use crate::policy::artifact::{Digest, PolicyRef, Stage};
+use crate::policy::failure::FailureKind;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+const PREFIX: &str = "nova_feed";
+
+/// Buckets of everything a viewer waits for.
+const REQUEST_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.5, 1.0, 2.0,
+];
+/// Stages take microseconds.
+const STAGE_SECONDS: &[f64] = &[
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.02,
+    0.05,
+];
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub api_requests_total: IntCounterVec,
+    pub api_duration_seconds: HistogramVec,
+    pub api_active_requests: IntGauge,
+    pub api_errors_total: IntCounterVec,
+    pub feed_requests_total: IntCounterVec,
+    pub feed_duration_seconds: HistogramVec,
+    pub dedup_posts_removed_total: IntCounter,
+    pub saturation_moves_total: IntCounter,
+    pub policy_calls_total: IntCounterVec,
+    pub policy_duration_seconds: HistogramVec,
+    pub policy_active_info: IntGaugeVec,
+    pub policy_swaps_total: IntCounterVec,
+    pub policy_quarantined: IntGauge,
+    pub cache_operations_total: IntCounterVec,
+    pub cache_duration_seconds: HistogramVec,
+    pub store_queries_total: IntCounterVec,
+    pub store_duration_seconds: HistogramVec,
+    pub store_slow_queries_total: IntCounterVec,
+    pub circuit_state: IntGaugeVec,
+    pub pool_connections: IntGaugeVec,
+    pub events_received_total: IntCounterVec,
+    pub spool_events: IntGauge,
+    pub spool_bytes: IntGauge,
+    pub spool_oldest_seconds: Gauge,
+    pub dead_letters_total: IntCounterVec,
+    pub job_runs_total: IntCounterVec,
+    pub job_duration_seconds: HistogramVec,
+    pub exposures_total: IntCounterVec,
+    pub fallback_ratio: Gauge,
+}
+
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
+
+/// Registers metrics. A name can only be refused when it is invalid or taken, which the first test
+/// that starts a host would show.
+struct Registrar(Registry);
+
+#[expect(
+    clippy::expect_used,
+    reason = "metric names are constants of this file"
+)]
+impl Registrar {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> C {
+        let collector = made.expect("a valid metric");
+        self.0
+            .register(Box::new(collector.clone()))
+            .expect("a metric name used once");
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::with_opts(opts(name, help)))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::with_opts(opts(name, help)))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(opts(name, help), labels))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.add(HistogramVec::new(opts, labels))
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(PREFIX)
+}
+
+impl Metrics {
+    fn register() -> Self {
+        let r = Registrar(Registry::new());
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        // On systems without /proc the process collector is simply absent.
+        let _ = r.0.register(Box::new(process));
+        Self {
+            api_requests_total: r.counters(
+                "api_requests_total",
+                "Requests answered.",
+                &["endpoint", "method", "status"],
+            ),
+            api_duration_seconds: r.histograms(
+                "api_duration_seconds",
+                "Time to answer.",
+                &["endpoint"],
+                REQUEST_SECONDS,
+            ),
+            api_active_requests: r.gauge("api_active_requests", "Requests being answered."),
+            api_errors_total: r.counters(
+                "api_errors_total",
+                "Error answers.",
+                &["endpoint", "error_type"],
+            ),
+            feed_requests_total: r.counters(
+                "feed_requests_total",
+                "Feeds served.",
+                &["algo", "served_by", "cache"],
+            ),
+            feed_duration_seconds: r.histograms(
+                "feed_duration_seconds",
+                "Time to serve a feed.",
+                &["served_by", "cache"],
+                REQUEST_SECONDS,
+            ),
+            dedup_posts_removed_total: r.counter(
+                "dedup_posts_removed_total",
+                "Candidates that dedup removed.",
+            ),
+            saturation_moves_total: r.counter(
+                "saturation_moves_total",
+                "Posts that saturation put elsewhere than their score would.",
+            ),
+            policy_calls_total: r.counters(
+                "policy_calls_total",
+                "Stages run, by outcome.",
+                &["policy", "stage", "outcome"],
+            ),
+            policy_duration_seconds: r.histograms(
+                "policy_duration_seconds",
+                "Time of one stage, checks included.",
+                &["policy", "stage"],
+                STAGE_SECONDS,
+            ),
+            policy_active_info: r.gauges(
+                "policy_active_info",
+                "1 for the active policy.",
+                &["name", "version", "digest"],
+            ),
+            policy_swaps_total: r.counters(
+                "policy_swaps_total",
+                "Changes of the active policy.",
+                &["kind"],
+            ),
+            policy_quarantined: r.gauge("policy_quarantined", "Policies in quarantine."),
+            cache_operations_total: r.counters(
+                "cache_operations_total",
+                "Cache look-ups, by outcome.",
+                &["cache", "outcome"],
+            ),
+            cache_duration_seconds: r.histograms(
+                "cache_duration_seconds",
+                "Time of cache operations that leave the process.",
+                &["cache"],
+                REQUEST_SECONDS,
+            ),
+            store_queries_total: r.counters(
+                "store_queries_total",
+                "Queries, by outcome.",
+                &["store", "query", "status"],
+            ),
+            store_duration_seconds: r.histograms(
+                "store_duration_seconds",
+                "Time of queries.",
+                &["store", "query"],
+                REQUEST_SECONDS,
+            ),
+            store_slow_queries_total: r.counters(
+                "store_slow_queries_total",
+                "Queries over 500 ms.",
+                &["store", "query"],
+            ),
+            circuit_state: r.gauges(
+                "circuit_state",
+                "0 closed, 1 half-open, 2 open.",
+                &["store"],
+            ),
+            pool_connections: r.gauges(
+                "pool_connections",
+                "Connections of a pool.",
+                &["store", "state"],
+            ),
+            events_received_total: r.counters(
+                "events_received_total",
+                "Events received, by outcome.",
+                &["outcome"],
+            ),
+            spool_events: r.gauge("spool_events", "Accepted events not yet counted."),
+            spool_bytes: r.gauge("spool_bytes", "Their size."),
+            spool_oldest_seconds: r
+                .float_gauge("spool_oldest_seconds", "Age of the oldest of them."),
+            dead_letters_total: r.counters(
+                "dead_letters_total",
+                "Records put aside, by reason.",
+                &["topic", "reason"],
+            ),
+            job_runs_total: r.counters(
+                "job_runs_total",
+                "Runs of periodic jobs.",
+                &["job", "outcome"],
+            ),
+            job_duration_seconds: r.histograms(
+                "job_duration_seconds",
+                "Time of periodic jobs.",
+                &["job"],
+                REQUEST_SECONDS,
+            ),
+            exposures_total: r.counters(
+                "exposures_total",
+                "Rankings served in an experiment.",
+                &["experiment", "variation"],
+            ),
+            fallback_ratio: r.float_gauge(
+                "fallback_ratio",
+                "Share of the last 1,000 feeds that fell back to the timeline.",
+            ),
+            registry: r.0,
+        }
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+
+    pub fn policy(&'static self, policy: &str) -> PolicyMetrics {
+        PolicyMetrics {
+            policy: policy.to_owned(),
+            stages: Stage::ALL.map(|stage| StageMetrics {
+                ok: self
+                    .policy_calls_total
+                    .with_label_values(&[policy, stage.as_str(), "ok"]),
+                duration_seconds: self
+                    .policy_duration_seconds
+                    .with_label_values(&[policy, stage.as_str()]),
+            }),
+        }
+    }
+
+    pub fn set_active_policy(&self, policy: &PolicyRef, digest: Digest) {
+        self.policy_active_info.reset();
+        let labels = [
+            policy.name.as_str(),
+            &policy.version.to_string(),
+            &digest.to_string(),
+        ];
+        self.policy_active_info.with_label_values(&labels).set(1);
+    }
+
+    pub fn observe_store(&self, store: &str, query: &str, took: Duration, ok: bool) {
+        let status = if ok { "ok" } else { "error" };
+        self.store_queries_total
+            .with_label_values(&[store, query, status])
+            .inc();
+        self.store_duration_seconds
+            .with_label_values(&[store, query])
+            .observe(took.as_secs_f64());
+        if took > Duration::from_millis(500) {
+            self.store_slow_queries_total
+                .with_label_values(&[store, query])
+                .inc();
+            tracing::warn!(
+                store,
+                query,
+                took_ms = took.as_millis() as u64,
+                "slow query"
+            );
+        }
+    }
+}
+
+/// The metrics of one policy, looked up once: looking up labels costs more than counting.
+#[derive(Debug)]
+pub struct PolicyMetrics {
+    policy: String,
+    stages: [StageMetrics; 3],
+}
+
+#[derive(Debug)]
+struct StageMetrics {
+    ok: IntCounter,
+    duration_seconds: Histogram,
+}
+
+impl PolicyMetrics {
+    pub fn observe(&self, stage: Stage, took: Duration, failure: Option<FailureKind>) {
+        let metrics = &self.stages[stage as usize];
+        metrics.duration_seconds.observe(took.as_secs_f64());
+        match failure {
+            None => metrics.ok.inc(),
+            Some(kind) => {
+                METRICS
+                    .policy_calls_total
+                    .with_label_values(&[&self.policy, stage.as_str(), kind.as_str()])
+                    .inc();
+            }
+        }
+    }
+}

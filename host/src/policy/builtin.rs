@@ -1,0 +1,61 @@
+//! The policies compiled into the binary, so that a host with an empty disk still ranks.
+
+use super::admission::PolicyFiles;
+use super::artifact::PolicyRef;
+use std::collections::BTreeMap;
+
+macro_rules! component {
+    ($file:literal) => {
+        include_bytes!(concat!(env!("NOVA_COMPONENTS_DIR"), "/policies/", $file))
+    };
+}
+
+/// `builtin:` names, and the bytes they stand for in this binary.
+const MODULES: [(&str, &[u8]); 3] = [
+    ("seen-dedup", component!("seen_dedup.wasm")),
+    ("weighted-scorer", component!("weighted_scorer.wasm")),
+    ("author-saturation", component!("author_saturation.wasm")),
+];
+
+/// Modules that only a shipped recipe uses, by file name.
+const RECIPE_FILES: [(&str, &[u8]); 2] = [
+    ("timeline_scorer.wasm", component!("timeline_scorer.wasm")),
+    ("decay_saturation.wasm", component!("decay_saturation.wasm")),
+];
+
+const RECIPES: [&str; 3] = [
+    include_str!("../../../policies/recipes/baseline/policy.toml"),
+    include_str!("../../../policies/recipes/timeline/policy.toml"),
+    include_str!("../../../policies/recipes/decay-diversity/policy.toml"),
+];
+
+pub fn module(name: &str) -> Option<&'static [u8]> {
+    MODULES
+        .iter()
+        .find(|(builtin, _)| *builtin == name)
+        .map(|(_, bytes)| *bytes)
+}
+
+pub fn module_names() -> impl Iterator<Item = &'static str> {
+    MODULES.iter().map(|(name, _)| *name)
+}
+
+/// The shipped recipes, `baseline` first.
+pub fn recipes() -> impl Iterator<Item = PolicyFiles> {
+    RECIPES.into_iter().map(|manifest| PolicyFiles {
+        manifest: manifest.to_owned(),
+        modules: RECIPE_FILES
+            .iter()
+            .filter(|(file, _)| manifest.contains(file))
+            .map(|(file, bytes)| ((*file).to_owned(), bytes.to_vec()))
+            .collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// What a host ranks with until somebody activates something else.
+pub fn baseline() -> PolicyRef {
+    PolicyRef {
+        name: "baseline".to_owned(),
+        version: semver::Version::new(1, 0, 0),
+    }
+}

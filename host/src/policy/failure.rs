@@ -1,0 +1,53 @@
+//! The kinds of policy failure. A failure is counted by kind and answered by the next rung of the
+//! ladder; it never becomes a bad page.
+
+use super::artifact::Stage;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    Trap,
+    Deadline,
+    Memory,
+    ContractLength,
+    ContractRange,
+    ContractRepeat,
+    ContractNonfinite,
+    ContractEmpty,
+    /// No instance or worker was free in time.
+    Pool,
+}
+
+impl FailureKind {
+    /// The `outcome` label of `policy_calls_total`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureKind::Trap => "trap",
+            FailureKind::Deadline => "deadline",
+            FailureKind::Memory => "memory",
+            FailureKind::ContractLength => "contract_length",
+            FailureKind::ContractRange => "contract_range",
+            FailureKind::ContractRepeat => "contract_repeat",
+            FailureKind::ContractNonfinite => "contract_nonfinite",
+            FailureKind::ContractEmpty => "contract_empty",
+            FailureKind::Pool => "pool",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{stage}: {}: {detail}", kind.as_str())]
+pub struct PolicyFailure {
+    pub stage: Stage,
+    pub kind: FailureKind,
+    pub detail: String,
+}
+
+impl PolicyFailure {
+    pub fn new(stage: Stage, kind: FailureKind, detail: impl Into<String>) -> Self {
+        Self {
+            stage,
+            kind,
+            detail: detail.into(),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A published policy, compiled and ready to rank.
+
+use super::artifact::{Digest, PerStage, PolicySpec, Stage};
+use super::failure::{FailureKind, PolicyFailure};
+use super::features::Feature;
+use super::module::{CallBudget, Module};
+use super::ranking::Stages;
+use crate::metrics::{METRICS, PolicyMetrics};
+use nova_policy_sdk::{Candidates, Ranked, Request};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    pub spec: PolicySpec,
+    /// The digest of the published version.
+    pub digest: Digest,
+    /// The digest of what runs: differs from `digest` when an experiment overrides parameters.
+    pub effective_digest: Digest,
+    pub modules: PerStage<Arc<Module>>,
+    /// In the order each module declares.
+    params: PerStage<Vec<f64>>,
+    metrics: PolicyMetrics,
+}
+
+impl LoadedPolicy {
+    /// Binds a spec to its compiled modules.
+    ///
+    /// # Errors
+    /// Every parameter that no module declares, lacks a value or is out of range; every module of the wrong stage.
+    pub fn bind(
+        published: Digest,
+        spec: PolicySpec,
+        modules: PerStage<Arc<Module>>,
+    ) -> Result<Self, Vec<String>> {
+        let mut reasons = Vec::new();
+        let mut params = PerStage::<Vec<f64>>::default();
+        for stage in Stage::ALL {
+            let module = modules.get(stage);
+            if module.stage != stage {
+                reasons.push(format!("{stage}: the module is a {} module", module.stage));
+                continue;
+            }
+            let values = &spec.stages.get(stage).params;
+            for (name, value) in values {
+                match module
+                    .description
+                    .parameters
+                    .iter()
+                    .find(|parameter| parameter.name == *name)
+                {
+                    None => reasons.push(unknown_parameter(stage, name, module)),
+                    Some(p) if !(p.min..=p.max).contains(value) => {
+                        reasons.push(format!(
+                            "{stage}.params.{name}: {value} is not within {} … {}",
+                            p.min, p.max
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+            let ordered = module
+                .description
+                .parameters
+                .iter()
+                .map(|p| values.get(&p.name).copied().unwrap_or(p.default));
+            match stage {
+                Stage::Dedup => params.dedup = ordered.collect(),
+                Stage::Score => params.score = ordered.collect(),
+                Stage::Saturation => params.saturation = ordered.collect(),
+            }
+        }
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let metrics = METRICS.policy(&spec.policy.to_string());
+        Ok(Self {
+            digest: published,
+            effective_digest: spec.digest(),
+            spec,
+            modules,
+            params,
+            metrics,
+        })
+    }
+
+    pub fn params(&self, stage: Stage) -> &[f64] {
+        self.params.get(stage)
+    }
+
+    /// What the three stages together may use, from now, within `left` of the request's own time.
+    pub fn budget(&self, left: Duration) -> CallBudget {
+        let own = Duration::from_millis(self.spec.limits.deadline_ms.into());
+        CallBudget {
+            deadline: Instant::now() + own.min(left),
+            memory_bytes: (self.spec.limits.memory_mb as usize) << 20,
+            mode: self.spec.limits.instance,
+        }
+    }
+
+    /// The stages of one ranking, under one deadline.
+    pub fn running(&self, budget: CallBudget) -> Running<'_> {
+        Running {
+            policy: self,
+            budget,
+        }
+    }
+
+    /// Counts a failure that happened before any stage could run.
+    pub fn observe_unrun(&self, failure: &PolicyFailure) {
+        self.metrics
+            .observe(failure.stage, Duration::ZERO, Some(failure.kind));
+    }
+}
+
+fn unknown_parameter(stage: Stage, name: &str, module: &Module) -> String {
+    let declared = module
+        .description
+        .parameters
+        .iter()
+        .map(|p| p.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
+    format!(
+        "{stage}.params.{name}: unknown parameter; {} takes {declared}",
+        module.description.name
+    )
+}
+
+#[derive(Debug)]
+pub struct Running<'a> {
+    policy: &'a LoadedPolicy,
+    budget: CallBudget,
+}
+
+impl Stages for Running<'_> {
+    fn features(&self, stage: Stage) -> &[Feature] {
+        &self.policy.modules.get(stage).features
+    }
+
+    fn dedup(
+        &self,
+        request: &Request,
+        candidates: &Candidates<'_>,
+    ) -> Result<Vec<u32>, PolicyFailure> {
+        self.policy
+            .modules
+            .dedup
+            .dedup(self.budget, request, &self.policy.params.dedup, candidates)
+    }
+
+    fn score(
+        &self,
+        request: &Request,
+        candidates: &Candidates<'_>,
+    ) -> Result<Vec<f32>, PolicyFailure> {
+        self.policy
+            .modules
+            .score
+            .score(self.budget, request, &self.policy.params.score, candidates)
+    }
+
+    fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
+        self.policy.modules.saturation.saturate(
+            self.budget,
+            request,
+            &self.policy.params.saturation,
+            ranked,
+        )
+    }
+
+    fn observe(&self, stage: Stage, took: Duration, failure: Option<FailureKind>) {
+        self.policy.metrics.observe(stage, took, failure);
+    }
+}

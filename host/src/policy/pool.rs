@@ -1,0 +1,64 @@
+//! The bounded pool of threads on which policies run. Ranking is pure computation, so more threads
+//! than cores would only add waiting, and none of it may happen on the async reactor.
+
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, oneshot};
+
+#[derive(Clone)]
+pub struct CpuPool {
+    threads: Arc<rayon::ThreadPool>,
+    /// One permit for each running or queued job: the queue is as long as the pool is wide, the
+    /// rest waits here, where waiting can be timed out.
+    permits: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for CpuPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuPool")
+            .field("threads", &self.threads.current_num_threads())
+            .finish_non_exhaustive()
+    }
+}
+
+/// No worker was free in time, or the job panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("no policy worker was free in time")]
+pub struct Busy;
+
+impl CpuPool {
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn start(threads: usize) -> anyhow::Result<Self> {
+        let threads_pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("policy-{index}"))
+            .panic_handler(|_| tracing::error!("a policy worker's job panicked"))
+            .build()?;
+        Ok(Self {
+            threads: Arc::new(threads_pool),
+            permits: Arc::new(Semaphore::new(threads * 2)),
+        })
+    }
+
+    /// Runs `job` on a worker; gives up after `wait` without one.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        wait: Duration,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        let acquire = self.permits.clone().acquire_owned();
+        let permit = tokio::time::timeout(wait, acquire)
+            .await
+            .map_err(|_| Busy)?
+            .map_err(|_| Busy)?;
+        let (send, receive) = oneshot::channel();
+        self.threads.spawn(move || {
+            let result = job();
+            drop(permit);
+            // The request may have gone away meanwhile; its answer is then nobody's.
+            let _ = send.send(result);
+        });
+        receive.await.map_err(|_| Busy)
+    }
+}

@@ -1,0 +1,233 @@
+//! The watched directory: a sub-directory with a `policy.toml` is published once it is complete,
+//! valid and has stopped changing.
+//!
+//! The directory is watched, debounced, and read again: editors write in pieces, ConfigMaps swap a
+//! symlink, and some mounts tell nothing at all, so it is also polled.
+
+use super::admission::PolicyFiles;
+use super::artifact::{Digest, Manifest, ModuleSource, Stage};
+use super::deploy::{Deploy, DeployError};
+use notify::{RecursiveMode, Watcher};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// A directory must read the same twice, this far apart, before it is believed.
+const SETTLE: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+const ACTOR: &str = "watcher";
+
+/// Why directories were not published, for `/debug/system/state`.
+#[derive(Debug, Clone, Default)]
+pub struct WatchReport(Arc<Mutex<BTreeMap<String, Vec<String>>>>);
+
+impl WatchReport {
+    pub fn refused(&self) -> BTreeMap<String, Vec<String>> {
+        self.0
+            .lock()
+            .map(|refused| refused.clone())
+            .unwrap_or_default()
+    }
+
+    fn set(&self, directory: &str, reasons: Vec<String>) {
+        if let Ok(mut refused) = self.0.lock() {
+            if reasons.is_empty() {
+                refused.remove(directory);
+            } else {
+                refused.insert(directory.to_owned(), reasons);
+            }
+        }
+    }
+
+    fn keep_only(&self, present: &[Candidate]) {
+        if let Ok(mut refused) = self.0.lock() {
+            refused.retain(|directory, _| {
+                present.iter().any(|candidate| candidate.name == *directory)
+            });
+        }
+    }
+}
+
+/// A sub-directory as it reads right now.
+struct Candidate {
+    name: String,
+    /// Of the manifest and every file it names.
+    fingerprint: Digest,
+    read: Result<PolicyFiles, String>,
+}
+
+/// Publishes what appears in `directory`, until the host ends.
+pub async fn watch(deploy: Arc<Deploy>, directory: PathBuf, report: WatchReport) {
+    let (changed, mut changes) = mpsc::channel(1);
+    // The watcher lives as long as this function.
+    let _watcher = start_notifications(&directory, changed);
+    let mut settled = HashMap::<String, Digest>::new();
+    loop {
+        sweep(&deploy, &directory, &report, &mut settled).await;
+        tokio::select! {
+            _ = changes.recv() => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+    }
+}
+
+fn start_notifications(
+    directory: &Path,
+    changed: mpsc::Sender<()>,
+) -> Option<notify::RecommendedWatcher> {
+    let started = notify::recommended_watcher(move |_event| {
+        // One pending note is enough: the sweep reads everything.
+        let _ = changed.try_send(());
+    })
+    .and_then(|mut watcher| {
+        watcher
+            .watch(directory, RecursiveMode::Recursive)
+            .map(|()| watcher)
+    });
+    started
+        .inspect_err(|error| tracing::warn!(%error, "the policies directory sends no notifications; polling it"))
+        .ok()
+}
+
+/// One look at everything: what is new or changed and holds still is published.
+async fn sweep(
+    deploy: &Deploy,
+    directory: &Path,
+    report: &WatchReport,
+    settled: &mut HashMap<String, Digest>,
+) {
+    let first = read_all(directory).await;
+    let changed = first
+        .iter()
+        .any(|candidate| settled.get(&candidate.name) != Some(&candidate.fingerprint));
+    settled.retain(|name, _| first.iter().any(|candidate| candidate.name == *name));
+    report.keep_only(&first);
+    if !changed {
+        return;
+    }
+    tokio::time::sleep(SETTLE).await;
+    for candidate in read_all(directory).await {
+        let held_still = first.iter().any(|before| {
+            before.name == candidate.name && before.fingerprint == candidate.fingerprint
+        });
+        let known = settled.get(&candidate.name) == Some(&candidate.fingerprint);
+        if held_still && !known && publish(deploy, &candidate, report).await {
+            settled.insert(candidate.name, candidate.fingerprint);
+        }
+    }
+}
+
+/// `false`: the registry did not answer, try again.
+async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -> bool {
+    let refused = |reasons: Vec<String>| {
+        tracing::warn!(
+            directory = candidate.name,
+            reasons = reasons.join("; "),
+            "a policy directory was refused"
+        );
+        report.set(&candidate.name, reasons);
+    };
+    let files = match &candidate.read {
+        Ok(files) => files.clone(),
+        Err(reason) => {
+            refused(vec![reason.clone()]);
+            return true;
+        }
+    };
+    match deploy.publish(files, ACTOR).await {
+        Ok(_) => report.set(&candidate.name, Vec::new()),
+        Err(DeployError::Refused(refusal)) => refused(refusal.reasons),
+        Err(DeployError::Conflict(_)) => return false,
+        Err(DeployError::Unavailable(error)) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                directory = candidate.name,
+                "a policy could not be published yet"
+            );
+            return false;
+        }
+        Err(other) => refused(vec![other.to_string()]),
+    }
+    true
+}
+
+async fn read_all(directory: &Path) -> Vec<Candidate> {
+    let directory = directory.to_owned();
+    tokio::task::spawn_blocking(move || read_all_blocking(&directory))
+        .await
+        .unwrap_or_default()
+}
+
+fn read_all_blocking(directory: &Path) -> Vec<Candidate> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    names.sort();
+    names
+        .iter()
+        .filter_map(|path| read_candidate(path))
+        .collect()
+}
+
+fn read_candidate(path: &Path) -> Option<Candidate> {
+    let name = path
+        .file_name()?
+        .to_str()
+        .filter(|name| !name.starts_with('.'))?
+        .to_owned();
+    let manifest = std::fs::read(path.join("policy.toml")).ok()?;
+    let mut everything = manifest.clone();
+    let read = read_policy_directory(path);
+    if let Ok(files) = &read {
+        for (file, bytes) in &files.modules {
+            everything.extend_from_slice(file.as_bytes());
+            everything.extend_from_slice(bytes);
+        }
+    }
+    Some(Candidate {
+        name,
+        fingerprint: Digest::of(&everything),
+        read,
+    })
+}
+
+/// Reads a manifest and the files it names. A named file that is missing is admission's to report.
+///
+/// # Errors
+/// When a file cannot be read, or the manifest is not one.
+pub fn read_policy_directory(path: &Path) -> Result<PolicyFiles, String> {
+    let named = |file: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+    let manifest_path = path.join("policy.toml");
+    let manifest =
+        std::fs::read_to_string(&manifest_path).map_err(|error| named(&manifest_path, &error))?;
+    let mut files = PolicyFiles {
+        manifest,
+        ..PolicyFiles::default()
+    };
+    let parsed = Manifest::parse(&files.manifest)?;
+    for stage in Stage::ALL {
+        let ModuleSource::File(name) = &parsed.stage(stage).module else {
+            continue;
+        };
+        let module = path.join(name);
+        match std::fs::metadata(&module) {
+            Ok(metadata) if metadata.len() > super::admission::MODULE_BYTES_MAX as u64 => {
+                return Err(named(
+                    &module,
+                    &format!("larger than {} bytes", super::admission::MODULE_BYTES_MAX),
+                ));
+            }
+            Ok(_) => {
+                let bytes = std::fs::read(&module).map_err(|error| named(&module, &error))?;
+                files.modules.insert(name.clone(), bytes);
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(files)
+}

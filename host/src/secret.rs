@@ -1,0 +1,72 @@
+//! The key that signs tokens and cursors: configured, or made once and kept in the data directory.
+
+use crate::config::Config;
+use anyhow::Context;
+use std::io::Write;
+use std::path::Path;
+
+const FILE: &str = "jwt.key";
+const KEY_BYTES: usize = 32;
+
+/// The configured key, else the data directory's, which is made now if there is none.
+///
+/// # Errors
+/// When the key file cannot be read or written.
+pub fn load_or_make(config: &Config) -> anyhow::Result<Vec<u8>> {
+    match &config.auth.jwt_secret {
+        Some(secret) => Ok(secret.clone().into_bytes()),
+        None => load_or_make_in(&config.data_dir),
+    }
+}
+
+fn load_or_make_in(data_dir: &Path) -> anyhow::Result<Vec<u8>> {
+    let path = data_dir.join(FILE);
+    if !path.exists() {
+        make(data_dir, &path)
+            .with_context(|| format!("making the signing key {}", path.display()))?;
+    }
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("reading the signing key {}", path.display()))?;
+    hex::decode(text.trim()).with_context(|| {
+        format!(
+            "{} is damaged; delete it to make a new key (old tokens end)",
+            path.display()
+        )
+    })
+}
+
+/// Whoever comes first wins, and nobody ever reads half a key: the file is written under another
+/// name and linked into place, which fails when one is there.
+fn make(data_dir: &Path, path: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(data_dir)?;
+    // Temporary files are made readable by their owner alone.
+    let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
+    writeln!(file, "{}", hex::encode(rand::random::<[u8; KEY_BYTES]>()))?;
+    file.as_file().sync_all()?;
+    match std::fs::hard_link(file.path(), path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        linked => Ok(linked?),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_who_starts_at_once_reads_the_same_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| load_or_make_in(dir.path()).unwrap()))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert_eq!(keys[0].len(), KEY_BYTES);
+        assert!(keys.iter().all(|key| *key == keys[0]));
+    }
+}

@@ -1,0 +1,119 @@
+//! Caches in the process, bounded in bytes and in time.
+
+use crate::feed::snapshot::{CachedCandidates, Snapshot};
+use crate::policy::Digest;
+use crate::stores::{FeedCache, StoreResult};
+use async_trait::async_trait;
+use moka::sync::Cache;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How long a snapshot lives after its last use; a cursor into it is good for as long.
+const SNAPSHOT_LIFE: Duration = Duration::from_secs(600);
+/// Upper bound on the age of cached candidates; the configured TTL is checked by the reader and may be shorter.
+const CANDIDATES_LIFE: Duration = Duration::from_secs(3_600);
+
+/// A viewer meets few policies within the life of a snapshot.
+const DIGESTS_PER_VIEWER_MAX: usize = 4;
+
+#[derive(Debug, Clone)]
+pub struct ProcessCache {
+    snapshots: Cache<Uuid, Arc<Snapshot>>,
+    /// viewer → the newest ranking of each effective digest, newest first.
+    latest: Cache<u64, Vec<(Digest, Uuid)>>,
+    /// viewer → ranking.
+    newest: Cache<u64, Uuid>,
+    candidates: Cache<u64, Arc<CachedCandidates>>,
+}
+
+impl ProcessCache {
+    /// `bytes_max` for snapshots and as much again for candidates.
+    pub fn new(bytes_max: u64) -> Self {
+        let weight = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let index_entries_max = bytes_max / 256;
+        Self {
+            snapshots: Cache::builder()
+                .max_capacity(bytes_max)
+                .weigher(move |_, snapshot: &Arc<Snapshot>| weight(snapshot.size_bytes()))
+                .time_to_idle(SNAPSHOT_LIFE)
+                .build(),
+            latest: Cache::builder()
+                .max_capacity(index_entries_max)
+                .time_to_idle(SNAPSHOT_LIFE)
+                .build(),
+            newest: Cache::builder()
+                .max_capacity(index_entries_max)
+                .time_to_idle(SNAPSHOT_LIFE)
+                .build(),
+            candidates: Cache::builder()
+                .max_capacity(bytes_max)
+                .weigher(move |_, cached: &Arc<CachedCandidates>| weight(cached.size_bytes()))
+                .time_to_live(CANDIDATES_LIFE)
+                .build(),
+        }
+    }
+}
+
+#[async_trait]
+impl FeedCache for ProcessCache {
+    async fn snapshot(&self, ranking_id: Uuid) -> StoreResult<Option<Arc<Snapshot>>> {
+        Ok(self.snapshots.get(&ranking_id))
+    }
+
+    async fn latest_snapshot(
+        &self,
+        viewer: u64,
+        effective_digest: Digest,
+    ) -> StoreResult<Option<Arc<Snapshot>>> {
+        let latest = self.latest.get(&viewer).unwrap_or_default();
+        let ranking = latest
+            .iter()
+            .find(|(digest, _)| *digest == effective_digest);
+        Ok(ranking.and_then(|(_, ranking_id)| self.snapshots.get(ranking_id)))
+    }
+
+    async fn newest_snapshot(&self, viewer: u64) -> StoreResult<Option<Arc<Snapshot>>> {
+        Ok(self
+            .newest
+            .get(&viewer)
+            .and_then(|ranking_id| self.snapshots.get(&ranking_id)))
+    }
+
+    async fn put_snapshot(&self, snapshot: Arc<Snapshot>, reusable: bool) -> StoreResult<()> {
+        let (viewer, ranking_id) = (snapshot.viewer, snapshot.ranking_id);
+        let digest = snapshot.policy.effective_digest;
+        if reusable {
+            self.latest.entry(viewer).and_upsert_with(|current| {
+                let others = current.map(moka::Entry::into_value).unwrap_or_default();
+                let others = others.into_iter().filter(|(other, _)| *other != digest);
+                std::iter::once((digest, ranking_id))
+                    .chain(others)
+                    .take(DIGESTS_PER_VIEWER_MAX)
+                    .collect()
+            });
+        }
+        self.newest.insert(viewer, ranking_id);
+        self.snapshots.insert(ranking_id, snapshot);
+        Ok(())
+    }
+
+    async fn candidates(&self, viewer: u64) -> StoreResult<Option<Arc<CachedCandidates>>> {
+        Ok(self.candidates.get(&viewer))
+    }
+
+    async fn put_candidates(
+        &self,
+        viewer: u64,
+        candidates: Arc<CachedCandidates>,
+    ) -> StoreResult<()> {
+        self.candidates.insert(viewer, candidates);
+        Ok(())
+    }
+
+    async fn overtake(&self, viewer: u64) -> StoreResult<()> {
+        self.candidates.invalidate(&viewer);
+        self.latest.invalidate(&viewer);
+        Ok(())
+    }
+}

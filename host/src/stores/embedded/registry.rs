@@ -1,0 +1,238 @@
+//! The registry in SQLite, beside the data.
+
+use super::EmbeddedStore;
+use crate::clock::unix_ms;
+use crate::policy::artifact::{Digest, PolicyRef};
+use crate::policy::registry::{
+    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState,
+};
+use anyhow::Context;
+use async_trait::async_trait;
+use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
+
+/// The registry's tables in the embedded store's file.
+#[derive(Debug, Clone)]
+pub struct SqliteRegistry {
+    reader: SqlitePool,
+    writer: SqlitePool,
+}
+
+impl SqliteRegistry {
+    /// # Errors
+    /// When the tables cannot be made.
+    pub async fn open(store: &EmbeddedStore) -> anyhow::Result<Self> {
+        let (reader, writer) = (store.reader().clone(), store.writer().clone());
+        sqlx::raw_sql(include_str!("registry.sql"))
+            .execute(&writer)
+            .await
+            .context("policy registry")?;
+        Ok(Self { reader, writer })
+    }
+}
+
+fn unavailable(error: sqlx::Error) -> RegistryError {
+    RegistryError::Unavailable(error.into())
+}
+
+fn corrupt(error: impl std::fmt::Display) -> RegistryError {
+    RegistryError::Unavailable(anyhow::anyhow!("unreadable registry row: {error}"))
+}
+
+#[async_trait]
+impl Registry for SqliteRegistry {
+    async fn load(&self) -> Result<RegistryState, RegistryError> {
+        // One read transaction: the parts must be of one revision.
+        let mut tx = self.reader.begin().await.map_err(unavailable)?;
+        let revision = revision(&mut tx).await?;
+        let mut state = RegistryState {
+            revision,
+            ..RegistryState::default()
+        };
+        let rows = sqlx::query(
+            "SELECT digest, spec, published_at_ms FROM policies ORDER BY published_at_ms, name, version",
+        );
+        for row in rows.fetch_all(&mut *tx).await.map_err(unavailable)? {
+            state.policies.push(PublishedPolicy {
+                spec: serde_json::from_str(row.get("spec")).map_err(corrupt)?,
+                digest: row.get::<&str, _>("digest").parse().map_err(corrupt)?,
+                published_at_ms: row.get::<i64, _>("published_at_ms") as u64,
+            });
+        }
+        for row in fetch(&mut tx, "SELECT policy FROM policy_activations ORDER BY id").await? {
+            state
+                .activations
+                .push(row.get::<&str, _>(0).parse().map_err(corrupt)?);
+        }
+        for row in fetch(&mut tx, "SELECT key, body FROM experiments").await? {
+            state.experiments.insert(
+                row.get(0),
+                serde_json::from_str(row.get(1)).map_err(corrupt)?,
+            );
+        }
+        for row in fetch(&mut tx, "SELECT key, rule FROM cohorts").await? {
+            state.cohorts.insert(
+                row.get(0),
+                serde_json::from_str(row.get(1)).map_err(corrupt)?,
+            );
+        }
+        for row in fetch(&mut tx, "SELECT name, enabled FROM flags").await? {
+            state.flags.insert(row.get(0), row.get(1));
+        }
+        Ok(state)
+    }
+
+    async fn revision(&self) -> Result<i64, RegistryError> {
+        revision(&mut *self.reader.acquire().await.map_err(unavailable)?).await
+    }
+
+    async fn apply(
+        &self,
+        change: &Change,
+        actor: &str,
+        expected_revision: i64,
+    ) -> Result<i64, RegistryError> {
+        // IMMEDIATE: two processes that decide on the same revision must not both write.
+        let mut tx = self
+            .writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(unavailable)?;
+        if revision(&mut tx).await? != expected_revision {
+            return Err(RegistryError::Conflict(
+                "the registry was changed meanwhile; look again and repeat".into(),
+            ));
+        }
+        write(&mut tx, change).await?;
+        let detail = change.detail().to_string();
+        let query = sqlx::query("INSERT INTO audit (at_ms, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?) RETURNING id")
+            .bind(unix_ms() as i64)
+            .bind(actor)
+            .bind(change.action())
+            .bind(change.subject())
+            .bind(detail);
+        let revision: i64 = query.fetch_one(&mut *tx).await.map_err(unavailable)?.get(0);
+        tx.commit().await.map_err(unavailable)?;
+        Ok(revision)
+    }
+
+    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+        sqlx::query_scalar("SELECT bytes FROM policy_modules WHERE digest = ?")
+            .bind(digest.to_string())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(unavailable)
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
+        let rows = sqlx::query(
+            "SELECT id, at_ms, actor, action, subject, detail FROM audit ORDER BY id DESC LIMIT ?",
+        )
+        .bind(limit)
+        .fetch_all(&self.reader)
+        .await
+        .map_err(unavailable)?;
+        let entry = |row: sqlx::sqlite::SqliteRow| {
+            Ok(AuditEntry {
+                id: row.get("id"),
+                at: chrono::DateTime::from_timestamp_millis(row.get("at_ms")).unwrap_or_default(),
+                actor: row.get("actor"),
+                action: row.get("action"),
+                subject: row.get("subject"),
+                detail: serde_json::from_str(row.get("detail")).map_err(corrupt)?,
+            })
+        };
+        rows.into_iter().map(entry).collect()
+    }
+}
+
+async fn revision(connection: &mut SqliteConnection) -> Result<i64, RegistryError> {
+    sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM audit")
+        .fetch_one(connection)
+        .await
+        .map_err(unavailable)
+}
+
+async fn fetch(
+    tx: &mut Transaction<'_, Sqlite>,
+    sql: &'static str,
+) -> Result<Vec<sqlx::sqlite::SqliteRow>, RegistryError> {
+    sqlx::query(sql)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(unavailable)
+}
+
+async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), RegistryError> {
+    match change {
+        Change::Publish {
+            spec,
+            digest,
+            modules,
+        } => {
+            for (digest, bytes) in modules {
+                let insert = sqlx::query(
+                    "INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)",
+                );
+                run(tx, insert.bind(digest.to_string()).bind(bytes.as_slice())).await?;
+            }
+            let insert = "INSERT INTO policies (name, version, digest, spec, published_at_ms) VALUES (?, ?, ?, ?, ?)";
+            let PolicyRef { name, version } = &spec.policy;
+            let query = sqlx::query(insert)
+                .bind(name)
+                .bind(version.to_string())
+                .bind(digest.to_string())
+                .bind(serde_json::to_string(spec).map_err(corrupt)?)
+                .bind(unix_ms() as i64);
+            run(tx, query).await
+        }
+        Change::Activate { policy } => {
+            run(
+                tx,
+                sqlx::query("INSERT INTO policy_activations (policy) VALUES (?)")
+                    .bind(policy.to_string()),
+            )
+            .await
+        }
+        Change::Rollback { to, .. } => {
+            // Everything above the last activation of the target goes: what lies between was quarantined.
+            let delete = "DELETE FROM policy_activations WHERE id > \
+                 (SELECT max(id) FROM policy_activations WHERE policy = ? AND id < (SELECT max(id) FROM policy_activations))";
+            run(tx, sqlx::query(delete).bind(to.to_string())).await
+        }
+        Change::PutExperiment { key, experiment } => {
+            let body = serde_json::to_string(experiment).map_err(corrupt)?;
+            run(
+                tx,
+                sqlx::query("INSERT OR REPLACE INTO experiments (key, body) VALUES (?, ?)")
+                    .bind(key)
+                    .bind(body),
+            )
+            .await
+        }
+        Change::PutCohort { key, rule } => {
+            let rule = serde_json::to_string(rule).map_err(corrupt)?;
+            run(
+                tx,
+                sqlx::query("INSERT OR REPLACE INTO cohorts (key, rule) VALUES (?, ?)")
+                    .bind(key)
+                    .bind(rule),
+            )
+            .await
+        }
+        Change::SetFlag { name, enabled } => {
+            let query = sqlx::query("INSERT OR REPLACE INTO flags (name, enabled) VALUES (?, ?)");
+            run(tx, query.bind(name).bind(enabled)).await
+        }
+    }
+}
+
+async fn run(
+    tx: &mut Transaction<'_, Sqlite>,
+    query: sqlx::query::Query<'_, Sqlite, sqlx::sqlite::SqliteArguments>,
+) -> Result<(), RegistryError> {
+    query
+        .execute(&mut **tx)
+        .await
+        .map(|_| ())
+        .map_err(unavailable)
+}

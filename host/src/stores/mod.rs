@@ -1,0 +1,382 @@
+//! What Nova asks of its stores, in the words of ranking, and nothing of how they do it.
+//!
+//! One interface for each job that has two real implementations: the embedded set (SQLite and
+//! in-process caches, `embedded/`) and a set of servers. Adapters know connections, timeouts and
+//! error classes; they know no ranking. Deadlines are the caller's: every call here may be
+//! dropped at an await point without harm.
+
+pub mod embedded;
+
+use crate::feed::snapshot::{CachedCandidates, Snapshot};
+use crate::policy::Digest;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Milliseconds since the Unix epoch, UTC.
+pub type UnixMs = u64;
+
+pub const HOUR_MS: u64 = 3_600_000;
+pub const DAY_MS: u64 = 24 * HOUR_MS;
+
+/// A store that did not do what it was asked, and whether asking again may help.
+#[derive(Debug, thiserror::Error)]
+#[error("{store}: {query}: {source}")]
+pub struct StoreError {
+    /// The part that is named in `degraded`, e.g. `sqlite`.
+    pub store: &'static str,
+    /// The query's name, as in the metrics.
+    pub query: &'static str,
+    pub retryable: bool,
+    #[source]
+    pub source: anyhow::Error,
+}
+
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// A post as a source finds it, before its features are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Post {
+    pub post_id: u64,
+    pub author_id: u64,
+    pub created_at_ms: UnixMs,
+}
+
+/// Totals over the last 90 days, from events alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub views: u64,
+    pub likes: u64,
+    pub comments: u64,
+    pub shares: u64,
+    pub dwell_ms_sum: u64,
+    pub exposures: u64,
+}
+
+impl Counters {
+    /// `likes + 2·comments + 3·shares`, the weight by which trending is ordered.
+    pub fn engagement(&self) -> u64 {
+        self.likes + 2 * self.comments + 3 * self.shares
+    }
+}
+
+/// The candidate sources and features of SEMANTICS (ClickHouse in the real stack).
+///
+/// Every source leaves out deleted posts, posts dated after `now_ms` and the viewer's own posts,
+/// before any limit is applied.
+#[async_trait]
+pub trait CandidateStore: Send + Sync + 'static {
+    /// The name used in `degraded`, `/health` and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Posts at most 72 h old by authors the viewer follows; newest first, then higher post id; at most `limit` (500).
+    async fn followees(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>>;
+
+    /// Posts with engagement in the current hourly bucket and the 24 before it, by weighted
+    /// engagement descending, then higher post id; at most `limit` (200).
+    async fn trending(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>>;
+
+    /// Posts at most 90 days old by authors whom the viewer liked or commented on in the last 90
+    /// days; by affinity, then newest, then higher post id; at most `per_author` (20, the newest) of one author and `limit` (200) in all.
+    async fn affinity(
+        &self,
+        viewer: u64,
+        now_ms: UnixMs,
+        per_author: u32,
+        limit: u32,
+    ) -> StoreResult<Vec<Post>>;
+
+    /// The newest posts of everybody, at most 90 days old, newest first, then higher post id; at most `limit`.
+    async fn recent(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>>;
+
+    /// 90-day totals (the hourly bucket that contains `now_ms − 90 d` and all later ones); a post without events may be absent.
+    async fn counters(
+        &self,
+        post_ids: &[u64],
+        now_ms: UnixMs,
+    ) -> StoreResult<HashMap<u64, Counters>>;
+
+    /// likes + comments + views of this viewer by author, last 90 days (day buckets, from the one that contains `now_ms − 90 d`).
+    async fn affinities(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<HashMap<u64, u64>>;
+
+    /// Accepted impressions by author for this viewer, accepted at or after `since_ms`.
+    async fn recent_impressions(
+        &self,
+        viewer: u64,
+        since_ms: UnixMs,
+    ) -> StoreResult<HashMap<u64, u64>>;
+
+    /// Posts with engagement in the current hourly bucket and the `window_hours` before it, by
+    /// weighted engagement descending, then higher post id. Counters are of that window only.
+    async fn trending_window(
+        &self,
+        window_hours: u32,
+        now_ms: UnixMs,
+        limit: u32,
+    ) -> StoreResult<Vec<TrendingPost>>;
+
+    /// One post's author (if the post is known) and 90-day totals.
+    async fn post_metrics(
+        &self,
+        post_id: u64,
+        now_ms: UnixMs,
+    ) -> StoreResult<Option<(Post, Counters)>>;
+
+    async fn ping(&self) -> StoreResult<()>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrendingPost {
+    pub post_id: u64,
+    pub author_id: u64,
+    pub window_start_ms: UnixMs,
+    /// Sums over the window.
+    pub counters: Counters,
+}
+
+/// Users, follows and the timeline (PostgreSQL in the real stack).
+#[async_trait]
+pub trait RelationalStore: Send + Sync + 'static {
+    fn name(&self) -> &'static str;
+
+    /// Posts of followees (at most 72 h old, at most 500) and the newest posts of everybody (at most 90 days
+    /// old), merged to at most `limit` posts, newest first, then higher post id. Never the viewer's own, deleted or future ones.
+    /// Followees' posts are never displaced by those of others.
+    async fn timeline(
+        &self,
+        viewer: u64,
+        now_ms: UnixMs,
+        limit: u32,
+    ) -> StoreResult<Vec<TimelinePost>>;
+
+    /// `None` for a viewer nobody knows.
+    async fn viewer_attributes(&self, viewer: u64) -> StoreResult<Option<ViewerAttributes>>;
+
+    /// See SEMANTICS, "Suggested users". Best first, at most `limit`.
+    async fn suggested_users(
+        &self,
+        viewer: u64,
+        now_ms: UnixMs,
+        limit: u32,
+    ) -> StoreResult<Vec<SuggestedUser>>;
+
+    async fn ping(&self) -> StoreResult<()>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelinePost {
+    pub post: Post,
+    /// By a followee, at most 72 h old.
+    pub followed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewerAttributes {
+    /// Empty when unknown.
+    pub country: String,
+    /// Empty when unknown.
+    pub language: String,
+    pub created_at_ms: UnixMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SuggestedUser {
+    pub user_id: u64,
+    pub username: String,
+    pub avatar_url: String,
+    pub bio: String,
+    pub follower_count: u64,
+    /// `log1p(shared) + log1p(interactions)`.
+    pub affinity_score: f64,
+}
+
+/// What a viewer did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    Impression,
+    View,
+    Like,
+    Comment,
+    Share,
+    Dwell,
+}
+
+impl Action {
+    pub const ALL: [Action; 6] = [
+        Action::Impression,
+        Action::View,
+        Action::Like,
+        Action::Comment,
+        Action::Share,
+        Action::Dwell,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Impression => "impression",
+            Action::View => "view",
+            Action::Like => "like",
+            Action::Comment => "comment",
+            Action::Share => "share",
+            Action::Dwell => "dwell",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Action> {
+        Action::ALL
+            .into_iter()
+            .find(|action| action.as_str() == text)
+    }
+}
+
+/// An accepted event, as it travels from the spool to the aggregates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedEvent {
+    pub event_id: uuid::Uuid,
+    pub event_time_ms: UnixMs,
+    /// When the host accepted it; seen posts and recent impressions are counted from here.
+    pub accepted_ms: UnixMs,
+    pub user_id: u64,
+    pub post_id: u64,
+    pub author_id: u64,
+    pub action: Action,
+    pub dwell_ms: Option<u32>,
+    pub device: String,
+    pub app_ver: String,
+    pub ranking_id: Option<uuid::Uuid>,
+}
+
+/// Where accepted events become aggregates (Kafka and ClickHouse in the real stack).
+#[async_trait]
+pub trait EventSink: Send + Sync + 'static {
+    /// Writes a batch whose last spool entry is `through`, in one transaction. A batch, or a part of one, that was
+    /// written before changes nothing: duplicates by idempotency key or by (user, event id) are left out of
+    /// the raw table and of every aggregate. Returns how many events were new.
+    async fn write(&self, events: &[AcceptedEvent], through: i64) -> StoreResult<u64>;
+
+    /// The spool entry up to which everything was written.
+    async fn written_through(&self) -> StoreResult<i64>;
+}
+
+/// The record that a ranking was served. One for each ranking, whatever number of pages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exposure {
+    pub ranking_id: uuid::Uuid,
+    pub request_id: String,
+    pub user_id: u64,
+    pub served_at_ms: UnixMs,
+    pub served_by: String,
+    /// `name@version`, or `native`.
+    pub policy: String,
+    pub effective_digest: String,
+    pub experiment: Option<String>,
+    pub variation: Option<String>,
+    /// (post id, reason) in the order shown.
+    pub posts: Vec<(u64, String)>,
+    /// Empty when nothing was missing.
+    pub degraded: Vec<String>,
+}
+
+#[async_trait]
+pub trait ExposureStore: Send + Sync + 'static {
+    /// Writing the same `ranking_id` again changes nothing.
+    async fn record(&self, exposures: &[Exposure]) -> StoreResult<()>;
+
+    /// Per variation of one experiment: exposures and distinct viewers.
+    async fn variation_counts(&self, experiment: &str) -> StoreResult<Vec<VariationCount>>;
+
+    /// One UTC day, see SEMANTICS, "Daily metrics".
+    async fn daily_metrics(&self, day_start_ms: UnixMs) -> StoreResult<DailyCounts>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct VariationCount {
+    pub variation: String,
+    pub exposures: u64,
+    pub viewers: u64,
+}
+
+/// The raw material of the daily metrics, overall (`policy` is `None`) and per effective digest.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DailyCounts {
+    pub overall: DigestCounts,
+    /// By effective digest; an event belongs to the ranking it names in `ranking_id`.
+    pub by_digest: Vec<(String, DigestCounts)>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DigestCounts {
+    pub impressions: u64,
+    pub views: u64,
+    /// The same over posts whose `reason` in the viewer's ranking was not `followees`.
+    pub recommended_impressions: u64,
+    pub recommended_views: u64,
+    pub dwell_p50_ms: Option<f64>,
+    pub dwell_p95_ms: Option<f64>,
+    pub posts_served: u64,
+    /// Posts that stood twice in one ranking.
+    pub posts_repeated: u64,
+    pub rankings: u64,
+    pub rankings_whole: u64,
+}
+
+/// The shared cache of feeds (Redis in the real stack). A failure here is a miss, never an error
+/// for the viewer.
+#[async_trait]
+pub trait FeedCache: Send + Sync + 'static {
+    /// A snapshot by its ranking, for as long as it lives: 10 min from its last use.
+    async fn snapshot(&self, ranking_id: uuid::Uuid) -> StoreResult<Option<Arc<Snapshot>>>;
+
+    /// The newest snapshot of a viewer made by one effective digest.
+    async fn latest_snapshot(
+        &self,
+        viewer: u64,
+        effective_digest: Digest,
+    ) -> StoreResult<Option<Arc<Snapshot>>>;
+
+    /// The newest snapshot of a viewer, whatever made it.
+    async fn newest_snapshot(&self, viewer: u64) -> StoreResult<Option<Arc<Snapshot>>>;
+
+    /// Keeps a snapshot for its cursors; one that is not `reusable` is never `latest`.
+    async fn put_snapshot(&self, snapshot: Arc<Snapshot>, reusable: bool) -> StoreResult<()>;
+
+    async fn candidates(&self, viewer: u64) -> StoreResult<Option<Arc<CachedCandidates>>>;
+
+    async fn put_candidates(
+        &self,
+        viewer: u64,
+        candidates: Arc<CachedCandidates>,
+    ) -> StoreResult<()>;
+
+    /// After the viewer's own like, comment or share: drops the candidates, and no snapshot is `latest` any
+    /// more. The snapshots themselves stay for their cursors.
+    async fn overtake(&self, viewer: u64) -> StoreResult<()>;
+}
+
+/// Which posts a viewer has seen in the last 24 h.
+#[async_trait]
+pub trait SeenPosts: Send + Sync + 'static {
+    async fn seen(&self, viewer: u64) -> StoreResult<Arc<Seen>>;
+
+    /// Marks posts as seen from `accepted_ms` on, before the answer that accepted them leaves.
+    async fn mark(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()>;
+}
+
+/// A viewer's seen posts at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Changes whenever a post joins.
+    pub version: u64,
+    /// Post → when it was last accepted as seen.
+    pub posts: HashMap<u64, UnixMs>,
+}
+
+impl Seen {
+    pub fn contains(&self, post_id: u64, now_ms: UnixMs) -> bool {
+        self.posts
+            .get(&post_id)
+            .is_some_and(|&accepted_ms| accepted_ms + DAY_MS > now_ms)
+    }
+}

@@ -1,0 +1,223 @@
+//! The greedy rule: for each position in turn the best-ranked remaining post that breaks no rule.
+//!
+//! Trying the posts in order for each position would be quadratic, and the answer is due within
+//! milliseconds for thousands of candidates. Both rules speak of authors only, so it is enough to
+//! compare the best remaining post of each *free* author, one whom no rule bars at this position.
+//! These posts wait in a heap; a barred author's post is not in it. Authors come back when their
+//! bar ends, and as one post is placed per position, at most one author's distance ends there.
+
+use crate::{Columns, Params, Reason};
+use nova_policy_sdk::Request;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Position by position, the index to show there.
+pub fn saturate(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<u32> {
+    place(posts.author_ids, Rules::new(params))
+        .into_iter()
+        .map(|placed| placed.rank)
+        .collect()
+}
+
+/// What became of each post.
+pub fn reasons(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<Reason> {
+    let mut reasons = vec![Reason::Stayed; posts.len];
+    for (position, placed) in (0u32..).zip(place(posts.author_ids, Rules::new(params))) {
+        reasons[placed.rank as usize] = match placed.fit {
+            Fit::TopDropped => Reason::TopRelaxed,
+            Fit::Closer => Reason::DistanceRelaxed,
+            Fit::Rules if position < placed.rank => Reason::MovedUp,
+            Fit::Rules if position > placed.rank => Reason::Deferred,
+            Fit::Rules => Reason::Stayed,
+        };
+    }
+    reasons
+}
+
+#[derive(Clone, Copy)]
+struct Rules {
+    top_k: usize,
+    max_in_top: u32,
+    min_distance: usize,
+}
+
+impl Rules {
+    fn new(params: &Params) -> Self {
+        Self {
+            top_k: params.top_k as usize,
+            max_in_top: params.max_in_top as u32,
+            min_distance: params.min_distance as usize,
+        }
+    }
+}
+
+/// How a post got its position.
+#[derive(Clone, Copy)]
+enum Fit {
+    /// Without breaking a rule.
+    Rules,
+    /// With a lower distance for this position.
+    Closer,
+    /// Without distance and top rule.
+    TopDropped,
+}
+
+#[derive(Clone, Copy)]
+struct Placed {
+    rank: u32,
+    fit: Fit,
+}
+
+fn place(author_ids: &[u64], rules: Rules) -> Vec<Placed> {
+    let mut line = Line::new(author_ids, rules);
+    (0..author_ids.len())
+        .map_while(|_| line.place_next())
+        .collect()
+}
+
+/// One author's progress through the ranking.
+#[derive(Clone, Copy)]
+struct Author {
+    /// Rank of the best remaining post.
+    next: Option<u32>,
+    last_position: Option<usize>,
+    in_top: u32,
+}
+
+/// The posts in waiting, and what has been placed so far.
+struct Line {
+    rules: Rules,
+    authors: Vec<Author>,
+    /// Whose post it is, by rank: an index into `authors`.
+    author_of: Vec<u32>,
+    /// The same author's next post, by rank.
+    successor: Vec<Option<u32>>,
+    /// The best remaining posts of the free authors.
+    free: BinaryHeap<Reverse<u32>>,
+    /// The author at each position filled.
+    placed: Vec<u32>,
+    is_placed: Vec<bool>,
+    /// No rank below this one remains.
+    first_remaining: usize,
+}
+
+impl Line {
+    fn new(author_ids: &[u64], rules: Rules) -> Self {
+        let len = author_ids.len();
+        let mut by_author: Vec<(u64, u32)> = author_ids.iter().copied().zip(0u32..).collect();
+        by_author.sort_unstable();
+
+        let mut authors = Vec::new();
+        let mut author_of = vec![0; len];
+        let mut successor = vec![None; len];
+        for posts in by_author.chunk_by(|a, b| a.0 == b.0) {
+            for (at, &(_, rank)) in posts.iter().enumerate() {
+                author_of[rank as usize] = authors.len() as u32;
+                successor[rank as usize] = posts.get(at + 1).map(|&(_, rank)| rank);
+            }
+            authors.push(Author {
+                next: Some(posts[0].1),
+                last_position: None,
+                in_top: 0,
+            });
+        }
+        let free = authors
+            .iter()
+            .filter_map(|author| author.next)
+            .map(Reverse)
+            .collect();
+        let placed = Vec::with_capacity(len);
+        let is_placed = vec![false; len];
+        Self {
+            rules,
+            authors,
+            author_of,
+            successor,
+            free,
+            placed,
+            is_placed,
+            first_remaining: 0,
+        }
+    }
+
+    /// Fills the next position; `None` when no post remains.
+    fn place_next(&mut self) -> Option<Placed> {
+        self.free_authors();
+        let (rank, fit) = match self.free.pop() {
+            Some(Reverse(rank)) => (rank, Fit::Rules),
+            None => match self.fitting_at_lower_distance() {
+                Some(rank) => (rank, Fit::Closer),
+                None => (self.best_remaining()?, Fit::TopDropped),
+            },
+        };
+        self.put(rank);
+        Some(Placed { rank, fit })
+    }
+
+    /// Takes those authors back whose bar ends at this position.
+    fn free_authors(&mut self) {
+        let position = self.placed.len();
+        if position == self.rules.top_k {
+            // The top rule ends for everybody at once.
+            let far = |author: &&Author| self.is_far_enough(author, position);
+            self.free = self
+                .authors
+                .iter()
+                .filter(far)
+                .filter_map(|a| a.next)
+                .map(Reverse)
+                .collect();
+        } else if let Some(then) = position.checked_sub(self.rules.min_distance) {
+            let author = self.authors[self.placed[then] as usize];
+            let has_been_shown_since = author.last_position != Some(then);
+            if !has_been_shown_since && !self.is_barred_from_top(&author, position) {
+                self.free.extend(author.next.map(Reverse));
+            }
+        }
+    }
+
+    /// The first post that fits when the distance is lowered by one, and by one again, down to 1.
+    /// Each step admits a single author: the one whose last post is exactly that far above.
+    fn fitting_at_lower_distance(&self) -> Option<u32> {
+        let position = self.placed.len();
+        let distances = 1..self.rules.min_distance.min(position + 1);
+        distances.rev().find_map(|distance| {
+            let then = position - distance;
+            let author = &self.authors[self.placed[then] as usize];
+            let fits =
+                author.last_position == Some(then) && !self.is_barred_from_top(author, position);
+            author.next.filter(|_| fits)
+        })
+    }
+
+    fn best_remaining(&mut self) -> Option<u32> {
+        let remaining = self
+            .is_placed
+            .iter()
+            .skip(self.first_remaining)
+            .position(|placed| !placed)?;
+        self.first_remaining += remaining;
+        Some(self.first_remaining as u32)
+    }
+
+    fn put(&mut self, rank: u32) {
+        let position = self.placed.len();
+        let author = self.author_of[rank as usize];
+        self.placed.push(author);
+        self.is_placed[rank as usize] = true;
+        let author = &mut self.authors[author as usize];
+        author.next = self.successor[rank as usize];
+        author.last_position = Some(position);
+        author.in_top += u32::from(position < self.rules.top_k);
+    }
+
+    fn is_far_enough(&self, author: &Author, position: usize) -> bool {
+        author
+            .last_position
+            .is_none_or(|last| position - last >= self.rules.min_distance)
+    }
+
+    fn is_barred_from_top(&self, author: &Author, position: usize) -> bool {
+        position < self.rules.top_k && author.in_top >= self.rules.max_in_top
+    }
+}

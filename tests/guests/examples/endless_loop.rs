@@ -1,0 +1,16 @@
+//! Never answers.
+
+use nova_policy_sdk::{Request, scorer};
+
+scorer! {
+    explains { total }
+    each: total
+}
+
+fn total(post: &Post, _params: &Params, _request: &Request) -> [f64; 1] {
+    let mut turns = post.post_id;
+    loop {
+        // The optimiser may not assume what a black box returns, so the loop stays a loop.
+        turns = std::hint::black_box(turns.wrapping_add(1));
+    }
+}

@@ -1,0 +1,12 @@
+//! Divides zero by zero.
+
+use nova_policy_sdk::{Request, scorer};
+
+scorer! {
+    explains { total }
+    each: total
+}
+
+fn total(_post: &Post, _params: &Params, _request: &Request) -> [f64; 1] {
+    [f64::NAN]
+}
