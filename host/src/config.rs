@@ -355,16 +355,18 @@ impl Config {
     }
 
     fn parse(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let invalid =
-            |error: toml::de::Error| ConfigError::Invalid(error.to_string().trim_end().to_owned());
-        let mut table: toml::Table = toml::from_str(text).map_err(invalid)?;
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|error| ConfigError::Invalid(with_line(text, &error)))?;
         refuse_unknown_keys(&table)?;
         for (name, key) in VARIABLES {
             if let Some(value) = variable(name).filter(|value| !value.is_empty()) {
                 set(&mut table, key, read_value(key, &value));
             }
         }
-        let mut config: Config = table.try_into().map_err(invalid)?;
+        let mut config: Config = table
+            .clone()
+            .try_into()
+            .map_err(|error: toml::de::Error| ConfigError::Invalid(with_key(&table, &error)))?;
         if let Some(port) = variable(PORT_VARIABLE).filter(|port| !port.is_empty()) {
             let port = port.parse().map_err(|_| {
                 ConfigError::Invalid(format!("{PORT_VARIABLE}: `{port}` is not a port"))
@@ -465,6 +467,35 @@ fn refuse_unknown_keys(table: &toml::Table) -> Result<(), ConfigError> {
         None => Ok(()),
         Some(key) => Err(ConfigError::Invalid(format!("unknown key `{key}`"))),
     }
+}
+
+/// The parser's own text draws the place over several lines; an error here has one.
+fn with_line(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = 1 + before.unwrap_or_default().matches('\n').count();
+    format!("line {line}: {}", error.message())
+}
+
+/// The error of a merged table knows no place. Every key has a default, so the wrong one is the
+/// one that is refused alone.
+fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
+    let alone = |key: &str, value: &toml::Value| {
+        let mut table = toml::Table::new();
+        set(&mut table, key, value.clone());
+        table.try_into::<Config>().err()
+    };
+    let mut keys = table.iter().flat_map(|(name, value)| match value {
+        toml::Value::Table(section) => section
+            .iter()
+            .map(|(key, value)| (format!("{name}.{key}"), value))
+            .collect(),
+        value => vec![(name.clone(), value)],
+    });
+    let wrong = keys.find_map(|(key, value)| {
+        let error = alone(&key, value)?;
+        Some(format!("{key}: {}", error.message()))
+    });
+    wrong.unwrap_or_else(|| error.message().to_owned())
 }
 
 /// Environment variables are text; the key's type decides what is meant.

@@ -270,9 +270,9 @@ fn check(path: &Path, json: bool) -> anyhow::Result<()> {
     }
     let admitted = admit(&engine, &NothingKnown, &files).map_err(|refusal| {
         anyhow!(
-            "{} would be refused:\n  {}",
+            "{} would be refused: {}",
             path.display(),
-            refusal.reasons.join("\n  ")
+            refusal.reasons.join("; ")
         )
     })?;
     let spec = &admitted.loaded.spec;

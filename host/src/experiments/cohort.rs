@@ -1,7 +1,9 @@
 //! Cohorts: named rules over viewer ids and attributes. Pure; attributes and time are passed in.
 
 use crate::stores::{DAY_MS, UnixMs, ViewerAttributes};
+use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// A rule nests at most this deep, so that evaluating one is bounded.
 const DEPTH_MAX: usize = 16;
@@ -10,15 +12,24 @@ const DEPTH_MAX: usize = 16;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(untagged)]
 pub enum Rule {
-    All(All),
-    Ids(Ids),
-    Attribute(Condition),
+    All(#[serde(deserialize_with = "object")] All),
+    Ids(#[serde(deserialize_with = "object")] Ids),
+    Attribute(#[serde(deserialize_with = "object")] Condition),
     #[schema(no_recursion)]
-    And(And),
+    And(#[serde(deserialize_with = "object")] And),
     #[schema(no_recursion)]
-    Or(Or),
+    Or(#[serde(deserialize_with = "object")] Or),
     #[schema(no_recursion)]
-    Not(Not),
+    Not(#[serde(deserialize_with = "object")] Not),
+}
+
+/// By name only. A derived struct also reads a list by position, and `{"not": [{..}]}` would then be
+/// a double negation.
+fn object<'de, D: Deserializer<'de>, T: for<'a> Deserialize<'a>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let object = Map::<String, Value>::deserialize(deserializer)?;
+    serde_json::from_value(Value::Object(object)).map_err(D::Error::custom)
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -231,6 +242,8 @@ mod tests {
             r#"{"al": true}"#,
             r#"{"attribute": "shoe_size", "lt": 3}"#,
             r#"{"ids": [1], "all": true}"#,
+            r#"{"not": [{"ids": [1]}]}"#,
+            "[true]",
         ] {
             assert!(serde_json::from_str::<Rule>(json).is_err(), "{json}");
         }

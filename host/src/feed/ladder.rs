@@ -2,7 +2,9 @@
 //! and known beforehand; one worker climbs down it, so a failure costs no second wait for a worker.
 
 use super::snapshot::{Algo, ServedBy, ServedPolicy};
+use crate::policy::Stage;
 use crate::policy::deploy::Serving;
+use crate::policy::failure::{FailureKind, PolicyFailure};
 use crate::policy::features::CandidateSet;
 use crate::policy::loaded::LoadedPolicy;
 use crate::policy::native::{Native, guarded};
@@ -56,7 +58,7 @@ pub async fn rank_down(
     budget: Duration,
 ) -> Option<Ranked> {
     let deadline = Instant::now() + budget;
-    let on_worker = job.clone();
+    let (on_worker, wanted) = (job.clone(), routed.clone());
     let climb = move || climb_down(&routed, last_good.as_deref(), &on_worker, deadline);
     match pool.run(budget, climb).await {
         Ok(ranked) => ranked,
@@ -64,6 +66,11 @@ pub async fn rank_down(
         // so the reactor can bear it; the viewer cannot bear an error.
         Err(busy) => {
             tracing::warn!(%busy, "ranking natively");
+            wanted.observe_unrun(&PolicyFailure::new(
+                Stage::Dedup,
+                FailureKind::Pool,
+                busy.to_string(),
+            ));
             rank_native(&job)
         }
     }

@@ -73,6 +73,8 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
         && let Some(seen) = &seen
         && let Some(snapshot) =
             fresh_snapshot(app, ask.viewer, routed.policy.effective_digest, seen).await
+        // Who starts or stops an experiment changes what a ranking counts for, also where it looks the same.
+        && snapshot.assignment == routed.assignment
     {
         return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
     }

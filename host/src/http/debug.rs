@@ -1,7 +1,7 @@
 //! Looking inside: one viewer's cache and ranking, one post's counters, the host's state.
 
 use super::auth::{Admin, Operate, Read};
-use super::extract::{Path, Query};
+use super::extract::{Id, Query};
 use crate::app::App;
 use crate::clock::{rfc3339, unix_ms};
 use crate::error::Problem;
@@ -54,7 +54,7 @@ pub struct SnapshotInfo {
 pub async fn feed_cache(
     State(app): State<Arc<App>>,
     _admin: Admin<Operate>,
-    Path(id): Path<u64>,
+    Id(id): Id,
 ) -> Result<Json<FeedCacheAnswer>, Problem> {
     let cache = &app.stores.cache;
     let candidates = cache.candidates(id).await?;
@@ -100,7 +100,7 @@ pub struct ExplainAnswer {
 pub async fn explain(
     State(app): State<Arc<App>>,
     _admin: Admin<Read>,
-    Path(id): Path<u64>,
+    Id(id): Id,
     query: Query,
 ) -> Result<Json<ExplainAnswer>, Problem> {
     let serving = app.deploy.serving().clone();
@@ -180,11 +180,11 @@ pub struct PostMetrics {
 
 /// A post's counters, as ranking sees them.
 #[utoipa::path(get, path = "/debug/post/{id}/metrics", tag = "admin", security(("admin" = [])), params(("id" = u64, Path)),
-    responses((status = 200, body = PostMetrics), (status = 403, body = Problem), (status = 404, body = Problem)))]
+    responses((status = 200, body = PostMetrics), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn post_metrics(
     State(app): State<Arc<App>>,
-    _admin: Admin<Operate>,
-    Path(id): Path<u64>,
+    _admin: Admin<Read>,
+    Id(id): Id,
 ) -> Result<Json<PostMetrics>, Problem> {
     let found = app.stores.candidates.post_metrics(id, unix_ms()).await?;
     let (post, counters) =

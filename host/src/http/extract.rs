@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::error::Problem;
+use crate::events::event::ID_MAX;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
@@ -88,6 +89,22 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
         serde_json::from_slice(&bytes)
             .map(Self)
             .map_err(|error| Problem::malformed(error.to_string()))
+    }
+}
+
+/// An id in a path: 1 … 2^53 − 1.
+#[derive(Debug, Clone, Copy)]
+pub struct Id(pub u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(id) = Path::<String>::from_request_parts(parts, state).await?;
+        let id = id.parse().ok().filter(|id| (1..=ID_MAX).contains(id));
+        id.map(Self).ok_or_else(|| {
+            Problem::invalid_field("id", format!("must be an integer, 1 … {ID_MAX}"))
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::metrics::METRICS;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::any::Any;
@@ -61,7 +61,9 @@ async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> 
     let _active = Active::begin();
     let span = tracing::info_span!("request", %request_id, %method, path = request.uri().path());
     let answer = REQUEST_ID
-        .scope(request_id.clone(), next.run(request))
+        .scope(request_id.clone(), async {
+            as_problem(next.run(request).await)
+        })
         .instrument(span.clone());
     let mut response = answer.await;
     let endpoint = endpoint.as_ref().map_or("unmatched", MatchedPath::as_str);
@@ -87,6 +89,25 @@ async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> 
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
     response
+}
+
+/// The pages that describe the API come from a crate with 404s and 405s of its own; clients shall know one kind.
+fn as_problem(response: Response) -> Response {
+    let problem = match (
+        response.status(),
+        response.extensions().get::<ProblemKind>(),
+    ) {
+        (StatusCode::NOT_FOUND, None) => {
+            Problem::not_found("there is no such page; GET /docs shows the API")
+        }
+        (StatusCode::METHOD_NOT_ALLOWED, None) => Problem::method_not_allowed(),
+        _ => return response,
+    };
+    let mut answer = problem.into_response();
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        answer.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    answer
 }
 
 /// The caller's id, if it is short and plain enough for a log line; else a new one.

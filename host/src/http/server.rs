@@ -1,7 +1,8 @@
 //! Accepting connections: a cap on their number, a deadline for their headers, and an orderly end.
 //!
 //! `axum::serve` installs no timer for headers, so a client that sends one byte a minute would hold
-//! a connection for ever; hence hyper-util here.
+//! a connection for ever; hence hyper-util here. Its own timer begins once it knows the protocol,
+//! which a client that sends nothing never lets it know; hence a deadline for the first request beside it.
 
 use crate::config::Server;
 use axum::Router;
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -59,6 +60,7 @@ pub async fn serve(
                     router: router.clone(),
                     stream,
                     address,
+                    first_request_timeout: Duration::from_millis(config.header_timeout_ms),
                 };
                 let watcher = graceful.watcher();
                 tokio::spawn(async move {
@@ -89,6 +91,7 @@ struct Connection {
     router: Router,
     stream: TcpStream,
     address: SocketAddr,
+    first_request_timeout: Duration,
 }
 
 impl Connection {
@@ -96,7 +99,10 @@ impl Connection {
         // Small answers must not wait for the client's acknowledgements.
         let _ = self.stream.set_nodelay(true);
         let (router, address) = (self.router, self.address);
+        let first_request = Arc::new(Notify::new());
+        let begun = first_request.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            begun.notify_one();
             request.extensions_mut().insert(ConnectInfo(address));
             let answer = router.clone().oneshot(request);
             async move {
@@ -107,8 +113,19 @@ impl Connection {
         let connection = self
             .builder
             .serve_connection_with_upgrades(TokioIo::new(self.stream), service);
-        if let Err(error) = watcher.watch(connection.into_owned()).await {
-            tracing::debug!(error = %error, "connection ended");
+        let silent = async {
+            let first = tokio::time::timeout(self.first_request_timeout, first_request.notified());
+            if first.await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = watcher.watch(connection.into_owned()) => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+            }
+            () = silent => tracing::debug!("connection closed: no request came in time"),
         }
     }
 }

@@ -7,6 +7,7 @@
 use crate::app::App;
 use crate::config::Config;
 use crate::logging::Logging;
+use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +52,10 @@ fn apply(app: &App, next: Config, logging: Option<&Logging>) {
         live: next.live.clone(),
         ..app.config.clone()
     };
-    if running != next {
+    let keys = changed_keys(&running, &next).join(", ");
+    if !keys.is_empty() {
         tracing::warn!(
+            keys,
             "the configuration changed in keys that need a restart; the others are in force now"
         );
     }
@@ -63,4 +66,29 @@ fn apply(app: &App, next: Config, logging: Option<&Logging>) {
     }
     app.set_live(next.live);
     tracing::info!("configuration reloaded");
+}
+
+/// Names alone: some of the values are secrets.
+fn changed_keys(running: &Config, next: &Config) -> Vec<String> {
+    let as_json = |config: &Config| serde_json::to_value(config).unwrap_or_default();
+    let mut keys = Vec::new();
+    collect_changes("", &as_json(running), &as_json(next), &mut keys);
+    keys
+}
+
+fn collect_changes(key: &str, running: &Value, next: &Value, keys: &mut Vec<String>) {
+    match (running, next) {
+        (Value::Object(running), Value::Object(next)) => {
+            for (name, value) in next {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                collect_changes(&key, running.get(name).unwrap_or(&Value::Null), value, keys);
+            }
+        }
+        _ if running == next => {}
+        _ => keys.push(key.to_owned()),
+    }
 }

@@ -4,7 +4,7 @@
 use super::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage, StageSpec};
 use super::builtin;
 use super::engine::{Engine, MEMORY_MB_MAX};
-use super::loaded::LoadedPolicy;
+use super::loaded::{LoadedPolicy, misfits};
 use super::module::Module;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -74,6 +74,7 @@ pub fn admit(
             });
         match module {
             Ok((module, bytes)) => {
+                reasons.extend(misfits(stage, &module, &manifest.stage(stage).params));
                 module_bytes.push((module.digest, bytes));
                 modules.push(module);
             }
@@ -81,8 +82,8 @@ pub fn admit(
         }
     }
     let [dedup, score, saturation] = match <[Arc<Module>; 3]>::try_from(modules) {
-        Ok(modules) => modules,
-        Err(_) => return Err(Refusal { reasons }),
+        Ok(modules) if reasons.is_empty() => modules,
+        _ => return Err(Refusal { reasons }),
     };
     let modules = PerStage {
         dedup,
@@ -90,18 +91,13 @@ pub fn admit(
         saturation,
     };
     let spec = resolve(&manifest, &modules);
-    match LoadedPolicy::bind(spec.digest(), spec, modules) {
-        Ok(loaded) if reasons.is_empty() => Ok(Admitted {
-            loaded: Arc::new(loaded),
-            module_bytes,
-            follow: manifest.follow,
-        }),
-        Ok(_) => Err(Refusal { reasons }),
-        Err(more) => {
-            reasons.extend(more);
-            Err(Refusal { reasons })
-        }
-    }
+    let loaded =
+        LoadedPolicy::bind(spec.digest(), spec, modules).map_err(|reasons| Refusal { reasons })?;
+    Ok(Admitted {
+        loaded: Arc::new(loaded),
+        module_bytes,
+        follow: manifest.follow,
+    })
 }
 
 fn check_limits(manifest: &Manifest) -> Vec<String> {

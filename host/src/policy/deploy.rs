@@ -583,7 +583,7 @@ impl Deploy {
         actor: &str,
     ) -> Result<bool, DeployError> {
         rule.check()
-            .map_err(|reason| DeployError::Invalid(vec![("".into(), reason)]))?;
+            .map_err(|reason| DeployError::Invalid(vec![("rule".into(), reason)]))?;
         if key == "all" {
             return Err(DeployError::Conflict(
                 "the cohort `all` is everybody and stays so".into(),

@@ -5,7 +5,7 @@ use super::module::{Module, ModuleError};
 use std::sync::Arc;
 use std::time::Duration;
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// The clock of policy deadlines. Fine enough for a 20 ms deadline, and 1,000 wake-ups a second
 /// of one thread cost less than 0.1 % of a core.
@@ -71,6 +71,8 @@ impl Engine {
             .max_memory_size((MEMORY_MB_MAX as usize) << 20)
             .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
             .table_keep_resident(64 << 10)
+            // Where the kernel can say which pages were touched, only those are cleared.
+            .pagemap_scan(Enabled::Auto)
             .max_unused_warm_slots(64);
         let mut config = Config::new();
         config

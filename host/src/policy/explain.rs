@@ -15,8 +15,9 @@ pub struct ExplainedPost {
     pub author_id: u64,
     /// followees, affinity, trending or recent.
     pub source: &'static str,
-    /// Every feature that a stage of this policy reads.
-    pub features: BTreeMap<String, f32>,
+    /// Every feature that a stage of this policy reads. Widened: the shortest text of an `f32` is
+    /// another number, too far off to recompute an old post's score from.
+    pub features: BTreeMap<String, f64>,
     pub dedup: String,
     /// Null when dedup removed it.
     pub score: Option<f32>,
@@ -81,7 +82,7 @@ pub fn explain(
     Ok(posts)
 }
 
-fn features_of(policy: &LoadedPolicy, input: RankInput<'_>, row: u32) -> BTreeMap<String, f32> {
+fn features_of(policy: &LoadedPolicy, input: RankInput<'_>, row: u32) -> BTreeMap<String, f64> {
     let mut features = BTreeMap::new();
     for feature in Stage::ALL
         .iter()
@@ -98,7 +99,7 @@ fn features_of(policy: &LoadedPolicy, input: RankInput<'_>, row: u32) -> BTreeMa
         features.extend(
             column
                 .first()
-                .map(|value| (feature.name().to_owned(), *value)),
+                .map(|value| (feature.name().to_owned(), f64::from(*value))),
         );
     }
     features

@@ -7,6 +7,7 @@ use super::module::{CallBudget, Module};
 use super::ranking::Stages;
 use crate::metrics::{METRICS, PolicyMetrics};
 use nova_policy_sdk::{Candidates, Ranked, Request};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,46 +34,23 @@ impl LoadedPolicy {
         spec: PolicySpec,
         modules: PerStage<Arc<Module>>,
     ) -> Result<Self, Vec<String>> {
-        let mut reasons = Vec::new();
-        let mut params = PerStage::<Vec<f64>>::default();
-        for stage in Stage::ALL {
-            let module = modules.get(stage);
-            if module.stage != stage {
-                reasons.push(format!("{stage}: the module is a {} module", module.stage));
-                continue;
-            }
-            let values = &spec.stages.get(stage).params;
-            for (name, value) in values {
-                match module
-                    .description
-                    .parameters
-                    .iter()
-                    .find(|parameter| parameter.name == *name)
-                {
-                    None => reasons.push(unknown_parameter(stage, name, module)),
-                    Some(p) if !(p.min..=p.max).contains(value) => {
-                        reasons.push(format!(
-                            "{stage}.params.{name}: {value} is not within {} … {}",
-                            p.min, p.max
-                        ));
-                    }
-                    Some(_) => {}
-                }
-            }
-            let ordered = module
-                .description
-                .parameters
-                .iter()
-                .map(|p| values.get(&p.name).copied().unwrap_or(p.default));
-            match stage {
-                Stage::Dedup => params.dedup = ordered.collect(),
-                Stage::Score => params.score = ordered.collect(),
-                Stage::Saturation => params.saturation = ordered.collect(),
-            }
-        }
+        let misfits = |stage| misfits(stage, modules.get(stage), &spec.stages.get(stage).params);
+        let reasons: Vec<String> = Stage::ALL.into_iter().flat_map(misfits).collect();
         if !reasons.is_empty() {
             return Err(reasons);
         }
+        let ordered = |stage| {
+            let values = &spec.stages.get(stage).params;
+            let declared = modules.get(stage).description.parameters.iter();
+            declared
+                .map(|p| values.get(&p.name).copied().unwrap_or(p.default))
+                .collect()
+        };
+        let params = PerStage {
+            dedup: ordered(Stage::Dedup),
+            score: ordered(Stage::Score),
+            saturation: ordered(Stage::Saturation),
+        };
         let metrics = METRICS.policy(&spec.policy.to_string());
         Ok(Self {
             digest: published,
@@ -111,6 +89,24 @@ impl LoadedPolicy {
         self.metrics
             .observe(failure.stage, Duration::ZERO, Some(failure.kind));
     }
+}
+
+/// Why a module cannot be this stage with these values: it is of another stage, does not declare a
+/// parameter, or declares a range that a value is not in.
+pub fn misfits(stage: Stage, module: &Module, values: &BTreeMap<String, f64>) -> Vec<String> {
+    if module.stage != stage {
+        return vec![format!("{stage}: the module is a {} module", module.stage)];
+    }
+    let declared = &module.description.parameters;
+    let misfit = |(name, value): (&String, &f64)| match declared.iter().find(|p| p.name == *name) {
+        None => Some(unknown_parameter(stage, name, module)),
+        Some(p) if !(p.min..=p.max).contains(value) => Some(format!(
+            "{stage}.params.{name}: {value} is not within {} … {}",
+            p.min, p.max
+        )),
+        Some(_) => None,
+    };
+    values.iter().filter_map(misfit).collect()
 }
 
 fn unknown_parameter(stage: Stage, name: &str, module: &Module) -> String {

@@ -77,9 +77,12 @@ fn start_notifications(
     directory: &Path,
     changed: mpsc::Sender<()>,
 ) -> Option<notify::RecommendedWatcher> {
-    let started = notify::recommended_watcher(move |_event| {
-        // One pending note is enough: the sweep reads everything.
-        let _ = changed.try_send(());
+    let started = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // The sweep itself opens and reads every file; heeding that would make it run for ever.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            // One pending note is enough: the sweep reads everything.
+            let _ = changed.try_send(());
+        }
     })
     .and_then(|mut watcher| {
         watcher

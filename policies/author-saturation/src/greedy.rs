@@ -3,26 +3,27 @@
 //! Trying the posts in order for each position would be quadratic, and the answer is due within
 //! milliseconds for thousands of candidates. Both rules speak of authors only, so it is enough to
 //! compare the best remaining post of each *free* author, one whom no rule bars at this position.
-//! These posts wait in a heap; a barred author's post is not in it. Authors come back when their
+//! These posts wait in a set of ranks; a barred author's post is not in it. Authors come back when their
 //! bar ends, and as one post is placed per position, at most one author's distance ends there.
 
+use crate::ranks::Ranks;
 use crate::{Columns, Params, Reason};
-use nova_policy_sdk::Request;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use nova_policy_sdk::{Groups, Request};
 
 /// Position by position, the index to show there.
-pub fn saturate(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<u32> {
-    place(posts.author_ids, Rules::new(params))
+pub fn saturate(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<u32> {
+    place(posts.author_ids, Rules::new(params), request.seed)
         .into_iter()
         .map(|placed| placed.rank)
         .collect()
 }
 
 /// What became of each post.
-pub fn reasons(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<Reason> {
+pub fn reasons(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<Reason> {
     let mut reasons = vec![Reason::Stayed; posts.len];
-    for (position, placed) in (0u32..).zip(place(posts.author_ids, Rules::new(params))) {
+    for (position, placed) in
+        (0u32..).zip(place(posts.author_ids, Rules::new(params), request.seed))
+    {
         reasons[placed.rank as usize] = match placed.fit {
             Fit::TopDropped => Reason::TopRelaxed,
             Fit::Closer => Reason::DistanceRelaxed,
@@ -49,6 +50,12 @@ impl Rules {
             min_distance: params.min_distance as usize,
         }
     }
+
+    fn is_far_enough(&self, author: &Author, position: usize) -> bool {
+        author
+            .last_position
+            .is_none_or(|last| position - last >= self.min_distance)
+    }
 }
 
 /// How a post got its position.
@@ -68,8 +75,8 @@ struct Placed {
     fit: Fit,
 }
 
-fn place(author_ids: &[u64], rules: Rules) -> Vec<Placed> {
-    let mut line = Line::new(author_ids, rules);
+fn place(author_ids: &[u64], rules: Rules, seed: u64) -> Vec<Placed> {
+    let mut line = Line::new(author_ids, rules, seed);
     (0..author_ids.len())
         .map_while(|_| line.place_next())
         .collect()
@@ -93,7 +100,7 @@ struct Line {
     /// The same author's next post, by rank.
     successor: Vec<Option<u32>>,
     /// The best remaining posts of the free authors.
-    free: BinaryHeap<Reverse<u32>>,
+    free: Ranks,
     /// The author at each position filled.
     placed: Vec<u32>,
     is_placed: Vec<bool>,
@@ -102,30 +109,25 @@ struct Line {
 }
 
 impl Line {
-    fn new(author_ids: &[u64], rules: Rules) -> Self {
+    fn new(author_ids: &[u64], rules: Rules, seed: u64) -> Self {
         let len = author_ids.len();
-        let mut by_author: Vec<(u64, u32)> = author_ids.iter().copied().zip(0u32..).collect();
-        by_author.sort_unstable();
-
-        let mut authors = Vec::new();
-        let mut author_of = vec![0; len];
+        let Groups {
+            of_row: author_of,
+            count,
+        } = Groups::of(author_ids, seed);
+        let unknown = Author {
+            next: None,
+            last_position: None,
+            in_top: 0,
+        };
+        let mut authors = vec![unknown; count];
         let mut successor = vec![None; len];
-        for posts in by_author.chunk_by(|a, b| a.0 == b.0) {
-            for (at, &(_, rank)) in posts.iter().enumerate() {
-                author_of[rank as usize] = authors.len() as u32;
-                successor[rank as usize] = posts.get(at + 1).map(|&(_, rank)| rank);
-            }
-            authors.push(Author {
-                next: Some(posts[0].1),
-                last_position: None,
-                in_top: 0,
-            });
+        // From the last rank to the first, so that each author ends at the best post.
+        for (rank, &author) in author_of.iter().enumerate().rev() {
+            successor[rank] = authors[author as usize].next.replace(rank as u32);
         }
-        let free = authors
-            .iter()
-            .filter_map(|author| author.next)
-            .map(Reverse)
-            .collect();
+        let mut free = Ranks::none(len);
+        free.extend(authors.iter().filter_map(|author| author.next));
         let placed = Vec::with_capacity(len);
         let is_placed = vec![false; len];
         Self {
@@ -143,8 +145,8 @@ impl Line {
     /// Fills the next position; `None` when no post remains.
     fn place_next(&mut self) -> Option<Placed> {
         self.free_authors();
-        let (rank, fit) = match self.free.pop() {
-            Some(Reverse(rank)) => (rank, Fit::Rules),
+        let (rank, fit) = match self.free.pop_best() {
+            Some(rank) => (rank, Fit::Rules),
             None => match self.fitting_at_lower_distance() {
                 Some(rank) => (rank, Fit::Closer),
                 None => (self.best_remaining()?, Fit::TopDropped),
@@ -159,19 +161,18 @@ impl Line {
         let position = self.placed.len();
         if position == self.rules.top_k {
             // The top rule ends for everybody at once.
-            let far = |author: &&Author| self.is_far_enough(author, position);
-            self.free = self
+            for author in self
                 .authors
                 .iter()
-                .filter(far)
-                .filter_map(|a| a.next)
-                .map(Reverse)
-                .collect();
+                .filter(|author| self.rules.is_far_enough(author, position))
+            {
+                self.free.extend(author.next);
+            }
         } else if let Some(then) = position.checked_sub(self.rules.min_distance) {
             let author = self.authors[self.placed[then] as usize];
             let has_been_shown_since = author.last_position != Some(then);
             if !has_been_shown_since && !self.is_barred_from_top(&author, position) {
-                self.free.extend(author.next.map(Reverse));
+                self.free.extend(author.next);
             }
         }
     }
@@ -209,12 +210,6 @@ impl Line {
         author.next = self.successor[rank as usize];
         author.last_position = Some(position);
         author.in_top += u32::from(position < self.rules.top_k);
-    }
-
-    fn is_far_enough(&self, author: &Author, position: usize) -> bool {
-        author
-            .last_position
-            .is_none_or(|last| position - last >= self.rules.min_distance)
     }
 
     fn is_barred_from_top(&self, author: &Author, position: usize) -> bool {

@@ -2,6 +2,7 @@
 //! drops none; the saturator of the `baseline` recipe.
 
 mod greedy;
+mod ranks;
 
 nova_policy_sdk::saturator! {
     parameters {

@@ -59,6 +59,8 @@ macro_rules! __declare {
             ///
             /// # Panics
             /// If the columns are not all of one length.
+            // Inlined, so that the loop over `0..len` is compiled with that knowledge.
+            #[inline(always)]
             pub fn new(input: &$crate::$input<'a>) -> Self {
                 let len = input.post_ids.len();
                 // Every slice is cut to `len` by name, so that the compiler knows their lengths to

@@ -28,6 +28,8 @@
 //! - the stage function (`score`, `dedup` or `saturate`) and `explain`, callable from native code;
 //! - on wasm32 the component's exports. No other target sees them, nor the unsafe code they need.
 //!
+//! [`math`] has `exp` and `ln_1p` that become SIMD code, [`Groups`] groups candidates by author.
+//!
 //! Names become column positions when the policy is compiled, so nothing is looked up while ranking.
 //!
 //! A policy is pure. It imports nothing; time and randomness come with the [`Request`]. So it must
@@ -35,6 +37,8 @@
 
 mod declare;
 mod deduper;
+mod group;
+pub mod math;
 mod saturator;
 mod scorer;
 pub mod testing;
@@ -43,6 +47,7 @@ mod types;
 #[doc(hidden)]
 pub mod wasm;
 
+pub use group::Groups;
 pub use types::{Candidates, Description, Parameter, Ranked, Request};
 
 /// What the macros call. Not for authors.

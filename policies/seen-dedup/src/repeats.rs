@@ -1,7 +1,7 @@
 //! Which candidates are repeats: of another candidate, or of what the viewer was shown.
 
 use crate::{Columns, Params, Reason};
-use nova_policy_sdk::Request;
+use nova_policy_sdk::{Groups, Request};
 use std::cmp::Reverse;
 
 /// Indices to keep, in the order of the input.
@@ -16,9 +16,9 @@ pub fn keep(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<u32>
 }
 
 /// What becomes of each candidate.
-pub fn reasons(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<Reason> {
+pub fn reasons(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<Reason> {
     let mut reasons = by_sight(posts);
-    fold_copies(posts.post_ids, &mut reasons);
+    fold_copies(posts.post_ids, request.seed, &mut reasons);
 
     let fresh = reasons
         .iter()
@@ -50,21 +50,22 @@ fn by_sight(posts: &Columns<'_>) -> Vec<Reason> {
 
 /// Leaves the first copy of each post. It counts as seen if any copy does: being seen is a fact
 /// about the post, and which copy happens to stand first must not bring a seen post back.
-fn fold_copies(post_ids: &[u64], reasons: &mut [Reason]) {
-    // Sorting beats a hash set here: no hasher to seed, and a table keyed by ids that a stranger
-    // may choose needs one.
-    let mut by_post: Vec<(u64, u32)> = post_ids.iter().copied().zip(0u32..).collect();
-    by_post.sort_unstable();
-    for copies in by_post
-        .chunk_by(|a, b| a.0 == b.0)
-        .filter(|copies| copies.len() > 1)
-    {
-        let is_seen = copies
-            .iter()
-            .any(|copy| reasons[copy.1 as usize] == Reason::Seen);
-        for copy in copies {
-            reasons[copy.1 as usize] = Reason::Copy;
+fn fold_copies(post_ids: &[u64], seed: u64, reasons: &mut [Reason]) {
+    let posts = Groups::of(post_ids, seed);
+    if posts.count == post_ids.len() {
+        return;
+    }
+    const NONE: usize = usize::MAX;
+    let mut first_copy = vec![NONE; posts.count];
+    for (index, &post) in posts.of_row.iter().enumerate() {
+        let first = &mut first_copy[post as usize];
+        if *first == NONE {
+            *first = index;
+            continue;
         }
-        reasons[copies[0].1 as usize] = if is_seen { Reason::Seen } else { Reason::Fresh };
+        if reasons[index] == Reason::Seen {
+            reasons[*first] = Reason::Seen;
+        }
+        reasons[index] = Reason::Copy;
     }
 }

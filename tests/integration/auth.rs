@@ -1,0 +1,298 @@
+//! Who may ask for what: tokens that are refused, and what each role of the admin audience may do.
+
+use crate::harness::{Community, Host};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+const ALL: &[&str] = &["operator", "scientist", "experimenter"];
+
+fn signing_key(host: &Host) -> Vec<u8> {
+    let text = std::fs::read_to_string(host.data_dir.join("jwt.key")).unwrap();
+    hex::decode(text.trim()).unwrap()
+}
+
+fn sign(algorithm: Algorithm, key: &[u8], claims: &Value) -> String {
+    let key = EncodingKey::from_secret(key);
+    jsonwebtoken::encode(&Header::new(algorithm), claims, &key).unwrap()
+}
+
+fn in_seconds(seconds: i64) -> i64 {
+    chrono::Utc::now().timestamp() + seconds
+}
+
+/// Claims of a good viewer token, with one of them set or, where the value is null, left out.
+fn claims_with(name: &str, value: Value) -> Value {
+    let mut claims = json!({"iss": "nova", "aud": "nova", "sub": "7", "exp": in_seconds(600)});
+    claims[name] = value;
+    claims
+        .as_object_mut()
+        .unwrap()
+        .retain(|_, value| !value.is_null());
+    claims
+}
+
+async fn assert_unauthorized(host: &Host, path: &str, authorization: Option<&str>, why: &str) {
+    let mut request = host.request(Method::GET, path);
+    if let Some(authorization) = authorization {
+        request = request.header("authorization", authorization);
+    }
+    let answer = host.send(request).await;
+    assert_eq!(answer.status, 401, "{why}: {}", answer.body);
+    assert_eq!(answer.headers["www-authenticate"], "Bearer", "{why}");
+    assert!(answer.problem(401).is_empty(), "{why}");
+}
+
+#[tokio::test]
+async fn only_a_whole_fresh_token_of_this_hosts_key_issuer_and_audience_is_accepted() {
+    let host = Host::with_community();
+    let key = {
+        let _creates_the_key = host.viewer_token(7);
+        signing_key(&host)
+    };
+    let hs256 = |claims: &Value| sign(Algorithm::HS256, &key, claims);
+
+    // The tokens made here are accepted as long as nothing is wrong with them.
+    for good in [
+        claims_with("sub", json!("7")),
+        claims_with("exp", json!(in_seconds(-3))), // within the leeway for clocks
+        claims_with("sub", json!("9007199254740991")),
+    ] {
+        host.get(&hs256(&good), "/api/v1/feed").await.ok(200);
+    }
+
+    let bad_claims = [
+        ("expired beyond the leeway", "exp", json!(in_seconds(-20))),
+        ("no exp", "exp", Value::Null),
+        ("no iss", "iss", Value::Null),
+        ("no sub", "sub", Value::Null),
+        ("no aud", "aud", Value::Null),
+        ("another issuer", "iss", json!("somebody")),
+        ("the admin audience", "aud", json!("nova-admin")),
+        ("an unknown audience", "aud", json!("other")),
+        ("not valid yet", "nbf", json!(in_seconds(120))),
+        ("sub is a name", "sub", json!("alice")),
+        ("sub is empty", "sub", json!("")),
+        ("sub is 0", "sub", json!("0")),
+        ("sub is negative", "sub", json!("-7")),
+        ("sub is beyond 2^53 - 1", "sub", json!("9007199254740992")),
+    ];
+    for (why, name, value) in bad_claims {
+        let bearer = format!("Bearer {}", hs256(&claims_with(name, value)));
+        assert_unauthorized(&host, "/api/v1/feed", Some(&bearer), why).await;
+    }
+
+    let good = claims_with("sub", json!("7"));
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let unsigned = encode(&json!({"alg": "none", "typ": "JWT"})) + "." + &encode(&good) + ".";
+    let token = hs256(&good);
+    let mut parts: Vec<&str> = token.split('.').collect();
+    let other_viewer = encode(&claims_with("sub", json!("8")));
+    parts[1] = &other_viewer;
+    let swapped = parts.join(".");
+    let bad_tokens = [
+        ("alg none", unsigned),
+        (
+            "another key",
+            sign(
+                Algorithm::HS256,
+                b"a key that nobody here knows about",
+                &good,
+            ),
+        ),
+        ("an empty key", sign(Algorithm::HS256, b"", &good)),
+        (
+            "another algorithm with the right key",
+            sign(Algorithm::HS512, &key, &good),
+        ),
+        ("claims swapped under a good signature", swapped),
+        ("no signature", token.rsplit_once('.').unwrap().0.to_owned()),
+        ("not a token", "abc".to_owned()),
+        ("nothing", String::new()),
+    ];
+    for (why, token) in bad_tokens {
+        let bearer = format!("Bearer {token}");
+        assert_unauthorized(&host, "/api/v1/feed", Some(&bearer), why).await;
+    }
+    assert_unauthorized(&host, "/api/v1/feed", None, "no header").await;
+    let basic = format!("Basic {token}");
+    assert_unauthorized(&host, "/api/v1/feed", Some(&basic), "another scheme").await;
+}
+
+#[tokio::test]
+async fn a_token_opens_the_doors_of_its_own_audience_alone() {
+    let host = Host::with_community();
+    let (viewer, operator) = (host.viewer_token(7), host.admin_token("operator"));
+    let mut claims = claims_with("roles", json!(["operator"]));
+    let viewer_with_role = sign(Algorithm::HS256, &signing_key(&host), &claims);
+    claims["aud"] = json!("nova-admin");
+    claims["exp"] = json!(in_seconds(-20));
+    let expired_operator = sign(Algorithm::HS256, &signing_key(&host), &claims);
+
+    let clients = ["/api/v1/feed", "/api/v1/discover/suggested-users"];
+    let admins = [
+        "/admin/v1/policies",
+        "/debug/system/state",
+        "/debug/post/1/metrics",
+        "/api/v1/feed/metrics",
+    ];
+    for path in clients {
+        host.get(&viewer, path).await.ok(200);
+        let bearer = format!("Bearer {operator}");
+        assert_unauthorized(&host, path, Some(&bearer), "admin token for viewers").await;
+    }
+    for path in admins {
+        host.get(&operator, path).await.ok(200);
+        assert_unauthorized(&host, path, None, "no token").await;
+        let cases = [
+            (&viewer, "viewer token for admins"),
+            (&viewer_with_role, "a role in a viewer's token"),
+            (&expired_operator, "expired operator"),
+        ];
+        for (token, why) in cases {
+            assert_unauthorized(&host, path, Some(&format!("Bearer {token}")), why).await;
+        }
+    }
+    let events = host
+        .request(Method::POST, "/api/v1/events")
+        .json(&json!({"events": []}));
+    host.send(events).await.problem(401);
+    host.post(&operator, "/api/v1/events", &json!({"events": []}))
+        .await
+        .problem(401);
+}
+
+/// SEMANTICS, "Roles", route by route: who may.
+fn permissions() -> Vec<(Method, &'static str, &'static [&'static str])> {
+    let (get, put, post) = (Method::GET, Method::PUT, Method::POST);
+    let publishers: &[&str] = &["operator", "scientist"];
+    let experimenters: &[&str] = &["operator", "experimenter"];
+    let operators: &[&str] = &["operator"];
+    vec![
+        (get.clone(), "/admin/v1/policies", ALL),
+        (get.clone(), "/admin/v1/audit", ALL),
+        (get.clone(), "/admin/v1/cohorts/all", ALL),
+        (get.clone(), "/admin/v1/experiments/none", ALL),
+        (get.clone(), "/admin/v1/experiments/none/results", ALL),
+        (get.clone(), "/debug/user/7/feed/explain", ALL),
+        (get.clone(), "/api/v1/feed/metrics", ALL),
+        (get.clone(), "/debug/post/1/metrics", ALL),
+        (post.clone(), "/admin/v1/policies", publishers),
+        (
+            post.clone(),
+            "/admin/v1/policies/baseline/1.0.0/activate",
+            operators,
+        ),
+        (post.clone(), "/admin/v1/rollback", operators),
+        (put.clone(), "/admin/v1/flags/enable_caching", operators),
+        (get.clone(), "/debug/system/state", operators),
+        (get, "/debug/user/7/feed/cache", operators),
+        (put.clone(), "/admin/v1/cohorts/mine", experimenters),
+        (put, "/admin/v1/experiments/mine", experimenters),
+        (
+            post.clone(),
+            "/admin/v1/experiments/none/start",
+            experimenters,
+        ),
+        (
+            post.clone(),
+            "/admin/v1/experiments/none/pause",
+            experimenters,
+        ),
+        (post, "/admin/v1/experiments/none/stop", experimenters),
+    ]
+}
+
+#[tokio::test]
+async fn each_role_may_do_what_its_row_says_and_nothing_else() {
+    let host = Host::with_community();
+    let mut wizard = claims_with("roles", json!(["wizard", 5]));
+    wizard["aud"] = json!("nova-admin");
+    let _creates_the_key = host.viewer_token(1);
+    let no_role = host.token(&["--user", "1", "--audience", "admin"]);
+    let tokens = [
+        ("operator", host.admin_token("operator")),
+        ("scientist", host.admin_token("scientist")),
+        ("experimenter", host.admin_token("experimenter")),
+        ("no role", no_role),
+        (
+            "a role nobody knows",
+            sign(Algorithm::HS256, &signing_key(&host), &wizard),
+        ),
+    ];
+    for (method, path, may) in permissions() {
+        for (role, token) in &tokens {
+            // The body is wrong for every route: whoever is let in meets a 400, a 404 or a 422.
+            let mut request = host.request(method.clone(), path).bearer_auth(token);
+            if method != Method::GET {
+                request = request.json(&json!({"nonsense": true}));
+            }
+            let answer = host.send(request).await;
+            if may.contains(role) {
+                assert!(
+                    ![401, 403].contains(&answer.status) && answer.status < 500,
+                    "{role}: {method} {path}: {}",
+                    answer.body
+                );
+            } else {
+                assert_eq!(
+                    answer.status, 403,
+                    "{role}: {method} {path}: {}",
+                    answer.body
+                );
+                answer.problem(403);
+            }
+        }
+    }
+    // Two roles add up.
+    let both = host.token(&[
+        "--user",
+        "1",
+        "--audience",
+        "admin",
+        "--role",
+        "scientist",
+        "--role",
+        "experimenter",
+    ]);
+    host.put(&both, "/admin/v1/cohorts/mine", &json!({"all": true}))
+        .await
+        .ok(201);
+    let upload = host.post(&both, "/admin/v1/policies", &json!({})).await;
+    assert_eq!(upload.status, 400, "{}", upload.body);
+    host.post(&both, "/admin/v1/rollback", &json!({"reason": "no"}))
+        .await
+        .problem(403);
+}
+
+#[tokio::test]
+async fn open_routes_need_no_token_and_machines_are_never_limited() {
+    let host = Host::setup()
+        .community(Community::small())
+        .variable("NOVA_ADDRESS_REQUESTS_PER_MINUTE", "1")
+        .start();
+    let trending = "/api/v1/feed/trending";
+    host.send(host.request(Method::GET, trending)).await.ok(200);
+    host.send(host.request(Method::GET, trending))
+        .await
+        .problem(429);
+    for path in ["/openapi.json", "/docs/"] {
+        host.send(host.request(Method::GET, path)).await.ok(200);
+    }
+    for path in ["/health", "/livez", "/readyz", "/metrics"] {
+        for _ in 0..10 {
+            host.send(host.request(Method::GET, path)).await.ok(200);
+        }
+    }
+    let health = host.send(host.request(Method::GET, "/health")).await.body;
+    assert_eq!(health["status"], "up", "{health}");
+    let components = health["components"].as_object().unwrap();
+    assert!(!components.is_empty());
+    assert!(
+        components
+            .values()
+            .all(|component| component["state"] == "up")
+    );
+}

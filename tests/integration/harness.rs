@@ -1,0 +1,581 @@
+//! A host under test, and a small community to rank.
+
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// The program under test.
+pub fn nova() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nova"));
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// Runs `nova` with arguments and returns what it printed.
+pub fn run(arguments: &[&str]) -> Output {
+    nova().args(arguments).output().unwrap()
+}
+
+/// A component built from `tests/guests`, by file name, e.g. `endless_loop.wasm`.
+pub fn guest(file: &str) -> Vec<u8> {
+    std::fs::read(
+        Path::new(env!("NOVA_COMPONENTS_DIR"))
+            .join("guests")
+            .join(file),
+    )
+    .unwrap()
+}
+
+/// A shipped module, e.g. `weighted_scorer.wasm`.
+pub fn shipped_module(file: &str) -> Vec<u8> {
+    std::fs::read(
+        Path::new(env!("NOVA_COMPONENTS_DIR"))
+            .join("policies")
+            .join(file),
+    )
+    .unwrap()
+}
+
+/// How a host is to be started.
+pub struct Setup {
+    data_dir: Option<PathBuf>,
+    community: Option<Community>,
+    config: Option<String>,
+    variables: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// Files of a configuration file; the host follows it.
+    pub fn config(mut self, text: &str) -> Self {
+        self.config = Some(text.to_owned());
+        self
+    }
+
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn community(mut self, community: Community) -> Self {
+        self.community = Some(community);
+        self
+    }
+
+    /// A data directory that outlives this host.
+    pub fn data_dir(mut self, path: &Path) -> Self {
+        self.data_dir = Some(path.to_owned());
+        self
+    }
+
+    pub fn start(self) -> Host {
+        let temporary = tempfile::tempdir().unwrap();
+        let data_dir = self
+            .data_dir
+            .unwrap_or_else(|| temporary.path().join("data"));
+        if let Some(community) = &self.community {
+            community.import(&data_dir);
+        }
+        let mut command = nova();
+        command
+            .envs(self.variables)
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(&data_dir);
+        let config_path = temporary.path().join("nova.toml");
+        if let Some(text) = &self.config {
+            std::fs::write(&config_path, text).unwrap();
+            command.arg("--config").arg(&config_path);
+        }
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let url = wait_for_address(&mut child, &log);
+        Host {
+            child,
+            url,
+            data_dir,
+            config_path,
+            log,
+            client: Client::new(),
+            _temporary: temporary,
+        }
+    }
+}
+
+fn wait_for_address(child: &mut Child, log: &Arc<Mutex<String>>) -> String {
+    let (send, receive) = std::sync::mpsc::channel();
+    let stderr = child.stderr.take().unwrap();
+    let log = log.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if let Some(rest) = line.strip_prefix("nova: serving on ") {
+                let _ = send.send(rest.split(';').next().unwrap().to_owned());
+            }
+            let mut log = log.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    receive
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the host did not start")
+}
+
+/// A running host; dropping it kills it.
+pub struct Host {
+    child: Child,
+    pub url: String,
+    pub data_dir: PathBuf,
+    pub config_path: PathBuf,
+    log: Arc<Mutex<String>>,
+    client: Client,
+    _temporary: TempDir,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the host's log ---\n{}", self.log.lock().unwrap());
+        }
+    }
+}
+
+/// An answer: status and JSON body (a string where it is not JSON).
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    /// Asserts the status and returns the body.
+    #[track_caller]
+    pub fn ok(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+
+    /// Asserts a problem of this status and returns the fields it names.
+    #[track_caller]
+    pub fn problem(self, status: u16) -> Vec<String> {
+        assert_eq!(self.status, status, "{}", self.body);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        assert_eq!(
+            self.body["request_id"],
+            self.headers["x-request-id"].to_str().unwrap()
+        );
+        let errors = self.body["errors"].as_array().cloned().unwrap_or_default();
+        errors
+            .iter()
+            .map(|error| error["field"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+impl Host {
+    pub fn setup() -> Setup {
+        Setup {
+            data_dir: None,
+            community: None,
+            config: None,
+            variables: Vec::new(),
+        }
+    }
+
+    /// A host with the small community, without rate limits.
+    pub fn with_community() -> Self {
+        Self::setup()
+            .community(Community::small())
+            .variable("NOVA_RATE_LIMIT", "off")
+            .start()
+    }
+
+    pub fn viewer_token(&self, user: u64) -> String {
+        self.token(&["--user", &user.to_string()])
+    }
+
+    pub fn admin_token(&self, role: &str) -> String {
+        self.token(&["--user", "1", "--audience", "admin", "--role", role])
+    }
+
+    /// `nova token` with these arguments.
+    pub fn token(&self, arguments: &[&str]) -> String {
+        let output = nova()
+            .arg("token")
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Answer {
+            status,
+            headers,
+            body,
+        }
+    }
+
+    pub async fn get(&self, token: &str, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path).bearer_auth(token))
+            .await
+    }
+
+    pub async fn post(&self, token: &str, path: &str, body: &Value) -> Answer {
+        self.send(
+            self.request(Method::POST, path)
+                .bearer_auth(token)
+                .json(body),
+        )
+        .await
+    }
+
+    pub async fn put(&self, token: &str, path: &str, body: &Value) -> Answer {
+        self.send(
+            self.request(Method::PUT, path)
+                .bearer_auth(token)
+                .json(body),
+        )
+        .await
+    }
+
+    /// A feed's first page, asserted to be a 200.
+    pub async fn feed(&self, user: u64) -> Value {
+        self.get(&self.viewer_token(user), "/api/v1/feed")
+            .await
+            .ok(200)
+    }
+
+    /// Uploads a policy: the manifest and the files beside it.
+    pub async fn upload(&self, token: &str, manifest: &str, modules: &[(&str, Vec<u8>)]) -> Answer {
+        use reqwest::multipart::{Form, Part};
+        let mut form = Form::new().text("manifest", manifest.to_owned());
+        for (name, bytes) in modules {
+            form = form.part(
+                (*name).to_owned(),
+                Part::bytes(bytes.clone()).file_name((*name).to_owned()),
+            );
+        }
+        self.send(
+            self.request(Method::POST, "/admin/v1/policies")
+                .bearer_auth(token)
+                .multipart(form),
+        )
+        .await
+    }
+
+    /// The value of one metric line, e.g. `nova_feed_policy_swaps_total{kind="rollback"}`; 0 when absent.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.send(self.request(Method::GET, "/metrics")).await.body;
+        let text = text.as_str().unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// The most memory the host has held at once.
+    pub fn peak_memory_bytes(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib: usize = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        kib * 1024
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// SIGKILL: nothing is flushed.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; waits for the end and returns whether it was orderly.
+    pub fn terminate(&mut self) -> bool {
+        self.begin_stop();
+        self.wait_for_end()
+    }
+
+    /// SIGTERM; the host goes on until it has finished what it began.
+    pub fn begin_stop(&self) {
+        let told = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(told.success());
+    }
+
+    /// Whether the end was orderly.
+    pub fn wait_for_end(&mut self) -> bool {
+        self.child.wait().unwrap().success()
+    }
+
+    /// `127.0.0.1:PORT`, for clients that misbehave below HTTP.
+    pub fn address(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap()
+    }
+
+    /// Sends a batch of events as this user.
+    pub async fn send_events(&self, user: u64, events: &[Value]) -> Answer {
+        let body = serde_json::json!({ "events": events });
+        self.post(&self.viewer_token(user), "/api/v1/events", &body)
+            .await
+    }
+
+    /// Every post of a fresh feed, page after page, in order.
+    pub async fn whole_feed(&self, user: u64, algo: &str) -> Vec<Value> {
+        let token = self.viewer_token(user);
+        let path = format!("/api/v1/feed?limit=100&algo={algo}");
+        let mut page = self.get(&token, &path).await.ok(200);
+        let mut posts = page["posts"].as_array().unwrap().clone();
+        while let Some(cursor) = page["cursor"].as_str() {
+            let next = format!("{path}&cursor={cursor}");
+            page = self.get(&token, &next).await.ok(200);
+            posts.extend(page["posts"].as_array().unwrap().clone());
+        }
+        posts
+    }
+
+    /// A post's counters.
+    pub async fn post_metrics(&self, operator: &str, post: u64) -> Value {
+        self.get(operator, &format!("/debug/post/{post}/metrics"))
+            .await
+            .ok(200)
+    }
+}
+
+/// An event as a client sends it, so many seconds ago.
+pub fn event(post: u64, author: u64, action: &str, seconds_ago: i64) -> Value {
+    let time = chrono::Utc::now() - chrono::Duration::seconds(seconds_ago);
+    serde_json::json!({
+        "event_time": time.to_rfc3339(), "post_id": post, "author_id": author,
+        "action": action, "device": "ios", "app_ver": "1.2.3",
+    })
+}
+
+/// Runs `nova serve` where it must refuse, and returns the one line it says on standard error.
+#[track_caller]
+pub fn refusal_to_serve(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let mut child = nova()
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the host serves where it should refuse");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let text = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert!(!status.success(), "{text}");
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    lines[0].to_owned()
+}
+
+/// Asks again until `check` holds, for at most `within`.
+pub async fn eventually<F: Future<Output = bool>>(
+    within: Duration,
+    what: &str,
+    mut check: impl FnMut() -> F,
+) {
+    let deadline = Instant::now() + within;
+    while !check().await {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+/// Post ids of a feed page, in order.
+pub fn post_ids(feed: &Value) -> Vec<u64> {
+    feed["posts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|post| post["post_id"].as_u64().unwrap())
+        .collect()
+}
+
+/// SEMANTICS, `author-saturation` as shipped, in its plainest form: from (post, author), best first,
+/// to the post ids in the order to show.
+pub fn saturated(ranked: &[(u64, u64)]) -> Vec<u64> {
+    const TOP: usize = 5;
+    const MIN_DISTANCE: usize = 3;
+    let mut waiting = ranked.to_vec();
+    let mut shown: Vec<(u64, u64)> = Vec::with_capacity(ranked.len());
+    while !waiting.is_empty() {
+        let at = shown.len();
+        let fits = |author: u64, distance: usize| {
+            let near = &shown[(at + 1).saturating_sub(distance)..];
+            let is_far = near.iter().all(|(_, other)| *other != author);
+            let in_top = shown.iter().take(TOP).any(|(_, other)| *other == author);
+            is_far && (at >= TOP || !in_top)
+        };
+        let place = (1..=MIN_DISTANCE).rev().find_map(|distance| {
+            waiting
+                .iter()
+                .position(|(_, author)| fits(*author, distance))
+        });
+        shown.push(waiting.remove(place.unwrap_or(0)));
+    }
+    shown.into_iter().map(|(post, _)| post).collect()
+}
+
+/// A manifest whose score stage is one file and whose other stages are the shipped ones.
+pub fn manifest(name: &str, version: &str, stage: &str, module: &str) -> String {
+    let source = |own: &str, builtin: &str| {
+        if own == stage {
+            module.to_owned()
+        } else {
+            format!("builtin:{builtin}")
+        }
+    };
+    format!(
+        "name = \"{name}\"\nversion = \"{version}\"\n[dedup]\nmodule = \"{}\"\n[score]\nmodule = \"{}\"\n[saturation]\nmodule = \"{}\"\n",
+        source("dedup", "seen-dedup"),
+        source("score", "weighted-scorer"),
+        source("saturation", "author-saturation"),
+    )
+}
+
+/// CSV files to import.
+pub struct Community(TempDir);
+
+pub const USERS: u64 = 60;
+pub const POSTS: u64 = 240;
+
+impl Community {
+    /// 60 users; 240 posts, one every 20 minutes, by authors 1–30 in turn (post `p` by `(p − 1) % 30 + 1`, the
+    /// highest id the newest); user `u` follows `u + 1`, `u + 2`, `u + 3` (mod 60); every third post has likes, every fifth comments.
+    pub fn small() -> Self {
+        let now = chrono::Utc::now();
+        let at =
+            |minutes_ago: u64| (now - chrono::Duration::minutes(minutes_ago as i64)).to_rfc3339();
+        let community = Self(tempfile::tempdir().unwrap());
+        let users = (1..=USERS).map(|u| format!("{u},{},user{u},DE,en", at(60 * 24 * u)));
+        community.write(
+            "users.csv",
+            "user_id,created_at,username,country,language",
+            users,
+        );
+        let minutes_ago = |post: u64| (POSTS - post) * 20 + 1;
+        let posts = (1..=POSTS)
+            .map(|p| format!("{p},{},{},{}", (p - 1) % 30 + 1, at(minutes_ago(p)), p % 7));
+        community.write(
+            "posts.csv",
+            "post_id,author_id,created_at,view_count",
+            posts,
+        );
+        let follows = (1..=USERS)
+            .flat_map(|u| (1..=3).map(move |step| format!("{u},{}", (u - 1 + step) % USERS + 1)))
+            .map(|edge| format!("{edge},{}", at(1_000)));
+        community.write(
+            "follows.csv",
+            "follower_id,following_id,created_at",
+            follows,
+        );
+        let likes = (3..=POSTS)
+            .step_by(3)
+            .flat_map(|p| (0..p % 4 + 1).map(move |n| (p, (p + n) % USERS + 1)));
+        let likes = likes
+            .enumerate()
+            .map(|(id, (p, u))| format!("{},{p},{u},{}", id + 1, at(minutes_ago(p))));
+        community.write("likes.csv", "like_id,post_id,user_id,created_at", likes);
+        let comments = (5..=POSTS)
+            .step_by(5)
+            .map(|p| format!("{p},{p},{},{}", p % USERS + 1, at(minutes_ago(p))));
+        community.write(
+            "comments.csv",
+            "comment_id,post_id,user_id,created_at",
+            comments,
+        );
+        community
+    }
+
+    /// Files with these names and contents.
+    pub fn of(files: &[(&str, String)]) -> Self {
+        let community = Self(tempfile::tempdir().unwrap());
+        for (name, text) in files {
+            std::fs::write(community.path().join(name), text).unwrap();
+        }
+        community
+    }
+
+    fn write(&self, file: &str, header: &str, rows: impl Iterator<Item = String>) {
+        let rows: Vec<String> = rows.collect();
+        std::fs::write(
+            self.0.path().join(file),
+            format!("{header}\n{}\n", rows.join("\n")),
+        )
+        .unwrap();
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn import(&self, data_dir: &Path) {
+        let output = nova()
+            .arg("import")
+            .arg(self.path())
+            .arg("--data-dir")
+            .arg(data_dir)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! One binary of tests against the real `nova` program: each starts its own host on a free port and
+//! a directory of its own, and stops it by its id.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod admission;
+mod auth;
+mod author_loop;
+mod config;
+mod discover;
+mod events;
+mod experiments;
+mod feed;
+mod harness;
+mod hostile;
+mod import_command;
+mod recipes;
+mod recovery;
+mod requests;
+mod swap;
+mod watch;

@@ -1,0 +1,436 @@
+//! Requests that are wrong, too many or too slow, and what every answer carries.
+
+use crate::harness::{Answer, Community, Host, event, post_ids};
+use reqwest::Method;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Far beyond any timeout configured here: a client that is never cut off fails the test, a slow machine does not.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_query_that_is_out_of_range_is_refused_with_its_name() {
+    let host = Host::with_community();
+    let token = host.viewer_token(7);
+    let refused = [
+        ("/api/v1/feed?limit=0", "limit"),
+        ("/api/v1/feed?limit=101", "limit"),
+        ("/api/v1/feed?limit=-1", "limit"),
+        ("/api/v1/feed?limit=many", "limit"),
+        ("/api/v1/feed?limit=", "limit"),
+        ("/api/v1/feed?limit=1.5", "limit"),
+        ("/api/v1/feed?limit=18446744073709551617", "limit"),
+        ("/api/v1/feed?algo=best", "algo"),
+        ("/api/v1/feed?algo=", "algo"),
+        ("/api/v1/feed/trending?window=2h", "window"),
+        ("/api/v1/feed/trending?window=", "window"),
+        ("/api/v1/feed/trending?limit=0", "limit"),
+        ("/api/v1/feed/trending?limit=201", "limit"),
+        ("/api/v1/discover/suggested-users?limit=0", "limit"),
+        ("/api/v1/discover/suggested-users?limit=51", "limit"),
+    ];
+    for (path, field) in refused {
+        let answer = host.get(&token, path).await;
+        assert_eq!(answer.problem(400), [field], "{path}");
+    }
+    let accepted = [
+        "/api/v1/feed?limit=1",
+        "/api/v1/feed?limit=100",
+        "/api/v1/feed?algo=ch",
+        "/api/v1/feed?algo=timeline",
+        "/api/v1/feed/trending?window=7d&limit=200",
+        "/api/v1/discover/suggested-users?limit=50",
+    ];
+    for path in accepted {
+        host.get(&token, path).await.ok(200);
+    }
+    let operator = host.admin_token("operator");
+    for id in ["0", "-1", "x", "9007199254740992"] {
+        for path in [
+            format!("/debug/post/{id}/metrics"),
+            format!("/debug/user/{id}/feed/cache"),
+            format!("/debug/user/{id}/feed/explain"),
+        ] {
+            assert!(
+                !host.get(&operator, &path).await.problem(400).is_empty(),
+                "{path}"
+            );
+        }
+    }
+    host.get(&operator, "/debug/post/9007199254740991/metrics")
+        .await
+        .problem(404);
+}
+
+#[tokio::test]
+async fn a_cursor_serves_the_viewer_it_was_given_to_and_nobody_else() {
+    let host = Host::with_community();
+    let (owner, stranger) = (host.viewer_token(7), host.viewer_token(8));
+    let page = host.get(&owner, "/api/v1/feed?limit=10").await.ok(200);
+    let cursor = page["cursor"].as_str().unwrap();
+    let next = |cursor: &str| format!("/api/v1/feed?limit=10&cursor={cursor}");
+    let second = host.get(&owner, &next(cursor)).await.ok(200);
+    assert_eq!(post_ids(&second).len(), 10);
+
+    assert_eq!(
+        host.get(&stranger, &next(cursor)).await.problem(400),
+        ["cursor"]
+    );
+    for at in [0, cursor.len() / 2, cursor.len() - 1] {
+        let mut tampered = cursor.to_owned();
+        let other = if &cursor[at..=at] == "A" { "B" } else { "A" };
+        tampered.replace_range(at..=at, other);
+        assert_eq!(
+            host.get(&owner, &next(&tampered)).await.problem(400),
+            ["cursor"]
+        );
+    }
+    let longer = format!("{cursor}AAAA");
+    for wrong in [
+        &cursor[..cursor.len() - 4],
+        &cursor[4..],
+        &longer,
+        "x",
+        "%00%ff",
+        "null",
+    ] {
+        assert_eq!(
+            host.get(&owner, &next(wrong)).await.problem(400),
+            ["cursor"],
+            "{wrong}"
+        );
+    }
+    let elsewhere = Host::with_community();
+    let foreign = elsewhere
+        .get(&elsewhere.viewer_token(7), &next(""))
+        .await
+        .ok(200);
+    let foreign = foreign["cursor"].as_str().unwrap();
+    assert_eq!(
+        host.get(&owner, &next(foreign)).await.problem(400),
+        ["cursor"]
+    );
+}
+
+#[tokio::test]
+async fn a_cursor_whose_ranking_is_gone_has_expired() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = || Host::setup().data_dir(directory.path());
+    let mut host = start().community(Community::small()).start();
+    let token = host.viewer_token(7);
+    let page = host.get(&token, "/api/v1/feed?limit=10").await.ok(200);
+    let next = format!("/api/v1/feed?cursor={}", page["cursor"].as_str().unwrap());
+    host.get(&token, &next).await.ok(200);
+    // The key outlives the process, the embedded snapshots do not: the cursor is genuine and names nothing.
+    host.kill();
+    let host = start().start();
+    let expired = host.get(&token, &next).await;
+    assert_eq!(expired.body["type"], "cursor-expired");
+    expired.problem(410);
+    host.get(&token, "/api/v1/feed").await.ok(200);
+}
+
+#[tokio::test]
+async fn unknown_routes_and_wrong_methods_are_problems_too() {
+    let host = Host::with_community();
+    let unknown = [
+        (Method::GET, "/nothing"),
+        (Method::POST, "/api/v1/nothing"),
+        (Method::GET, "/admin/v1/nothing"),
+        (Method::GET, "/docs/nothing"),
+        (Method::GET, "/api/v1/feed/"),
+    ];
+    for (method, path) in unknown {
+        let answer = host.send(host.request(method, path)).await;
+        assert_eq!(answer.status, 404, "{path}");
+        answer.problem(404);
+    }
+    let wrong = [
+        (Method::POST, "/api/v1/feed"),
+        (Method::GET, "/api/v1/events"),
+        (Method::DELETE, "/admin/v1/flags/enable_caching"),
+        (Method::PUT, "/health"),
+        (Method::POST, "/openapi.json"),
+    ];
+    for (method, path) in wrong {
+        let answer = host.send(host.request(method, path)).await;
+        assert_eq!(answer.status, 405, "{path}");
+        assert!(answer.headers.contains_key("allow"), "{path}");
+        answer.problem(405);
+    }
+}
+
+#[tokio::test]
+async fn every_answer_carries_the_callers_request_id_or_a_new_one() {
+    let host = Host::with_community();
+    let token = host.viewer_token(7);
+    let ask = async |path: &str, id: &str| -> Answer {
+        let request = host.request(Method::GET, path).bearer_auth(&token);
+        host.send(request.header("x-request-id", id)).await
+    };
+    for path in ["/api/v1/feed", "/api/v1/feed?limit=0", "/nothing"] {
+        let answer = ask(path, "call-17_a").await;
+        assert_eq!(answer.headers["x-request-id"], "call-17_a", "{path}");
+        assert_eq!(answer.body["request_id"], "call-17_a", "{path}");
+    }
+    // What would break a log line is replaced, not repeated.
+    for unfit in ["with space", "<script>", &"x".repeat(65), ""] {
+        let answer = ask("/api/v1/feed", unfit).await;
+        let given = answer.headers["x-request-id"].to_str().unwrap().to_owned();
+        assert_ne!(given, unfit);
+        assert!(!given.is_empty());
+        assert_eq!(answer.body["request_id"], given.as_str());
+    }
+    let (one, two) = (
+        host.get(&token, "/api/v1/feed").await.ok(200),
+        host.get(&token, "/api/v1/feed").await.ok(200),
+    );
+    assert_ne!(one["request_id"], two["request_id"]);
+}
+
+#[track_caller]
+fn assert_limited(answer: Answer) {
+    let retry_after_s: u64 = answer.headers["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=60).contains(&retry_after_s), "{retry_after_s}");
+    answer.problem(429);
+}
+
+#[tokio::test]
+async fn viewers_event_batches_and_addresses_have_rates_of_their_own() {
+    let host = Host::setup()
+        .community(Community::small())
+        .variable("NOVA_VIEWER_REQUESTS_PER_MINUTE", "3")
+        .variable("NOVA_VIEWER_EVENT_BATCHES_PER_MINUTE", "2")
+        .variable("NOVA_ADDRESS_REQUESTS_PER_MINUTE", "4")
+        .start();
+    let token = host.viewer_token(7);
+    // Feeds and suggestions draw on the same rate, also when the request turns out to be wrong.
+    host.get(&token, "/api/v1/feed").await.ok(200);
+    host.get(&token, "/api/v1/discover/suggested-users")
+        .await
+        .ok(200);
+    host.get(&token, "/api/v1/feed?limit=0").await.problem(400);
+    assert_limited(host.get(&token, "/api/v1/feed").await);
+    assert_limited(host.get(&token, "/api/v1/discover/suggested-users").await);
+    // Somebody else is not limited by that.
+    host.feed(8).await;
+
+    for seconds_ago in 0..2 {
+        let batch = [event(1, 1, "view", seconds_ago)];
+        host.send_events(7, &batch).await.ok(202);
+    }
+    assert_limited(host.send_events(7, &[event(1, 1, "view", 9)]).await);
+    host.send_events(8, &[event(1, 1, "view", 0)]).await.ok(202);
+
+    let trending = || host.request(Method::GET, "/api/v1/feed/trending");
+    for _ in 0..4 {
+        host.send(trending()).await.ok(200);
+    }
+    assert_limited(host.send(trending()).await);
+    // An admin's rate is not the address's.
+    host.get(&host.admin_token("operator"), "/admin/v1/policies")
+        .await
+        .ok(200);
+}
+
+#[tokio::test]
+async fn browsers_may_call_from_configured_origins_only() {
+    let preflight = async |host: &Host, origin: &str| {
+        let request = host.request(Method::OPTIONS, "/api/v1/feed");
+        let request = request
+            .header("origin", origin)
+            .header("access-control-request-method", "GET")
+            .header("access-control-request-headers", "authorization");
+        host.send(request).await
+    };
+    let host = Host::setup()
+        .variable(
+            "NOVA_CORS_ORIGINS",
+            "https://app.example, https://b.example",
+        )
+        .start();
+    for origin in ["https://app.example", "https://b.example"] {
+        let answer = preflight(&host, origin).await;
+        assert!((200..300).contains(&answer.status));
+        assert_eq!(answer.headers["access-control-allow-origin"], origin);
+        let allowed = |header: &str| {
+            let text = answer.headers[header].to_str().unwrap();
+            let names = text.split(',').map(|name| name.trim().to_ascii_lowercase());
+            names.collect::<BTreeSet<_>>()
+        };
+        let methods = ["get", "options", "post"].map(str::to_owned);
+        assert_eq!(
+            allowed("access-control-allow-methods"),
+            BTreeSet::from(methods)
+        );
+        assert!(allowed("access-control-allow-headers").contains("authorization"));
+        // The refusal too must be readable by the page that asked.
+        let request = host
+            .request(Method::GET, "/api/v1/feed")
+            .header("origin", origin);
+        let refused = host.send(request).await;
+        assert_eq!(refused.headers["access-control-allow-origin"], origin);
+        refused.problem(401);
+    }
+    for origin in ["https://evil.example", "http://app.example", "null"] {
+        let answer = preflight(&host, origin).await;
+        assert!(
+            !answer.headers.contains_key("access-control-allow-origin"),
+            "{origin}"
+        );
+    }
+    let closed = Host::setup().start();
+    let answer = preflight(&closed, "https://app.example").await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+}
+
+/// Whatever comes until the host closes the connection.
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    // A reset ends a connection as well as a close does.
+    let _ = read.expect("the host holds on to a client that does not go on");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_with_its_headers_is_cut_off() {
+    let host = Host::setup()
+        .variable("NOVA_HEADER_TIMEOUT_MS", "300")
+        .start();
+    // Nothing at all; a start that could become HTTP/1 or HTTP/2; half a header; half of a second request.
+    let whole = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+    let second = format!("{whole}GET /livez HTT");
+    for sent in [
+        "",
+        "P",
+        "PRI * HTTP/2.0\r\n\r\nSM",
+        "GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ",
+        &second,
+    ] {
+        let mut stream = TcpStream::connect(host.address()).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let answered = read_to_end(&mut stream).await;
+        assert_eq!(
+            answered.matches("HTTP/1.1 200").count(),
+            sent.matches(whole).count(),
+            "{answered}"
+        );
+    }
+    host.send(host.request(Method::GET, "/livez")).await.ok(200);
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_with_its_body_gets_a_408() {
+    let host = Host::setup()
+        .variable("NOVA_BODY_TIMEOUT_MS", "300")
+        .start();
+    let head = format!(
+        "POST /api/v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 1000\r\nconnection: close\r\n\r\n{{\"events\":",
+        host.viewer_token(7)
+    );
+    let mut stream = TcpStream::connect(host.address()).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("application/problem+json"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_or_is_too_large_stores_nothing() {
+    let host = Host::setup()
+        .variable("NOVA_BODY_BYTES_MAX", "2000")
+        .start();
+    let token = host.viewer_token(7);
+    let batch = json!({"events": [event(1, 1, "view", 0)]}).to_string();
+    let send = |body: String| {
+        let request = host
+            .request(Method::POST, "/api/v1/events")
+            .bearer_auth(&token);
+        host.send(
+            request
+                .header("content-type", "application/json")
+                .body(body),
+        )
+    };
+    // White space is valid JSON: only the size is wrong here.
+    let padded = |bytes: usize| batch.clone() + &" ".repeat(bytes - batch.len());
+    assert!(send(padded(2_001)).await.problem(413).is_empty());
+    assert_eq!(send(padded(2_000)).await.ok(202)["deduped"], 0);
+}
+
+#[tokio::test]
+async fn the_api_description_lists_every_route() {
+    let host = Host::with_community();
+    let described = host
+        .send(host.request(Method::GET, "/openapi.json"))
+        .await
+        .ok(200);
+    let routes = [
+        "get /api/v1/feed",
+        "get /api/v1/feed/trending",
+        "get /api/v1/discover/suggested-users",
+        "post /api/v1/events",
+        "get /api/v1/feed/metrics",
+        "get /admin/v1/policies",
+        "post /admin/v1/policies",
+        "post /admin/v1/policies/{name}/{version}/activate",
+        "post /admin/v1/rollback",
+        "get /admin/v1/audit",
+        "get /admin/v1/cohorts/{key}",
+        "put /admin/v1/cohorts/{key}",
+        "get /admin/v1/experiments/{key}",
+        "put /admin/v1/experiments/{key}",
+        "post /admin/v1/experiments/{key}/start",
+        "post /admin/v1/experiments/{key}/pause",
+        "post /admin/v1/experiments/{key}/stop",
+        "get /admin/v1/experiments/{key}/results",
+        "get /admin/v1/flags/{name}",
+        "put /admin/v1/flags/{name}",
+        "get /debug/user/{id}/feed/cache",
+        "get /debug/user/{id}/feed/explain",
+        "get /debug/post/{id}/metrics",
+        "get /debug/system/state",
+        "get /health",
+        "get /livez",
+        "get /readyz",
+        "get /metrics",
+    ];
+    for route in routes {
+        let (method, path) = route.split_once(' ').unwrap();
+        let operation = &described["paths"][path][method];
+        assert!(
+            operation["responses"].is_object(),
+            "{route} is not described"
+        );
+    }
+    // What is described as protected refuses a caller without a token, and nothing else does.
+    let filled = |path: &str| {
+        path.replace("{id}", "1")
+            .replace("{name}", "x")
+            .replace("{version}", "1.0.0")
+            .replace("{key}", "x")
+    };
+    for (path, operations) in described["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let answer = host.send(host.request(method.clone(), &filled(path))).await;
+            let protected = operation["security"].is_array();
+            assert_eq!(
+                answer.status == 401,
+                protected,
+                "{method} {path}: {}",
+                answer.status
+            );
+        }
+    }
+    let docs = host.send(host.request(Method::GET, "/docs")).await.ok(200);
+    assert!(docs.as_str().unwrap().contains("<html"));
+}

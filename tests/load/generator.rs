@@ -1,0 +1,130 @@
+//! A load generator that costs little itself: keep-alive connections, requests rendered beforehand,
+//! answers read by their length. What it saves is the servers' to spend.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Makes the bytes of one request.
+pub type MakeRequest = Box<dyn Fn() -> Vec<u8>>;
+
+pub struct Load {
+    pub address: SocketAddr,
+    /// Connections take them in turn.
+    pub requests: Vec<MakeRequest>,
+}
+
+#[derive(Debug, Default)]
+pub struct Report {
+    latencies_ms: Vec<f64>,
+    pub failures: usize,
+    length: Duration,
+}
+
+impl Report {
+    pub fn per_second(&self) -> f64 {
+        self.latencies_ms.len() as f64 / self.length.as_secs_f64()
+    }
+
+    pub fn percentile_ms(&self, share: f64) -> f64 {
+        percentile(&self.latencies_ms, share)
+    }
+}
+
+/// Nearest rank.
+pub fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted
+        .get(rank.clamp(1, sorted.len().max(1)) - 1)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+/// Sends requests one after the other on every connection, for a while. Anything but a 2xx is a failure.
+pub async fn run(load: &Load, connections: usize, length: Duration) -> anyhow::Result<Report> {
+    let started = Instant::now();
+    let clients = (0..connections).map(|first| client(load, first, connections, started + length));
+    let mut report = Report {
+        length,
+        ..Report::default()
+    };
+    for part in futures::future::try_join_all(clients).await? {
+        report.latencies_ms.extend(part.latencies_ms);
+        report.failures += part.failures;
+    }
+    report.length = started.elapsed();
+    Ok(report)
+}
+
+async fn client(load: &Load, first: usize, step: usize, until: Instant) -> anyhow::Result<Report> {
+    let mut stream = connect(load.address).await?;
+    let (mut report, mut buffer, mut turn) = (Report::default(), Vec::new(), first);
+    while Instant::now() < until {
+        let request = load.requests[turn % load.requests.len()]();
+        turn += step;
+        let started = Instant::now();
+        let status = exchange(&mut stream, &request, &mut buffer).await?.0;
+        report
+            .latencies_ms
+            .push(started.elapsed().as_secs_f64() * 1_000.0);
+        report.failures += usize::from(!(200..300).contains(&status));
+    }
+    Ok(report)
+}
+
+/// One request on a connection of its own; the body of its answer.
+pub async fn fetch(address: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    let (status, body) = exchange(&mut connect(address).await?, request, &mut buffer).await?;
+    anyhow::ensure!(
+        (200..300).contains(&status),
+        "status {status}: {}",
+        String::from_utf8_lossy(&buffer[body..])
+    );
+    Ok(buffer.split_off(body))
+}
+
+async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Sends a request and reads its answer into `buffer`; the status and where the body begins.
+async fn exchange(
+    stream: &mut TcpStream,
+    request: &[u8],
+    buffer: &mut Vec<u8>,
+) -> anyhow::Result<(u16, usize)> {
+    stream.write_all(request).await?;
+    buffer.clear();
+    loop {
+        anyhow::ensure!(
+            stream.read_buf(buffer).await? > 0,
+            "the server closed the connection"
+        );
+        let Some(head) = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+            continue;
+        };
+        let text = std::str::from_utf8(&buffer[..head])?;
+        let status = text.split(' ').nth(1).unwrap_or_default().parse()?;
+        let length = text.lines().find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("content-length: ")?
+                .trim()
+                .parse()
+                .ok()
+        });
+        let end = head + 4 + length.unwrap_or(0usize);
+        while buffer.len() < end {
+            anyhow::ensure!(
+                stream.read_buf(buffer).await? > 0,
+                "the server closed the connection"
+            );
+        }
+        return Ok((status, head + 4));
+    }
+}

@@ -1,0 +1,199 @@
+//! A host with a generated community, as a process of its own.
+
+use crate::generator::{Load, MakeRequest, fetch};
+use anyhow::Context;
+use nova::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub struct Host {
+    child: Child,
+    address: SocketAddr,
+    tokens: TokenKeys,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // An orderly end, so that the demo takes its directory with it.
+        let _ = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status();
+        let _ = self.child.wait();
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+impl Host {
+    /// `nova demo`: a host as users start it, with a community to rank.
+    pub fn start(variables: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nova"))
+            .args(["demo", "--listen", "127.0.0.1:0"])
+            .env("NOVA_RATE_LIMIT", "off")
+            .env("LOG_LEVEL", "info")
+            .envs(variables.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let stdout = child.stdout.take().context("no output")?;
+        let (mut address, mut data_dir) = (None, None);
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            if let Some((_, rest)) = line.split_once("on http://") {
+                address = rest.split(' ').next().and_then(|text| text.parse().ok());
+                data_dir = rest
+                    .split_once("(data: ")
+                    .and_then(|(_, rest)| Some(PathBuf::from(rest.split_once(',')?.0)));
+                break;
+            }
+        }
+        let (address, data_dir) = (
+            address.context("no address")?,
+            data_dir.context("no data directory")?,
+        );
+        let secret = hex::decode(std::fs::read_to_string(data_dir.join("jwt.key"))?.trim())?;
+        Ok(Self {
+            child,
+            address,
+            tokens: TokenKeys::new(&secret, "nova"),
+        })
+    }
+
+    fn viewer_token(&self, viewer: u64) -> anyhow::Result<String> {
+        self.tokens
+            .sign(&viewer.to_string(), VIEWER_AUDIENCE, &[], HOUR)
+    }
+
+    fn request(&self, method: &str, path: &str, token: &str, body: &str) -> Vec<u8> {
+        let length = body.len();
+        format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}",
+            self.address
+        )
+        .into_bytes()
+    }
+
+    /// First pages of several viewers.
+    pub fn feed_load(&self, viewers: u64) -> anyhow::Result<Load> {
+        let request = |viewer| {
+            let bytes = self.request("GET", "/api/v1/feed", &self.viewer_token(viewer)?, "");
+            Ok(Box::new(move || bytes.clone()) as MakeRequest)
+        };
+        let requests: anyhow::Result<Vec<MakeRequest>> = (1..=viewers).map(request).collect();
+        Ok(Load {
+            address: self.address,
+            requests: requests?,
+        })
+    }
+
+    /// Batches of events, no two alike.
+    pub fn event_load(&self, viewers: u64, batch: usize) -> anyhow::Result<Load> {
+        let request = |viewer| {
+            let (token, address) = (self.viewer_token(viewer)?, self.address);
+            let make = move || {
+                let events: Vec<Value> = (0..batch)
+                    .map(|_| event(rand::random_range(1..3_000), "view"))
+                    .collect();
+                let body = json!({ "events": events }).to_string();
+                let length = body.len();
+                format!("POST /api/v1/events HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
+            };
+            Ok(Box::new(make) as MakeRequest)
+        };
+        let requests: anyhow::Result<Vec<MakeRequest>> = (1..=viewers).map(request).collect();
+        Ok(Load {
+            address: self.address,
+            requests: requests?,
+        })
+    }
+
+    async fn admin(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let token = self
+            .tokens
+            .sign("1", ADMIN_AUDIENCE, &[Role::Operator], HOUR)?;
+        let answer = fetch(
+            self.address,
+            &self.request(method, path, &token, &body.to_string()),
+        )
+        .await?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// Activates one policy and then another, in turn. Returns how often.
+    pub async fn swap_every(&self, interval: Duration, length: Duration) -> anyhow::Result<usize> {
+        let (started, mut swaps) = (Instant::now(), 0);
+        while started.elapsed() + interval < length {
+            tokio::time::sleep(interval).await;
+            let policy = ["decay-diversity", "baseline"][swaps % 2];
+            self.admin(
+                "POST",
+                &format!("/admin/v1/policies/{policy}/1.0.0/activate"),
+                &json!({}),
+            )
+            .await?;
+            swaps += 1;
+        }
+        Ok(swaps)
+    }
+
+    /// Loads so many policies by running an experiment over them.
+    pub async fn load_policies(&self, count: u32) -> anyhow::Result<()> {
+        let variation = |n: u32| {
+            json!({"key": format!("v{n}"), "weight": 1.0 / f64::from(count), "policy": "decay-diversity@1.0.0",
+                   "params": {"score": {"w_freshness": f64::from(n + 1) / f64::from(count)}}})
+        };
+        let variations: Vec<Value> = (0..count).map(variation).collect();
+        self.admin(
+            "PUT",
+            "/admin/v1/experiments/memory",
+            &json!({ "variations": variations }),
+        )
+        .await?;
+        self.admin("POST", "/admin/v1/experiments/memory/start", &json!({}))
+            .await?;
+        Ok(())
+    }
+
+    pub fn resident_mb(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse::<f64>()? / 1_024.0)
+    }
+
+    /// Milliseconds from an event's 202 to its being counted, one event after the other.
+    pub async fn counting_delays(&self, events: u64) -> anyhow::Result<Vec<f64>> {
+        let token = self.viewer_token(200)?;
+        let mut delays = Vec::new();
+        for post in 1..=events {
+            let path = format!("/debug/post/{post}/metrics");
+            let before = self.admin("GET", &path, &json!({})).await?["likes"].clone();
+            let body = json!({ "events": [event(post, "like")] }).to_string();
+            fetch(
+                self.address,
+                &self.request("POST", "/api/v1/events", &token, &body),
+            )
+            .await?;
+            let accepted = Instant::now();
+            while self.admin("GET", &path, &json!({})).await?["likes"] == before {
+                anyhow::ensure!(
+                    accepted.elapsed() < Duration::from_secs(10),
+                    "post {post} was never counted"
+                );
+            }
+            delays.push(accepted.elapsed().as_secs_f64() * 1_000.0);
+        }
+        Ok(delays)
+    }
+}
+
+fn event(post: u64, action: &str) -> Value {
+    json!({"event_time": chrono::Utc::now().to_rfc3339(), "post_id": post, "author_id": 1 + post % 300,
+           "action": action, "device": "load", "app_ver": "1.0.0"})
+}
