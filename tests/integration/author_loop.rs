@@ -3,11 +3,16 @@
 use crate::harness::{Host, eventually, nova};
 use crate::recipes::{Operator, SOON, label, patient_setup, text};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Built crates outlive a run, so that only the first one compiles what a policy depends on.
-const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/authored");
+/// Where a crate of this name is compiled. It outlives a run, so that only the first one compiles
+/// what policies depend on; and no two crates share one, because to cargo their copies of the SDK are the same.
+fn target(name: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("authored-{name}"));
+    std::fs::create_dir_all(&target).unwrap();
+    target
+}
 
 /// Runs a command that must succeed, and returns what it printed.
 #[track_caller]
@@ -57,9 +62,7 @@ fn make(directory: &Path, name: &str, stage: &str) {
         directory,
         &["policy", "new", name, "--stage", stage],
     ));
-    // Where `nova policy build` puts what it compiles.
-    std::fs::create_dir_all(TARGET).unwrap();
-    std::os::unix::fs::symlink(TARGET, directory.join(name).join("target")).unwrap();
+    std::os::unix::fs::symlink(target(name), directory.join(name).join("target")).unwrap();
 }
 
 /// `cargo test` in the environment of a fresh shell, as `nova` gets it: what the outer cargo set is not the author's.
@@ -69,10 +72,7 @@ fn cargo_test(directory: &Path) -> String {
     for (name, value) in nova().get_envs() {
         cargo.env(name, value.unwrap_or_default());
     }
-    cargo
-        .current_dir(directory)
-        .args(["test", "--quiet", "--target-dir", TARGET]);
-    said(&mut cargo)
+    said(cargo.current_dir(directory).args(["test", "--quiet"]))
 }
 
 #[tokio::test]

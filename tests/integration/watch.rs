@@ -223,12 +223,13 @@ impl Drop for Demo {
 impl Demo {
     fn start() -> Self {
         let temporary = tempfile::tempdir().unwrap();
+        let log = temporary.path().join("log");
         let mut child = nova()
             .args(["demo", "--listen", "127.0.0.1:0"])
             .env("TMPDIR", temporary.path())
             .env("NOVA_RATE_LIMIT", "off")
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let mut said = String::new();
@@ -239,8 +240,14 @@ impl Demo {
             }
         }
         let between = |from: &str, to: &str| {
-            let rest = said.split_once(from).unwrap().1;
-            rest.split_once(to).unwrap().0.to_owned()
+            let found = said
+                .split_once(from)
+                .and_then(|(_, rest)| rest.split_once(to));
+            let (found, _) = found.unwrap_or_else(|| {
+                let log = std::fs::read_to_string(&log).unwrap();
+                panic!("no {from} in what it said: {said}{log}")
+            });
+            found.to_owned()
         };
         Self {
             url: between("export NOVA_HOST=", "\n").trim().to_owned(),

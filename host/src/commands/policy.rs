@@ -45,7 +45,9 @@ enum PolicyCommand {
     #[command(after_help = "Example: nova policy check fresh-first")]
     Check { path: PathBuf },
     /// Publishes a policy directory, or a published policy with other parameters
+    // `--version` is the policy's here, not the program's.
     #[command(
+        disable_version_flag = true,
         after_help = "Examples:\n  nova policy push fresh-first\n  nova policy push --from baseline@1.0.0 --version 1.1.0 --set score.w_freshness=0.35"
     )]
     Push(Push),

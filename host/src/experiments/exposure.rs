@@ -34,7 +34,7 @@ pub fn of(snapshot: &Snapshot, request_id: &str) -> Exposure {
         posts: snapshot
             .posts
             .iter()
-            .map(|post| (post.post_id, post.sources.reason().to_owned()))
+            .map(|post| (post.post_id, post.sources.reason().into()))
             .collect(),
         degraded: snapshot.degraded.clone(),
     }

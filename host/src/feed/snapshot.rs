@@ -57,6 +57,8 @@ pub struct ServedPolicy {
     pub name: Arc<str>,
     pub version: Arc<str>,
     pub effective_digest: Digest,
+    /// The same, written: every answer carries it.
+    pub digest_hex: Arc<str>,
 }
 
 impl ServedPolicy {
@@ -65,6 +67,7 @@ impl ServedPolicy {
             name: policy.spec.policy.name.as_str().into(),
             version: policy.spec.policy.version.to_string().into(),
             effective_digest: policy.effective_digest,
+            digest_hex: policy.digest_hex.clone(),
         }
     }
 
@@ -72,10 +75,12 @@ impl ServedPolicy {
     pub fn native(algo: Algo) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let identity = format!("native {} {version}", algo.as_str());
+        let digest = Digest::of(identity.as_bytes());
         Self {
             name: "native".into(),
             version: version.into(),
-            effective_digest: Digest::of(identity.as_bytes()),
+            effective_digest: digest,
+            digest_hex: digest.to_string().into(),
         }
     }
 

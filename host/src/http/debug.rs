@@ -134,7 +134,7 @@ pub async fn explain(
     };
     let running = policy.clone();
     let explained = app.policy_pool.run(EXPLAIN_BUDGET, move || {
-        let budget = running.budget(EXPLAIN_BUDGET);
+        let budget = running.budget_without_deadline(EXPLAIN_BUDGET);
         explain_ranking(
             &running,
             budget,

@@ -52,7 +52,7 @@ pub struct PolicyName<'a> {
     pub name: &'a str,
     pub version: &'a str,
     /// The effective digest: an experiment's parameter values are in it.
-    pub digest: String,
+    pub digest: &'a str,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -169,7 +169,7 @@ fn render(page: &FeedPage, request_id: &str, took: Duration) -> Response {
         policy: PolicyName {
             name: &snapshot.policy.name,
             version: &snapshot.policy.version,
-            digest: snapshot.policy.effective_digest.to_string(),
+            digest: &snapshot.policy.digest_hex,
         },
         experiment: snapshot
             .assignment

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
@@ -24,12 +25,14 @@ const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 
 pub fn layer(router: Router, app: Arc<App>) -> Router {
     let server = &app.config.server;
-    let router = router
+    // One stack, outermost first: as single layers each would box the request's future again.
+    let stack = ServiceBuilder::new()
+        .layer(axum::middleware::from_fn_with_state(app.clone(), observe))
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(RequestBodyTimeoutLayer::new(Duration::from_millis(
             server.body_timeout_ms,
-        )))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(axum::middleware::from_fn_with_state(app.clone(), observe));
+        )));
+    let router = router.layer(stack);
     if server.cors_origins.is_empty() {
         router
     } else {
@@ -59,7 +62,7 @@ async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> 
     let method = request.method().clone();
     let endpoint = request.extensions().get::<MatchedPath>().cloned();
     let _active = Active::begin();
-    let span = tracing::info_span!("request", %request_id, %method, path = request.uri().path());
+    let span = tracing::info_span!("request", %request_id);
     let answer = REQUEST_ID
         .scope(request_id.clone(), async {
             as_problem(next.run(request).await)
@@ -82,7 +85,9 @@ async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> 
             .with_label_values(&[endpoint, kind])
             .inc();
         span.in_scope(|| {
-            tracing::info!(status = status.as_u16(), problem = kind, "request refused")
+            tracing::info!(
+                %method,
+                endpoint,status = status.as_u16(), problem = kind, "request refused")
         });
     }
     if let Ok(value) = HeaderValue::from_str(&request_id) {

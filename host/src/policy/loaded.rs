@@ -18,6 +18,8 @@ pub struct LoadedPolicy {
     pub digest: Digest,
     /// The digest of what runs: differs from `digest` when an experiment overrides parameters.
     pub effective_digest: Digest,
+    /// The same, written.
+    pub digest_hex: Arc<str>,
     pub modules: PerStage<Arc<Module>>,
     /// In the order each module declares.
     params: PerStage<Vec<f64>>,
@@ -51,10 +53,12 @@ impl LoadedPolicy {
             score: ordered(Stage::Score),
             saturation: ordered(Stage::Saturation),
         };
+        let effective_digest = spec.digest();
         let metrics = METRICS.policy(&spec.policy.to_string());
         Ok(Self {
             digest: published,
-            effective_digest: spec.digest(),
+            effective_digest,
+            digest_hex: effective_digest.to_string().into(),
             spec,
             modules,
             params,
@@ -69,8 +73,14 @@ impl LoadedPolicy {
     /// What the three stages together may use, from now, within `left` of the request's own time.
     pub fn budget(&self, left: Duration) -> CallBudget {
         let own = Duration::from_millis(self.spec.limits.deadline_ms.into());
+        self.budget_without_deadline(own.min(left))
+    }
+
+    /// What a run that nobody is served from may use: `time` as it is, because telling a ranking
+    /// takes many more calls than making it, and its own deadline is for the latter.
+    pub fn budget_without_deadline(&self, time: Duration) -> CallBudget {
         CallBudget {
-            deadline: Instant::now() + own.min(left),
+            deadline: Instant::now() + time,
             memory_bytes: (self.spec.limits.memory_mb as usize) << 20,
             mode: self.spec.limits.instance,
         }

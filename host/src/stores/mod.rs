@@ -11,6 +11,7 @@ use crate::feed::snapshot::{CachedCandidates, Snapshot};
 use crate::policy::Digest;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -274,7 +275,7 @@ pub struct Exposure {
     pub experiment: Option<String>,
     pub variation: Option<String>,
     /// (post id, reason) in the order shown.
-    pub posts: Vec<(u64, String)>,
+    pub posts: Vec<(u64, Cow<'static, str>)>,
     /// Empty when nothing was missing.
     pub degraded: Vec<String>,
 }

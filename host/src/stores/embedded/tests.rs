@@ -530,7 +530,7 @@ fn exposure(user_id: u64, served_at_ms: u64, digest: &str, posts: &[(u64, &str)]
         variation: Some(digest.into()),
         posts: posts
             .iter()
-            .map(|(post, reason)| (*post, (*reason).to_owned()))
+            .map(|(post, reason)| (*post, (*reason).to_owned().into()))
             .collect(),
         degraded: Vec::new(),
     }
