@@ -34,6 +34,12 @@ pub struct StoreSet {
     pub seen: Arc<dyn SeenPosts>,
 }
 
+impl std::fmt::Debug for StoreSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreSet").finish_non_exhaustive()
+    }
+}
+
 pub struct App {
     pub config: Config,
     pub stores: StoreSet,

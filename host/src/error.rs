@@ -38,8 +38,10 @@ pub struct Problem {
     pub kind: &'static str,
     pub title: &'static str,
     pub status: u16,
-    pub detail: String,
-    pub request_id: String,
+    #[schema(value_type = String)]
+    pub detail: Box<str>,
+    #[schema(value_type = String)]
+    pub request_id: Arc<str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
     #[serde(skip)]
@@ -61,8 +63,8 @@ impl Problem {
             kind,
             title,
             status: status.as_u16(),
-            detail: detail.into(),
-            request_id: request_id().to_string(),
+            detail: detail.into().into_boxed_str(),
+            request_id: request_id(),
             errors: Vec::new(),
             retry_after_s: None,
         }

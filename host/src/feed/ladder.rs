@@ -2,6 +2,7 @@
 //! and known beforehand; one worker climbs down it, so a failure costs no second wait for a worker.
 
 use super::snapshot::{Algo, ServedBy, ServedPolicy};
+use crate::error::{REQUEST_ID, request_id};
 use crate::policy::Stage;
 use crate::policy::deploy::Serving;
 use crate::policy::failure::{FailureKind, PolicyFailure};
@@ -59,7 +60,12 @@ pub async fn rank_down(
 ) -> Option<Ranked> {
     let deadline = Instant::now() + budget;
     let (on_worker, wanted) = (job.clone(), routed.clone());
-    let climb = move || climb_down(&routed, last_good.as_deref(), &on_worker, deadline);
+    let request_id = request_id();
+    let climb = move || {
+        REQUEST_ID.sync_scope(request_id, || {
+            climb_down(&routed, last_good.as_deref(), &on_worker, deadline)
+        })
+    };
     match pool.run(budget, climb).await {
         Ok(ranked) => ranked,
         // No worker came free within the whole budget. The native copy takes less than a millisecond,

@@ -17,7 +17,6 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
-use tracing::Instrument;
 use uuid::Uuid;
 
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -62,13 +61,8 @@ async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> 
     let method = request.method().clone();
     let endpoint = request.extensions().get::<MatchedPath>().cloned();
     let _active = Active::begin();
-    let span = tracing::info_span!("request", %request_id);
-    let answer = REQUEST_ID
-        .scope(request_id.clone(), async {
-            as_problem(next.run(request).await)
-        })
-        .instrument(span.clone());
-    let mut response = answer.await;
+    let answer = async { as_problem(next.run(request).await) };
+    let mut response = REQUEST_ID.scope(request_id.clone(), answer).await;
     let endpoint = endpoint.as_ref().map_or("unmatched", MatchedPath::as_str);
     let status = response.status();
     METRICS
@@ -84,11 +78,8 @@ async fn observe(State(_app): State<Arc<App>>, request: Request, next: Next) -> 
             .api_errors_total
             .with_label_values(&[endpoint, kind])
             .inc();
-        span.in_scope(|| {
-            tracing::info!(
-                %method,
-                endpoint,status = status.as_u16(), problem = kind, "request refused")
-        });
+        let status = status.as_u16();
+        tracing::info!(request_id = &*request_id, %method, endpoint, status, problem = kind, "request refused");
     }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);

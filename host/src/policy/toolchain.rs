@@ -100,6 +100,6 @@ pub fn encode_component(module: &Path) -> Result<Vec<u8>, String> {
     wit_component::ComponentEncoder::default()
         .validate(true)
         .module(&bytes)
-        .and_then(|mut encoder| encoder.encode())
+        .and_then(|encoder| encoder.encode())
         .map_err(|error| named(&format!("{error:#}")))
 }
