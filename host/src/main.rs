@@ -4,7 +4,7 @@ use clap::Parser;
 use nova::commands::Cli;
 use std::process::ExitCode;
 
-/// Snapshots come and go by the thousand; the system's allocator would keep their pages.
+/// Many short-lived buffers on many threads are what jemalloc was made for.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -317,11 +317,14 @@ fn module_report(module: &Module) -> String {
     } else {
         table::render(["parameter", "default", "range", ""], &rows)
     };
-    format!(
-        "\n{}: {name} {version}, sha256:{}\nreads {}\n{parameters}",
-        module.stage,
-        module.digest,
+    let reads = if features.is_empty() {
+        "no features".to_owned()
+    } else {
         features.join(", ")
+    };
+    format!(
+        "\n{}: {name} {version}, sha256:{}\nreads {reads}\n{parameters}",
+        module.stage, module.digest
     )
 }
 

@@ -45,7 +45,10 @@ pub fn build_component_modules(job: Job<'_>) -> Result<PathBuf, String> {
         }
     }
     let output = cargo
-        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\u{1f}"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rustflags(job.directory).join("\u{1f}"),
+        )
         .current_dir(job.directory)
         .args(["build", "--profile", job.profile, "--target", TARGET])
         .args(job.arguments)
@@ -67,6 +70,26 @@ pub fn build_component_modules(job: Job<'_>) -> Result<PathBuf, String> {
         job.profile
     };
     Ok(job.target.join(TARGET).join(profile_directory))
+}
+
+/// The flags, with the directories of this machine taken out of panic messages: the same sources
+/// give the same bytes, and so the same digest, wherever they are built.
+fn rustflags(directory: &Path) -> Vec<String> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home =
+        cargo_home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let sources = std::path::absolute(directory)
+        .and_then(|path| path.canonicalize())
+        .ok();
+    let remap = [(cargo_home, "cargo"), (sources, "policy")];
+    let remap = remap
+        .into_iter()
+        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())));
+    RUSTFLAGS
+        .iter()
+        .map(|flag| (*flag).to_owned())
+        .chain(remap)
+        .collect()
 }
 
 /// The standard library for the target must be installed; cargo's own message for that is 20 lines long.

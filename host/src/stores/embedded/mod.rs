@@ -19,7 +19,6 @@ mod sink;
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 
-pub use sink::idempotency_key;
 pub(crate) use sink::{Hex16, aggregate_after, first_16, last_event_row};
 
 use super::{DAY_MS, HOUR_MS, StoreError, StoreResult, UnixMs};

@@ -1,10 +1,10 @@
 //! Where accepted events become raw rows and aggregates, once.
 
 use super::EmbeddedStore;
+use crate::events::event::idempotency_key;
 use crate::stores::{AcceptedEvent, Action, EventSink, StoreResult, UnixMs};
 use async_trait::async_trait;
 use serde::{Serialize, Serializer};
-use sha2::{Digest, Sha256};
 use sqlx::SqliteConnection;
 
 /// One JSON array for the whole batch: one prepared statement whatever the batch's size. The
@@ -50,24 +50,7 @@ const ADVANCE: &str = "
 INSERT INTO sink_state (id, written_through) VALUES (1, ?1)
 ON CONFLICT (id) DO UPDATE SET written_through = max(written_through, excluded.written_through)";
 
-/// The identity of an event, SEMANTICS "Events": who did what to which post in which second.
-///
-/// The first 16 bytes of the sha256 over `user_id`, `post_id` and the whole seconds, 8 bytes big
-/// endian each, and the action's name.
-pub fn idempotency_key(
-    user_id: u64,
-    post_id: u64,
-    action: Action,
-    event_time_ms: UnixMs,
-) -> [u8; 16] {
-    let mut hash = Sha256::new();
-    hash.update(user_id.to_be_bytes());
-    hash.update(post_id.to_be_bytes());
-    hash.update((event_time_ms / 1000).to_be_bytes());
-    hash.update(action.as_str());
-    first_16(&hash.finalize())
-}
-
+/// The first half of a sha256.
 pub(crate) fn first_16(digest: &[u8]) -> [u8; 16] {
     let mut key = [0; 16];
     for (to, from) in key.iter_mut().zip(digest) {
@@ -110,14 +93,8 @@ struct RawRow<'a>(
 );
 
 fn raw_row(event: &AcceptedEvent) -> RawRow<'_> {
-    let key = idempotency_key(
-        event.user_id,
-        event.post_id,
-        event.action,
-        event.event_time_ms,
-    );
     RawRow(
-        Hex16(key),
+        Hex16(idempotency_key(event)),
         Hex16(event.event_id.into_bytes()),
         event.event_time_ms,
         event.accepted_ms,
