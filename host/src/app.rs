@@ -5,6 +5,7 @@ use crate::discover::suggested::Suggestions;
 use crate::discover::trending::Trending;
 use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
+use crate::experiments::routing::Lookup;
 use crate::feed::cursor::CursorKey;
 use crate::http::auth::TokenKeys;
 use crate::http::limits::RateLimits;
@@ -158,22 +159,22 @@ impl App {
         flags
     }
 
-    /// `None` for a viewer nobody knows, or while the store does not answer.
-    pub async fn viewer_attributes(&self, viewer: u64) -> Option<Arc<ViewerAttributes>> {
+    /// `Known(None)` for a viewer nobody knows.
+    pub async fn viewer_attributes(&self, viewer: u64) -> Lookup {
         let load = async {
-            Ok::<_, StoreError>(
-                self.stores
-                    .relational
-                    .viewer_attributes(viewer)
-                    .await?
-                    .map(Arc::new),
-            )
+            let attributes = self.stores.relational.viewer_attributes(viewer).await?;
+            Ok::<_, StoreError>(attributes.map(Arc::new))
         };
-        match self.attributes.try_get_with(viewer, load).await {
-            Ok(attributes) => attributes,
-            Err(error) => {
+        let timeout = Duration::from_millis(self.live().feed.timeline_timeout_ms);
+        match tokio::time::timeout(timeout, self.attributes.try_get_with(viewer, load)).await {
+            Ok(Ok(attributes)) => Lookup::Known(attributes),
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "viewer attributes");
-                None
+                Lookup::Unavailable
+            }
+            Err(_) => {
+                tracing::warn!("viewer attributes came too late");
+                Lookup::Unavailable
             }
         }
     }

@@ -267,6 +267,15 @@ impl From<DeployError> for Problem {
             DeployError::NotFound(reason) => Self::not_found(reason),
             DeployError::Conflict(reason) => Self::conflict(reason),
             DeployError::Invalid(errors) => Self::invalid(errors),
+            DeployError::Recorded(cause) => {
+                tracing::error!(
+                    cause = format!("{cause:#}"),
+                    "a recorded change is not in force yet"
+                );
+                Self::unavailable(
+                    "the change is recorded, but not yet in force on this host; it follows by itself",
+                )
+            }
             DeployError::Unavailable(cause) => {
                 tracing::error!(cause = format!("{cause:#}"), "registry");
                 Self::unavailable("the policy registry does not answer; nothing was changed")

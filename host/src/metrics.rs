@@ -41,12 +41,9 @@ pub struct Metrics {
     pub policy_swaps_total: IntCounterVec,
     pub policy_quarantined: IntGauge,
     pub cache_operations_total: IntCounterVec,
-    pub cache_duration_seconds: HistogramVec,
     pub store_queries_total: IntCounterVec,
     pub store_duration_seconds: HistogramVec,
     pub store_slow_queries_total: IntCounterVec,
-    pub circuit_state: IntGaugeVec,
-    pub pool_connections: IntGaugeVec,
     pub events_received_total: IntCounterVec,
     pub spool_events: IntGauge,
     pub spool_bytes: IntGauge,
@@ -180,12 +177,6 @@ impl Metrics {
                 "Cache look-ups, by outcome.",
                 &["cache", "outcome"],
             ),
-            cache_duration_seconds: r.histograms(
-                "cache_duration_seconds",
-                "Time of cache operations that leave the process.",
-                &["cache"],
-                REQUEST_SECONDS,
-            ),
             store_queries_total: r.counters(
                 "store_queries_total",
                 "Queries, by outcome.",
@@ -201,16 +192,6 @@ impl Metrics {
                 "store_slow_queries_total",
                 "Queries over 500 ms.",
                 &["store", "query"],
-            ),
-            circuit_state: r.gauges(
-                "circuit_state",
-                "0 closed, 1 half-open, 2 open.",
-                &["store"],
-            ),
-            pool_connections: r.gauges(
-                "pool_connections",
-                "Connections of a pool.",
-                &["store", "state"],
             ),
             events_received_total: r.counters(
                 "events_received_total",

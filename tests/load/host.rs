@@ -41,7 +41,8 @@ impl Host {
             .spawn()?;
         let stdout = child.stdout.take().context("no output")?;
         let (mut address, mut data_dir) = (None, None);
-        for line in BufReader::new(stdout).lines() {
+        let mut lines = BufReader::new(stdout).lines();
+        for line in lines.by_ref() {
             let line = line?;
             if let Some((_, rest)) = line.split_once("on http://") {
                 address = rest.split(' ').next().and_then(|text| text.parse().ok());
@@ -51,6 +52,8 @@ impl Host {
                 break;
             }
         }
+        // Read on, or the host would find its output closed.
+        std::thread::spawn(move || lines.for_each(drop));
         let (address, data_dir) = (
             address.context("no address")?,
             data_dir.context("no data directory")?,

@@ -10,7 +10,8 @@ use crate::secret;
 use crate::stores::{DAY_MS, HOUR_MS};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -60,7 +61,7 @@ impl Demo {
 }
 
 fn print_welcome(address: SocketAddr, data_dir: &Path, viewer: &str, operator: &str) {
-    println!(
+    let text = format!(
         "Nova serves {USERS} users and {POSTS} posts on http://{address} (data: {data}, gone when this ends).
 
 The feed of viewer 42, ranked by baseline@1.0.0:
@@ -76,9 +77,12 @@ Another policy for everybody, and back:
   nova policy activate timeline@1.0.0
   nova policy rollback
 
-Every route: http://{address}/docs    Ctrl-C stops.",
+Every route: http://{address}/docs    Ctrl-C stops.
+",
         data = data_dir.display(),
     );
+    // Whoever reads only the first lines (`nova demo | head`) must not end the host by it.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn write_community(dir: &Path, seed: u64) -> anyhow::Result<()> {

@@ -23,14 +23,16 @@ pub struct Serve {
 
 impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
+        // Read before it is parsed: a file that changes in between is then seen as changed.
+        let file = self.config.path().map(|path| ConfigFile {
+            loaded: std::fs::read(&path).unwrap_or_default(),
+            path,
+            overrides: keep_command_line,
+        });
         let mut config = self.config.load(&self.data_dir)?;
         if let Some(listen) = self.listen {
             config.listen = listen;
         }
-        let file = self.config.path().map(|path| ConfigFile {
-            path,
-            overrides: keep_command_line,
-        });
         run_host(config, false, file, |address| {
             eprintln!(
                 "nova: serving on http://{address}; GET /docs describes the API, Ctrl-C stops"

@@ -2,8 +2,8 @@
 
 use crate::clock::{rfc3339, unix_ms};
 use crate::stores::{CandidateStore, StoreError};
+use arc_swap::ArcSwapOption;
 use serde::Serialize;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -67,12 +67,39 @@ pub struct TrendingList {
     pub degraded: Option<&'static str>,
 }
 
-type Lists = HashMap<Window, (Instant, Arc<Vec<TrendingItem>>)>;
+type Made = (Instant, Arc<Vec<TrendingItem>>);
+
+#[derive(Default)]
+struct Slot {
+    made: ArcSwapOption<Made>,
+    /// Held while the list is renewed, so that of many requests one asks.
+    renewing: Mutex<()>,
+}
 
 pub struct Trending {
     store: Arc<dyn CandidateStore>,
-    /// Held while a list is renewed, so that of many requests one asks.
-    lists: Mutex<Lists>,
+    /// In the order of `Window`.
+    slots: [Slot; 3],
+}
+
+impl Slot {
+    fn fresh(&self, ttl: Duration) -> Option<TrendingList> {
+        let made = self
+            .made
+            .load_full()
+            .filter(|made| made.0.elapsed() <= ttl)?;
+        Some(TrendingList::of(&made, None))
+    }
+}
+
+impl TrendingList {
+    fn of((_, posts): &Made, degraded: Option<&'static str>) -> Self {
+        Self {
+            posts: posts.clone(),
+            cache_hit: true,
+            degraded,
+        }
+    }
 }
 
 impl std::fmt::Debug for Trending {
@@ -85,7 +112,7 @@ impl Trending {
     pub fn new(store: Arc<dyn CandidateStore>) -> Self {
         Self {
             store,
-            lists: Mutex::default(),
+            slots: Default::default(),
         }
     }
 
@@ -99,33 +126,33 @@ impl Trending {
         ttl: Duration,
         timeout: Duration,
     ) -> Result<TrendingList, StoreError> {
-        let mut lists = self.lists.lock().await;
-        let known = lists.get(&window).cloned();
-        if let Some((made, posts)) = &known
-            && made.elapsed() <= ttl
-        {
-            return Ok(TrendingList {
-                posts: posts.clone(),
-                cache_hit: true,
-                degraded: None,
-            });
+        let slot = &self.slots[window as usize];
+        if let Some(list) = slot.fresh(ttl) {
+            return Ok(list);
+        }
+        let known = slot.made.load_full();
+        let _turn = match (&known, slot.renewing.try_lock()) {
+            (_, Ok(turn)) => turn,
+            // Somebody else is asking: what is there will do until then.
+            (Some(made), Err(_)) => return Ok(TrendingList::of(made, None)),
+            (None, Err(_)) => slot.renewing.lock().await,
+        };
+        if let Some(list) = slot.fresh(ttl) {
+            return Ok(list);
         }
         match (self.renew(window, timeout).await, known) {
             (Ok(posts), _) => {
-                lists.insert(window, (Instant::now(), posts.clone()));
+                slot.made
+                    .store(Some(Arc::new((Instant::now(), posts.clone()))));
                 Ok(TrendingList {
                     posts,
                     cache_hit: false,
                     degraded: None,
                 })
             }
-            (Err(error), Some((_, posts))) => {
+            (Err(error), Some(made)) => {
                 tracing::warn!(%error, window = window.as_str(), "trending cannot be renewed; serving the last good list");
-                Ok(TrendingList {
-                    posts,
-                    cache_hit: true,
-                    degraded: Some(error.store),
-                })
+                Ok(TrendingList::of(&made, Some(error.store)))
             }
             (Err(error), None) => Err(error),
         }

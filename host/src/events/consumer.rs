@@ -1,7 +1,7 @@
 //! From the spool to the aggregates, embedded: read a batch, write it in one transaction that also
 //! records how far it got, forget it. A crash between any two steps repeats a step that then changes nothing.
 
-use super::spool::{Entry, Spool, SpoolReader};
+use super::spool::{Entry, Spool};
 use crate::clock::unix_ms;
 use crate::metrics::METRICS;
 use crate::stores::{AcceptedEvent, EventSink};
@@ -26,10 +26,9 @@ pub async fn run(
     stop: CancellationToken,
     flush: Duration,
 ) {
-    let mut reader = SpoolReader::default();
     let draining = async {
         loop {
-            match drain_batch(&spool, &mut reader, sink.as_ref(), &counted).await {
+            match drain_batch(&spool, sink.as_ref(), &counted).await {
                 Ok(0) if stop.is_cancelled() => return,
                 Ok(0) => {
                     tokio::select! {
@@ -61,30 +60,26 @@ pub async fn run(
 
 async fn drain_batch(
     spool: &Spool,
-    reader: &mut SpoolReader,
     sink: &dyn EventSink,
     counted: &Counted,
 ) -> anyhow::Result<usize> {
     let after = sink.written_through().await?;
-    let entries = spool.read(reader, after, BATCH_EVENTS).await?;
+    let (entries, through) = spool.read(after, BATCH_EVENTS).await?;
     METRICS
         .spool_oldest_seconds
         .set(entries.first().map_or(0.0, age_seconds));
-    let Some(last) = entries.last() else {
+    let Some(through) = through else {
+        // Written before, but not yet dropped: the spool must not stay full of what is counted.
+        if spool.pending() > 0 {
+            spool.forget(after).await?;
+        }
         return Ok(0);
     };
-    let through = last.id;
-    let (count, events) = (
-        entries.len(),
-        entries
-            .into_iter()
-            .map(|entry| entry.event)
-            .collect::<Vec<_>>(),
-    );
+    let events: Vec<_> = entries.into_iter().map(|entry| entry.event).collect();
     sink.write(&events, through).await?;
     counted(&events);
     spool.forget(through).await?;
-    Ok(count)
+    Ok(events.len().max(1))
 }
 
 fn age_seconds(entry: &Entry) -> f64 {

@@ -21,6 +21,10 @@ pub struct EventBatch {
     /// 1 … 100 events.
     #[schema(value_type = Vec<EventBody>)]
     pub events: Vec<serde_json::Value>,
+    /// The token's user, if anything: kept to be compared.
+    #[serde(default)]
+    #[schema(ignore)]
+    pub user_id: Option<serde_json::Value>,
 }
 
 /// One event.

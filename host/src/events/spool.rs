@@ -9,8 +9,8 @@ use crate::clock::unix_ms;
 use crate::metrics::METRICS;
 use crate::stores::{AcceptedEvent, Action, DAY_MS, HOUR_MS, UnixMs};
 use anyhow::Context;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, SqlitePool};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +26,8 @@ const COMMIT_EVENTS_MAX: usize = 5_000;
 const CLAIM_LIFE_MS: u64 = 25 * HOUR_MS;
 /// An fsync error leaves the descriptor in doubt: it is closed, and not opened again for this long.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+/// One for the consumer, one for viewers who come back.
+const READERS: u32 = 2;
 const EXPIRE_INTERVAL_MS: u64 = 60_000;
 /// One row of bookkeeping beside the event itself.
 const ROW_OVERHEAD_BYTES: i64 = 64;
@@ -48,9 +50,10 @@ pub enum SpoolError {
 }
 
 /// What became of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Accepted {
-    pub deduped: usize,
+    /// Indices of the events that were known already, ascending. The others are in the spool.
+    pub known: Vec<usize>,
 }
 
 /// An entry of the queue.
@@ -63,6 +66,7 @@ pub struct Entry {
 #[derive(Debug, Clone)]
 pub struct Spool {
     jobs: mpsc::Sender<Job>,
+    reader: SqlitePool,
     shared: Arc<Shared>,
 }
 
@@ -102,10 +106,15 @@ impl Spool {
         let path = data_dir.join("spool.db");
         let mut connection = connect(&path).await.context("event spool")?;
         continue_after(&mut connection, written_through).await?;
-        let row = sqlx::query("SELECT count(*), coalesce(sum(length(event)), 0) FROM entries")
-            .fetch_one(&mut connection)
-            .await?;
+        let row = sqlx::query(
+            "SELECT count(*), coalesce(sum(length(CAST(event AS BLOB))), 0) FROM entries",
+        )
+        .fetch_one(&mut connection)
+        .await?;
         let (events, bytes): (i64, i64) = (row.get(0), row.get(1));
+        let reader = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .connect_lazy_with(options(&path));
         let shared = Arc::new(Shared {
             path,
             bytes_max,
@@ -123,7 +132,11 @@ impl Spool {
             }
             .run(queue),
         );
-        Ok(Self { jobs, shared })
+        Ok(Self {
+            jobs,
+            reader,
+            shared,
+        })
     }
 
     /// Makes a batch durable. When this returns `Ok`, the events survive a crash of the host and of the machine.
@@ -131,7 +144,7 @@ impl Spool {
     /// # Errors
     /// Nothing of the batch was accepted.
     pub async fn append(&self, events: Vec<AcceptedEvent>) -> Result<Accepted, SpoolError> {
-        if self.shared.bytes.load(Ordering::Relaxed) as u64 >= self.shared.bytes_max {
+        if self.is_full() {
             return Err(SpoolError::Full);
         }
         let (done, answer) = oneshot::channel();
@@ -141,17 +154,28 @@ impl Spool {
         answer.await.unwrap_or(Err(SpoolError::Unavailable))
     }
 
-    /// The oldest entries after `after`, in order.
+    /// The oldest entries after `after`, in order, and the id of the last row looked at. A row that
+    /// cannot be read as an event is left out, logged and counted as a dead letter: it must not stop
+    /// those behind it.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn read(
-        &self,
-        reader: &mut SpoolReader,
-        after: i64,
-        limit: u32,
-    ) -> anyhow::Result<Vec<Entry>> {
-        reader.read(&self.shared.path, after, limit).await
+    pub async fn read(&self, after: i64, limit: u32) -> anyhow::Result<(Vec<Entry>, Option<i64>)> {
+        let rows = sqlx::query("SELECT id, event FROM entries WHERE id > ? ORDER BY id LIMIT ?")
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.reader)
+            .await?;
+        let through = rows.last().map(|row| row.get(0));
+        let entries = rows.iter().filter_map(|row| {
+            let (id, event): (i64, &str) = (row.get(0), row.get(1));
+            let event = serde_json::from_str(event).inspect_err(|error| {
+                METRICS.dead_letters_total.with_label_values(&["events", "undecodable"]).inc();
+                tracing::error!(entry = id, %error, "an entry of the spool is no event and is left out");
+            });
+            Some(Entry { id, event: event.ok()? })
+        });
+        Ok((entries.collect(), through))
     }
 
     /// Drops what was counted.
@@ -176,15 +200,13 @@ impl Spool {
         viewer: u64,
         since_ms: UnixMs,
     ) -> anyhow::Result<Vec<(u64, UnixMs)>> {
-        let mut connection = connect(&self.shared.path).await?;
         let rows = sqlx::query(
             "SELECT post_id, accepted_ms FROM seen WHERE user_id = ? AND accepted_ms >= ?",
         )
         .bind(viewer as i64)
         .bind(since_ms as i64)
-        .fetch_all(&mut connection)
+        .fetch_all(&self.reader)
         .await?;
-        connection.close().await?;
         Ok(rows
             .into_iter()
             .map(|row| (row.get::<i64, _>(0) as u64, row.get::<i64, _>(1) as u64))
@@ -205,50 +227,28 @@ impl Spool {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 
+    /// No more events are accepted until some are counted.
+    pub fn is_full(&self) -> bool {
+        self.pending_bytes().max(0) as u64 >= self.shared.bytes_max
+    }
+
     /// `false` after a write failed, until one succeeds.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Relaxed)
     }
 }
 
-/// A connection for reading, opened when first needed and again after an error.
-#[derive(Debug, Default)]
-pub struct SpoolReader {
-    connection: Option<SqliteConnection>,
-}
-
-impl SpoolReader {
-    async fn read(&mut self, path: &Path, after: i64, limit: u32) -> anyhow::Result<Vec<Entry>> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => connect(path).await?,
-        };
-        let rows = sqlx::query("SELECT id, event FROM entries WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(after)
-            .bind(limit)
-            .fetch_all(&mut connection)
-            .await?;
-        self.connection = Some(connection);
-        rows.into_iter()
-            .map(|row| {
-                Ok(Entry {
-                    id: row.get(0),
-                    event: serde_json::from_str(row.get(1))?,
-                })
-            })
-            .collect()
-    }
-}
-
-async fn connect(path: &Path) -> anyhow::Result<SqliteConnection> {
-    let mut connection = SqliteConnectOptions::new()
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(5))
-        .connect()
-        .await?;
+}
+
+async fn connect(path: &Path) -> anyhow::Result<SqliteConnection> {
+    let mut connection = options(path).connect().await?;
     sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
     Ok(connection)
 }
@@ -280,7 +280,18 @@ struct Writer {
 impl Writer {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::new();
-        while queue.recv_many(&mut jobs, 1).await > 0 {
+        loop {
+            let received = if self.shared.healthy.load(Ordering::Relaxed) {
+                queue.recv_many(&mut jobs, 1).await
+            } else {
+                // Not ready means that no events come, so the disk must be tried without them.
+                let waited =
+                    tokio::time::timeout(REOPEN_PAUSE, queue.recv_many(&mut jobs, 1)).await;
+                waited.unwrap_or(usize::MAX)
+            };
+            if received == 0 {
+                return;
+            }
             // Whatever came in while the last commit was under way shares the next one.
             let mut events = event_count(&jobs);
             while events < COMMIT_EVENTS_MAX
@@ -419,10 +430,10 @@ async fn append(
     let (mut accepted, mut new_keys, mut entries, mut seen) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (events, keys) in batches.iter().zip(&keys) {
-        let mut deduped = 0;
-        for (event, keys) in events.iter().zip(keys) {
+        let mut known = Vec::new();
+        for (at, (event, keys)) in events.iter().zip(keys).enumerate() {
             if keys.iter().any(|key| claimed.contains(key)) {
-                deduped += 1;
+                known.push(at);
                 continue;
             }
             claimed.extend(keys);
@@ -435,7 +446,7 @@ async fn append(
                 seen.push((event.user_id, event.post_id, event.accepted_ms));
             }
         }
-        accepted.push(Accepted { deduped });
+        accepted.push(Accepted { known });
     }
     let expires_ms = (now_ms + CLAIM_LIFE_MS) as i64;
     sqlx::query(
@@ -482,11 +493,12 @@ async fn drop_through(
     through: i64,
     change: &mut Change,
 ) -> anyhow::Result<()> {
-    let row =
-        sqlx::query("SELECT count(*), coalesce(sum(length(event)), 0) FROM entries WHERE id <= ?")
-            .bind(through)
-            .fetch_one(&mut *tx)
-            .await?;
+    let row = sqlx::query(
+        "SELECT count(*), coalesce(sum(length(CAST(event AS BLOB))), 0) FROM entries WHERE id <= ?",
+    )
+    .bind(through)
+    .fetch_one(&mut *tx)
+    .await?;
     let (events, bytes): (i64, i64) = (row.get(0), row.get(1));
     sqlx::query("DELETE FROM entries WHERE id <= ?")
         .bind(through)
@@ -545,19 +557,22 @@ mod tests {
                 ..view.clone()
             },
         ];
-        assert_eq!(spool.append(batch).await, Ok(Accepted { deduped: 1 }));
+        assert_eq!(spool.append(batch).await, Ok(Accepted { known: vec![1] }));
         let other_second = AcceptedEvent {
             event_time_ms: view.event_time_ms - 1_000,
             ..view.clone()
         };
         assert_eq!(
             spool.append(vec![other_second]).await,
-            Ok(Accepted { deduped: 1 }),
+            Ok(Accepted { known: vec![0] }),
             "the event id was used before"
         );
         drop(spool);
         let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
-        assert_eq!(spool.append(vec![view]).await, Ok(Accepted { deduped: 1 }));
+        assert_eq!(
+            spool.append(vec![view]).await,
+            Ok(Accepted { known: vec![0] })
+        );
         assert_eq!(spool.pending(), 1);
     }
 
@@ -570,8 +585,7 @@ mod tests {
             .append(posts.map(|post| event(post, Action::Like)).into())
             .await
             .unwrap();
-        let mut reader = SpoolReader::default();
-        let entries = spool.read(&mut reader, 0, 10).await.unwrap();
+        let (entries, _) = spool.read(0, 10).await.unwrap();
         assert_eq!(
             entries
                 .iter()
@@ -581,7 +595,7 @@ mod tests {
         );
         assert_eq!(entries[0].id, 101, "ids continue after what the sink has");
         spool.forget(entries[1].id).await.unwrap();
-        assert_eq!(spool.read(&mut reader, 0, 10).await.unwrap().len(), 1);
+        assert_eq!(spool.read(0, 10).await.unwrap().0.len(), 1);
         assert_eq!(spool.pending(), 1);
     }
 
@@ -600,8 +614,25 @@ mod tests {
         spool.forget(2).await.unwrap();
         assert_eq!(
             spool.append(vec![event(3, Action::Like)]).await,
-            Ok(Accepted { deduped: 0 })
+            Ok(Accepted::default())
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_leaves_no_bytes_behind_whatever_the_alphabet() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
+        let device = "電話📱".to_owned();
+        spool
+            .append(vec![AcceptedEvent {
+                device,
+                ..event(1, Action::Like)
+            }])
+            .await
+            .unwrap();
+        assert!(spool.pending_bytes() > 0);
+        spool.forget(1).await.unwrap();
+        assert_eq!((spool.pending(), spool.pending_bytes()), (0, 0));
     }
 
     #[tokio::test]

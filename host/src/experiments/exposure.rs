@@ -89,8 +89,10 @@ async fn write(
                 .with_label_values(&["served", "store"])
                 .inc_by(batch.len() as u64);
         }
+        // A full batch means that more are waiting.
+        let linger = batch.len() < BATCH_MAX && !stop.is_cancelled();
         batch.clear();
-        if !stop.is_cancelled() {
+        if linger {
             tokio::time::sleep(LINGER).await;
         }
     }

@@ -25,6 +25,15 @@ pub struct Variation {
     pub policy: Arc<LoadedPolicy>,
 }
 
+/// A viewer's attributes, as far as they could be had.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// `None`: a viewer nobody knows.
+    Known(Option<Arc<ViewerAttributes>>),
+    /// The store did not answer. Cohorts that ask for attributes then take nobody: guessing would move viewers to and fro.
+    Unavailable,
+}
+
 /// Where a viewer was sent.
 #[derive(Debug, Clone)]
 pub struct Route {
@@ -78,9 +87,14 @@ impl RunningExperiment {
         &self,
         viewer: u64,
         unit: &str,
-        attributes: Option<&ViewerAttributes>,
+        attributes: &Lookup,
         now_ms: UnixMs,
     ) -> Option<usize> {
+        let attributes = match attributes {
+            Lookup::Known(attributes) => attributes.as_deref(),
+            Lookup::Unavailable if self.needs_attributes() => return None,
+            Lookup::Unavailable => None,
+        };
         if !self.rule.holds(viewer, attributes, now_ms) {
             return None;
         }
@@ -113,7 +127,7 @@ pub fn route(
     experiments: &[RunningExperiment],
     active: &Arc<LoadedPolicy>,
     viewer: u64,
-    attributes: Option<&ViewerAttributes>,
+    attributes: &Lookup,
     now_ms: UnixMs,
 ) -> Route {
     if experiments.is_empty() {

@@ -191,7 +191,7 @@ impl ExperimentSpec {
             );
         }
         for (viewer, variation) in &self.overrides {
-            if viewer.parse::<u64>().is_err() {
+            if viewer.parse::<u64>().map(|id| id.to_string()).as_ref() != Ok(viewer) {
                 refuse(format!("overrides.{viewer}"), "is not a viewer id".into());
             }
             if self.variation(variation).is_none() {

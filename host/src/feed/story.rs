@@ -9,7 +9,7 @@ use super::timeline;
 use crate::app::App;
 use crate::clock::unix_ms;
 use crate::experiments::exposure;
-use crate::experiments::routing::{Assignment, Route, route};
+use crate::experiments::routing::{Assignment, Lookup, Route, route};
 use crate::metrics::METRICS;
 use crate::policy::Digest;
 use crate::policy::deploy::Serving;
@@ -67,7 +67,7 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
     if ask.algo == Algo::Timeline || !flags.use_ch_ranking {
         return serve_timeline(app, ask, flags.enable_caching).await;
     }
-    let routed = pick_policy(app, &serving, ask.viewer).await;
+    let (routed, attributes_missing) = pick_policy(app, &serving, ask.viewer).await;
     let seen = read_seen(app, ask.viewer).await;
     if flags.enable_caching
         && let Some(seen) = &seen
@@ -79,7 +79,7 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
         return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
     }
     let mut missing: Vec<String> = Vec::new();
-    if seen.is_none() {
+    if seen.is_none() || attributes_missing {
         missing.push(app.stores.relational.name().to_owned());
     }
     let seen = seen.unwrap_or_default();
@@ -124,29 +124,35 @@ async fn continue_snapshot(app: &App, cursor: Cursor, limit: usize) -> Result<Fe
     }
 }
 
-async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> Route {
+/// The policy for a viewer, and whether the viewer's attributes were missing for the choice.
+async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool) {
     let attributes = if serving.needs_attributes {
         app.viewer_attributes(viewer).await
     } else {
-        None
+        Lookup::Known(None)
     };
-    route(
+    let routed = route(
         &serving.experiments,
         &serving.active,
         viewer,
-        attributes.as_deref(),
+        &attributes,
         unix_ms(),
-    )
+    );
+    (routed, matches!(attributes, Lookup::Unavailable))
 }
 
-/// `None` when the filter does not answer: better a post seen twice than no feed.
+/// `None` when the filter does not answer in time: better a post seen twice than no feed.
 async fn read_seen(app: &App, viewer: u64) -> Option<Arc<Seen>> {
-    app.stores
-        .seen
-        .seen(viewer)
-        .await
-        .inspect_err(|error| tracing::warn!(%error, "seen posts"))
-        .ok()
+    let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
+    match tokio::time::timeout(timeout, app.stores.seen.seen(viewer)).await {
+        Ok(seen) => seen
+            .inspect_err(|error| tracing::warn!(%error, "seen posts"))
+            .ok(),
+        Err(_) => {
+            tracing::warn!("seen posts came too late");
+            None
+        }
+    }
 }
 
 /// The same ranking again: same viewer, same effective digest, young enough, nothing seen since, and whole.
@@ -195,7 +201,9 @@ async fn candidates(app: &App, viewer: u64, interactions: u64, use_cache: bool) 
     }
     // Of many requests that miss together, one asks the stores and the others take what it found.
     let flight = app.flights.get_with(viewer, Arc::default);
-    let _turn = flight.lock().await;
+    // Whoever has waited as long as a source may take does not wait behind the next one as well.
+    let patience = Duration::from_millis(app.live().feed.source_timeout_ms);
+    let _turn = tokio::time::timeout(patience, flight.lock()).await.ok();
     let cached = cached_candidates(app, viewer).await;
     app.candidates_cache.count(cached.is_some());
     match cached {
@@ -329,10 +337,12 @@ async fn fall_back(
     let made = make_timeline(app, ask, seen)
         .await
         .ok_or(FeedError::Unavailable)?;
-    let degraded = missing
+    let mut degraded: Vec<String> = missing
         .into_iter()
         .chain(made.degraded.iter().cloned())
         .collect();
+    degraded.sort();
+    degraded.dedup();
     Ok(keep(
         app,
         ask,
@@ -347,14 +357,19 @@ async fn fall_back(
 
 /// The timeline because it was asked for.
 async fn serve_timeline(app: &App, ask: &Ask, use_cache: bool) -> Result<FeedPage, FeedError> {
-    let seen = read_seen(app, ask.viewer).await.unwrap_or_default();
+    let seen = read_seen(app, ask.viewer).await;
+    let unfiltered = seen.is_none();
+    let seen = seen.unwrap_or_default();
     let digest = ServedPolicy::native(Algo::Timeline).effective_digest;
     if use_cache && let Some(snapshot) = fresh_snapshot(app, ask.viewer, digest, &seen).await {
         return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
     }
-    let made = make_timeline(app, ask, &seen)
+    let mut made = make_timeline(app, ask, &seen)
         .await
         .ok_or(FeedError::Unavailable)?;
+    if unfiltered && made.degraded.is_empty() {
+        made.degraded.push(app.stores.relational.name().to_owned());
+    }
     Ok(keep(app, ask, made).await)
 }
 

@@ -17,8 +17,10 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Off the hot path there is time, but not without bound.
+static EXPLAINING: Semaphore = Semaphore::const_new(1);
 const EXPLAIN_BUDGET: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -132,6 +134,11 @@ pub async fn explain(
         seed: 0,
         limit: 50,
     };
+    // One at a time: explaining takes a worker from the feeds, for longer than a ranking does.
+    let _turn = EXPLAINING
+        .acquire()
+        .await
+        .map_err(|closed| Problem::internal(&closed))?;
     let running = policy.clone();
     let explained = app.policy_pool.run(EXPLAIN_BUDGET, move || {
         let budget = running.budget_without_deadline(EXPLAIN_BUDGET);

@@ -35,13 +35,14 @@ pub async fn accept(
     let events =
         read_batch(&batch, viewer).inspect_err(|_| count("refused", batch.events.len()))?;
     let received = events.len();
-    let seen = seen_posts(&events);
     let accepted = app.spool.append(events.clone()).await.map_err(|error| {
         count("unavailable", received);
         Problem::unavailable(error.to_string())
     })?;
-    count("accepted", received - accepted.deduped);
-    count("deduped", accepted.deduped);
+    let deduped = accepted.known.len();
+    count("accepted", received - deduped);
+    count("deduped", deduped);
+    let seen = seen_posts(&events, &accepted.known);
     if !seen.is_empty()
         && let Err(error) = app
             .stores
@@ -55,10 +56,7 @@ pub async fn accept(
     app.overtake(&events).await;
     Ok((
         StatusCode::ACCEPTED,
-        Json(EventsResponse {
-            received,
-            deduped: accepted.deduped,
-        }),
+        Json(EventsResponse { received, deduped }),
     ))
 }
 
@@ -70,6 +68,14 @@ pub struct EventBatchDescription {
 }
 
 fn read_batch(batch: &EventBatch, viewer: u64) -> Result<Vec<AcceptedEvent>, Problem> {
+    if let Some(user) = batch
+        .user_id
+        .as_ref()
+        .filter(|user| user.as_u64() != Some(viewer))
+    {
+        let message = format!("{user} is not the token's user; leave user_id out");
+        return Err(Problem::invalid_field("user_id", message));
+    }
     let size = batch.events.len();
     if !(1..=BATCH_MAX).contains(&size) {
         return Err(Problem::invalid_field(
@@ -92,11 +98,17 @@ fn read_batch(batch: &EventBatch, viewer: u64) -> Result<Vec<AcceptedEvent>, Pro
     }
 }
 
-fn seen_posts(events: &[AcceptedEvent]) -> Vec<u64> {
-    let shown = events
+/// Posts of impressions and views that were accepted now; a repeat shows nothing again.
+fn seen_posts(events: &[AcceptedEvent], known: &[usize]) -> Vec<u64> {
+    events
         .iter()
-        .filter(|event| matches!(event.action, Action::Impression | Action::View));
-    shown.map(|event| event.post_id).collect()
+        .enumerate()
+        .filter(|(at, event)| {
+            matches!(event.action, Action::Impression | Action::View)
+                && known.binary_search(at).is_err()
+        })
+        .map(|(_, event)| event.post_id)
+        .collect()
 }
 
 fn count(outcome: &str, events: usize) {

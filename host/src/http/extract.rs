@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The query string, decoded.
 #[derive(Debug)]
@@ -54,12 +55,16 @@ impl Query {
     }
 }
 
+/// For a whole body, however it is cut into pieces: a byte now and then must not hold a connection.
+const BODY_TIME_MAX: Duration = Duration::from_secs(120);
+
 /// Reads a whole body of at most `bytes_max` bytes.
 ///
 /// # Errors
 /// 413 when it is larger, 408 when the client pauses too long, 400 when it breaks off.
 pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    match Limited::new(body, bytes_max).collect().await {
+    let whole = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, bytes_max).collect()).await;
+    match whole.map_err(|_| Problem::timeout("the body came too slowly"))? {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             Err(Problem::too_large(bytes_max))

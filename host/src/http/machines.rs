@@ -63,13 +63,16 @@ async fn components(app: &App) -> BTreeMap<&'static str, Component> {
         }
         Err(_) => Component::not_up(ComponentState::Down, "no answer within 1 s"),
     };
-    let spool = if app.spool.is_healthy() {
-        Component::up()
-    } else {
-        Component::not_up(
+    let spool = match (app.spool.is_healthy(), app.spool.is_full()) {
+        (false, _) => Component::not_up(
             ComponentState::Down,
             "the last write failed; events are refused",
-        )
+        ),
+        (_, true) => Component::not_up(
+            ComponentState::Down,
+            "full; events are refused until some are counted",
+        ),
+        (true, false) => Component::up(),
     };
     BTreeMap::from([
         (store, ping),
@@ -79,8 +82,9 @@ async fn components(app: &App) -> BTreeMap<&'static str, Component> {
 }
 
 /// Every component. 200 for as long as feeds can be served at all.
-#[utoipa::path(get, path = "/health", tag = "machines", responses((status = 200, body = Health)))]
-pub async fn health(State(app): State<Arc<App>>) -> Json<Health> {
+#[utoipa::path(get, path = "/health", tag = "machines", 
+    responses((status = 200, body = Health), (status = 503, body = Health, description = "No feed can be ranked: the store is down")))]
+pub async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     let components = components(&app).await;
     let whole = components
         .values()
@@ -90,7 +94,15 @@ pub async fn health(State(app): State<Arc<App>>) -> Json<Health> {
     } else {
         ComponentState::Degraded
     };
-    Json(Health { status, components })
+    let store = components.get(app.stores.candidates.name());
+    let code = match store {
+        Some(Component {
+            state: ComponentState::Down,
+            ..
+        }) => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    };
+    (code, Json(Health { status, components }))
 }
 
 /// The process answers.

@@ -11,6 +11,9 @@ use axum::extract::State;
 use chrono::{NaiveDate, NaiveTime};
 use serde::Serialize;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+static REPORTING: Semaphore = Semaphore::const_new(1);
 
 /// Ratios are null where there was nothing to divide by.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
@@ -92,6 +95,14 @@ pub async fn daily(
     } else {
         &app.unsettled_days
     };
+    if let Some(metrics) = cache.get(&start_ms).await {
+        return Ok(Json(metrics));
+    }
+    // One report at a time: each reads a whole day, with connections that feeds need as well.
+    let _turn = REPORTING
+        .acquire()
+        .await
+        .map_err(|closed| Problem::internal(&closed))?;
     if let Some(metrics) = cache.get(&start_ms).await {
         return Ok(Json(metrics));
     }

@@ -15,17 +15,19 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct ConfigFile {
     pub path: PathBuf,
+    /// What was in it when the host read it; a change since then is a change.
+    pub loaded: Vec<u8>,
     /// What the command line set; it beats file and environment at every reading.
     pub overrides: fn(&Config, &mut Config),
 }
 
 pub async fn follow(
-    file: ConfigFile,
+    mut file: ConfigFile,
     app: Arc<App>,
     logging: Option<Arc<Logging>>,
     interval: Duration,
 ) {
-    let mut last = tokio::fs::read(&file.path).await.unwrap_or_default();
+    let mut last = std::mem::take(&mut file.loaded);
     loop {
         tokio::time::sleep(interval).await;
         let Ok(content) = tokio::fs::read(&file.path).await else {

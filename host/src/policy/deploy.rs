@@ -48,6 +48,9 @@ pub enum DeployError {
     Invalid(Vec<FieldError>),
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
+    /// The change is in the registry, but this host could not load it yet; it tries again every second.
+    #[error("recorded, and not yet in force on this host: {0:#}")]
+    Recorded(anyhow::Error),
 }
 
 impl From<RegistryError> for DeployError {
@@ -383,7 +386,8 @@ impl Deploy {
             state: PolicyState::Active,
             new: false,
         };
-        if serving.state.activations.last() == Some(policy) {
+        let recorded = serving.state.activations.last() == Some(policy);
+        if recorded && serving.active.spec.policy == *policy {
             return Ok(done);
         }
         // Loaded before it is recorded: what cannot run must not become the truth.
@@ -431,12 +435,15 @@ impl Deploy {
                 "{active} was the first; there is nothing to go back to"
             )));
         };
+        // Loaded before it is recorded, as for an activation.
+        let loaded = self.load(&serving.state, to, None).await?;
         let change = Change::Rollback {
             from: active.clone(),
             to: to.clone(),
             reason: reason.to_owned(),
         };
         self.carry_out(change, actor).await?;
+        drop(loaded);
         METRICS
             .policy_swaps_total
             .with_label_values(&["rollback"])
@@ -630,7 +637,7 @@ impl Deploy {
             }
             return Err(error.into());
         }
-        self.refresh().await.map_err(DeployError::Unavailable)
+        self.refresh().await.map_err(DeployError::Recorded)
     }
 
     /// Loads the registry and exchanges the pointer.
@@ -641,6 +648,8 @@ impl Deploy {
             None => before.active.clone(),
             Some(policy) => match self.load(&state, policy, None).await {
                 Ok(loaded) => loaded,
+                // The registry will answer again: the old revision stays, so that this is repeated.
+                Err(DeployError::Unavailable(error)) => return Err(error),
                 Err(error) => {
                     tracing::error!(%policy, %error, "the active policy cannot be loaded; the one before keeps serving");
                     before.active.clone()
@@ -654,7 +663,7 @@ impl Deploy {
                 Err(error) => tracing::error!(%policy, %error, "a former policy cannot be loaded"),
             }
         }
-        let experiments = self.running_experiments(&state).await;
+        let experiments = self.running_experiments(&state).await?;
         METRICS.set_active_policy(&active.spec.policy, active.digest);
         let needs_attributes = experiments.iter().any(RunningExperiment::needs_attributes);
         self.serving.store(Arc::new(Serving {
@@ -667,7 +676,10 @@ impl Deploy {
         Ok(())
     }
 
-    async fn running_experiments(&self, state: &RegistryState) -> Vec<RunningExperiment> {
+    async fn running_experiments(
+        &self,
+        state: &RegistryState,
+    ) -> anyhow::Result<Vec<RunningExperiment>> {
         let mut running = Vec::new();
         for (key, experiment) in &state.experiments {
             if experiment.state != ExperimentState::Running {
@@ -681,6 +693,7 @@ impl Deploy {
                     .await
                 {
                     Ok(policy) => policies.push(policy),
+                    Err(DeployError::Unavailable(error)) => return Err(error),
                     Err(error) => {
                         tracing::error!(experiment = key, policy = %variation.policy, %error, "a variation cannot be loaded; its experiment assigns nobody");
                     }
@@ -703,7 +716,7 @@ impl Deploy {
         }
         // The map was in the order of keys and the sort is stable, so equal priorities go by key.
         running.sort_by_key(|experiment| std::cmp::Reverse(experiment.spec.priority));
-        running
+        Ok(running)
     }
 
     /// A published policy with its modules compiled; from memory when it is there.

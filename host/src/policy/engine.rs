@@ -2,6 +2,7 @@
 
 use super::artifact::{Digest, Stage};
 use super::module::{Module, ModuleError};
+use super::sandbox::{CORE_INSTANCES_MAX, TABLE_ELEMENTS_MAX};
 use std::sync::Arc;
 use std::time::Duration;
 use wasmtime::component::{Component, Linker};
@@ -65,9 +66,10 @@ impl Engine {
     fn config() -> Config {
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(INSTANCE_SLOTS)
-            .total_core_instances(INSTANCE_SLOTS * 2)
+            .total_core_instances(INSTANCE_SLOTS * CORE_INSTANCES_MAX)
             .total_memories(INSTANCE_SLOTS)
-            .total_tables(INSTANCE_SLOTS * 2)
+            .total_tables(INSTANCE_SLOTS * CORE_INSTANCES_MAX)
+            .table_elements(TABLE_ELEMENTS_MAX)
             .max_memory_size((MEMORY_MB_MAX as usize) << 20)
             .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
             .table_keep_resident(64 << 10)

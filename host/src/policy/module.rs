@@ -27,6 +27,7 @@ const DESCRIBE_DEADLINE: Duration = Duration::from_secs(1);
 const DESCRIBE_MEMORY_BYTES: usize = 64 << 20;
 /// Bounds on what a module may say of itself.
 const DESCRIPTION_ENTRIES_MAX: usize = 256;
+const DESCRIPTION_TEXT_BYTES_MAX: usize = 1_024;
 
 static IDLE_INSTANCES: AtomicUsize = AtomicUsize::new(0);
 
@@ -369,6 +370,24 @@ impl Module {
 
 fn check_description(description: &Description) -> Result<Vec<Feature>, ModuleError> {
     let refuse = |reason: String| Err(ModuleError::Description(reason));
+    let texts = [&description.name, &description.version].into_iter();
+    let texts = texts
+        .chain(&description.features)
+        .chain(&description.explains);
+    let texts = texts.chain(
+        description
+            .parameters
+            .iter()
+            .flat_map(|p| [&p.name, &p.doc]),
+    );
+    if let Some(long) = texts
+        .map(String::len)
+        .find(|&bytes| bytes > DESCRIPTION_TEXT_BYTES_MAX)
+    {
+        return refuse(format!(
+            "a text of {long} bytes; {DESCRIPTION_TEXT_BYTES_MAX} are allowed"
+        ));
+    }
     let sizes = [
         description.features.len(),
         description.parameters.len(),
@@ -547,6 +566,7 @@ impl<W: World> Runner<W> {
         call: impl Fn(&mut Store<Sandbox>, &W::Instance) -> wasmtime::Result<R>,
     ) -> Result<(R, Idle<W::Instance>), PolicyFailure> {
         self.arm(&mut idle.store, budget.deadline)?;
+        idle.store.data_mut().begin_call();
         match call(&mut idle.store, &idle.instance) {
             Ok(answer) => {
                 idle.calls += 1;

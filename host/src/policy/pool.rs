@@ -2,7 +2,7 @@
 //! than cores would only add waiting, and none of it may happen on the async reactor.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
 #[derive(Clone)]
@@ -41,12 +41,13 @@ impl CpuPool {
         })
     }
 
-    /// Runs `job` on a worker; gives up after `wait` without one.
+    /// Runs `job` on a worker; gives up when it is not done after `wait`.
     pub async fn run<T: Send + 'static>(
         &self,
         wait: Duration,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Busy> {
+        let asked = Instant::now();
         let acquire = self.permits.clone().acquire_owned();
         let permit = tokio::time::timeout(wait, acquire)
             .await
@@ -59,6 +60,11 @@ impl CpuPool {
             // The request may have gone away meanwhile; its answer is then nobody's.
             let _ = send.send(result);
         });
-        receive.await.map_err(|_| Busy)
+        // Behind a job that takes long, the queue is waiting too.
+        let left = wait.saturating_sub(asked.elapsed());
+        tokio::time::timeout(left, receive)
+            .await
+            .map_err(|_| Busy)?
+            .map_err(|_| Busy)
     }
 }

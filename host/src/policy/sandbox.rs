@@ -7,8 +7,10 @@ pub struct Sandbox {
     memory_denied: bool,
 }
 
-/// A table entry is eight bytes; 100,000 of them are far more than any compiler's function table.
-const TABLE_ELEMENTS_MAX: usize = 100_000;
+/// A table entry is eight bytes; 20,000 of them are far more than a policy's function table.
+pub const TABLE_ELEMENTS_MAX: usize = 20_000;
+/// Core instances of one component: the module itself and the adapters an encoder may add.
+pub const CORE_INSTANCES_MAX: u32 = 8;
 
 impl Sandbox {
     pub fn new(memory_cap_bytes: usize) -> Self {
@@ -16,6 +18,11 @@ impl Sandbox {
             memory_cap_bytes,
             memory_denied: false,
         }
+    }
+
+    /// A refusal in an earlier call says nothing about this one.
+    pub fn begin_call(&mut self) {
+        self.memory_denied = false;
     }
 
     /// Whether the guest asked for more memory than it may have. A guest that is refused memory
@@ -52,6 +59,6 @@ impl wasmtime::ResourceLimiter for Sandbox {
     }
 
     fn instances(&self) -> usize {
-        8
+        CORE_INSTANCES_MAX as usize
     }
 }

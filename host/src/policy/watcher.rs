@@ -143,7 +143,7 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
         Ok(_) => report.set(&candidate.name, Vec::new()),
         Err(DeployError::Refused(refusal)) => refused(refusal.reasons),
         Err(DeployError::Conflict(_)) => return false,
-        Err(DeployError::Unavailable(error)) => {
+        Err(DeployError::Unavailable(error) | DeployError::Recorded(error)) => {
             tracing::warn!(
                 error = format!("{error:#}"),
                 directory = candidate.name,

@@ -1,10 +1,12 @@
 //! Caches in the process, bounded in bytes and in time.
 
-use crate::feed::snapshot::{CachedCandidates, Snapshot};
+use crate::feed::snapshot::{Algo, CachedCandidates, Snapshot};
 use crate::policy::Digest;
 use crate::stores::{FeedCache, StoreResult};
 use async_trait::async_trait;
-use moka::sync::Cache;
+use moka::policy::EvictionPolicy;
+use moka::sync::{Cache, CacheBuilder};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -22,7 +24,7 @@ pub struct ProcessCache {
     snapshots: Cache<Uuid, Arc<Snapshot>>,
     /// viewer → the newest ranking of each effective digest, newest first.
     latest: Cache<u64, Vec<(Digest, Uuid)>>,
-    /// viewer → ranking.
+    /// viewer → the newest ranking that is no timeline.
     newest: Cache<u64, Uuid>,
     candidates: Cache<u64, Arc<CachedCandidates>>,
 }
@@ -33,26 +35,36 @@ impl ProcessCache {
         let weight = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         let index_entries_max = bytes_max / 256;
         Self {
-            snapshots: Cache::builder()
+            snapshots: cache()
                 .max_capacity(bytes_max)
                 .weigher(move |_, snapshot: &Arc<Snapshot>| weight(snapshot.size_bytes()))
                 .time_to_idle(SNAPSHOT_LIFE)
                 .build(),
-            latest: Cache::builder()
+            latest: cache()
                 .max_capacity(index_entries_max)
                 .time_to_idle(SNAPSHOT_LIFE)
                 .build(),
-            newest: Cache::builder()
+            newest: cache()
                 .max_capacity(index_entries_max)
                 .time_to_idle(SNAPSHOT_LIFE)
                 .build(),
-            candidates: Cache::builder()
+            candidates: cache()
                 .max_capacity(bytes_max)
                 .weigher(move |_, cached: &Arc<CachedCandidates>| weight(cached.size_bytes()))
                 .time_to_live(CANDIDATES_LIFE)
                 .build(),
         }
     }
+}
+
+/// A cache that drops what was used longest ago. The default policy drops the newcomer instead,
+/// unless it is asked for often, and a new ranking never was: its cursor would end at once.
+fn cache<K, V>() -> CacheBuilder<K, V, Cache<K, V>>
+where
+    K: Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    Cache::builder().eviction_policy(EvictionPolicy::lru())
 }
 
 #[async_trait]
@@ -93,7 +105,10 @@ impl FeedCache for ProcessCache {
                     .collect()
             });
         }
-        self.newest.insert(viewer, ranking_id);
+        // A timeline must not stand in for a ranking: it is the rung below.
+        if snapshot.algo == Algo::Ch {
+            self.newest.insert(viewer, ranking_id);
+        }
         self.snapshots.insert(ranking_id, snapshot);
         Ok(())
     }

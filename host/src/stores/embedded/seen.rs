@@ -8,6 +8,7 @@ use crate::stores::{DAY_MS, Seen, SeenPosts, StoreError, StoreResult, UnixMs};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use moka::future::Cache;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,7 +36,8 @@ impl ProcessSeen {
             spool,
             store,
             viewers,
-            version: Arc::default(),
+            // 0 is the version of a set that could not be read.
+            version: Arc::new(AtomicU64::new(1)),
         }
     }
 
@@ -83,6 +85,20 @@ impl ProcessSeen {
     }
 }
 
+/// Nobody sees so many posts a day; who reports that many must not cost more memory for it.
+const POSTS_PER_VIEWER_MAX: usize = 10_000;
+
+fn drop_oldest(posts: &mut HashMap<u64, UnixMs>) {
+    let excess = posts.len().saturating_sub(POSTS_PER_VIEWER_MAX);
+    if excess == 0 {
+        return;
+    }
+    let mut ages: Vec<UnixMs> = posts.values().copied().collect();
+    let (_, youngest_to_go, _) = ages.select_nth_unstable(excess - 1);
+    let bound = *youngest_to_go;
+    posts.retain(|_, accepted_ms| *accepted_ms > bound);
+}
+
 #[async_trait]
 impl SeenPosts for ProcessSeen {
     async fn seen(&self, viewer: u64) -> StoreResult<Arc<Seen>> {
@@ -98,6 +114,7 @@ impl SeenPosts for ProcessSeen {
             for post in posts {
                 joined |= next.posts.insert(*post, accepted_ms).is_none();
             }
+            drop_oldest(&mut next.posts);
             if joined {
                 next.version = self.next_version();
             }
