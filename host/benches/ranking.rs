@@ -3,13 +3,12 @@
 //! whatever the machine is doing.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use nova::policy::admission::{KnownModules, PolicyFiles, admit};
-use nova::policy::artifact::{Digest, Stage};
+use nova::policy::admission::{NothingKnown, PolicyFiles, admit};
+use nova::policy::artifact::Stage;
 use nova::policy::builtin;
 use nova::policy::engine::Engine;
 use nova::policy::features::{CandidateSet, Sources};
 use nova::policy::loaded::LoadedPolicy;
-use nova::policy::module::Module;
 use nova::policy::native::Native;
 use nova::policy::ranking::{Columns, RankInput, Ranking, Stages, rank};
 use nova::stores::{Counters, HOUR_MS};
@@ -24,18 +23,6 @@ const SIZES: [usize; 5] = [100, 500, 900, 2_000, 5_000];
 const NOW_MS: u64 = 1_750_000_000_000;
 /// Generous: what is measured is the time taken, not whether it fits.
 const BUDGET: Duration = Duration::from_secs(1);
-
-struct NothingKnown;
-
-impl KnownModules for NothingKnown {
-    fn compiled(&self, _digest: Digest) -> Option<Arc<Module>> {
-        None
-    }
-
-    fn bytes(&self, _digest: Digest) -> Option<Vec<u8>> {
-        None
-    }
-}
 
 fn baseline(engine: &Engine, instance: &str) -> Arc<LoadedPolicy> {
     let recipe = builtin::recipes().next().expect("baseline is compiled in");

@@ -71,15 +71,16 @@ What is trending, no token needed:
   curl -s 'http://{address}/api/v1/feed/trending?window=24h&limit=5'
 
 Another policy for everybody, and back:
-  export NOVA_HOST=http://{address}
+  export NOVA_HOST=http://{address} NOVA_DATA_DIR={data}
   export NOVA_TOKEN={operator}
-  nova policy list
-  nova policy activate timeline@1.0.0
-  nova policy rollback
+  {nova} policy list
+  {nova} policy activate timeline@1.0.0
+  {nova} policy rollback
 
 Every route: http://{address}/docs    Ctrl-C stops.
 ",
         data = data_dir.display(),
+        nova = std::env::current_exe().unwrap_or_else(|_| "nova".into()).display(),
     );
     // Whoever reads only the first lines (`nova demo | head`) must not end the host by it.
     let _ = std::io::stdout().write_all(text.as_bytes());

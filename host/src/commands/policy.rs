@@ -1,7 +1,7 @@
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
 use crate::policy::PolicyRef;
-use crate::policy::admission::{KnownModules, PolicyFiles, admit};
+use crate::policy::admission::{NothingKnown, PolicyFiles, admit};
 use crate::policy::artifact::{Digest, Stage};
 use crate::policy::engine::Engine;
 use crate::policy::module::{Description, Module};
@@ -12,7 +12,6 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The policy author's and the operator's loop: new, build, check, push, activate, rollback.
 #[derive(Debug, clap::Args)]
@@ -32,6 +31,7 @@ enum PolicyCommand {
     /// Makes ./NAME, a crate that builds and passes its own test
     #[command(after_help = "Example: nova policy new fresh-first --stage score")]
     New {
+        /// Of the policy and its crate: a–z, 0–9 and hyphens
         name: String,
         #[arg(long, default_value = "score")]
         stage: StageArgument,
@@ -40,10 +40,16 @@ enum PolicyCommand {
     },
     /// Compiles a policy crate to PATH/NAME.wasm and prints its digest
     #[command(after_help = "Example: nova policy build fresh-first")]
-    Build { path: PathBuf },
+    Build {
+        /// The crate's directory
+        path: PathBuf,
+    },
     /// What a host would say to a .wasm file, a policy directory or a policy crate
     #[command(after_help = "Example: nova policy check fresh-first")]
-    Check { path: PathBuf },
+    Check {
+        /// A .wasm file, or a directory with policy.toml
+        path: PathBuf,
+    },
     /// Publishes a policy directory, or a published policy with other parameters
     // `--version` is the policy's here, not the program's.
     #[command(
@@ -178,7 +184,7 @@ fn new(name: &str, stage: StageArgument, json: bool) -> anyhow::Result<()> {
     };
     let path = scaffold::create(name, stage)?;
     let text = format!(
-        "made ./{name}: edit src/lib.rs, then run\n  nova policy build {name}\n  nova policy check {name}\n"
+        "made ./{name}: edit src/lib.rs, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy push {name}\n"
     );
     print(json, &json!({ "path": path, "stage": stage }), text);
     Ok(())
@@ -230,19 +236,6 @@ fn build(path: &Path, json: bool) -> anyhow::Result<()> {
         text,
     );
     Ok(())
-}
-
-/// Nothing was published where an author checks.
-struct NothingKnown;
-
-impl KnownModules for NothingKnown {
-    fn compiled(&self, _digest: Digest) -> Option<Arc<Module>> {
-        None
-    }
-
-    fn bytes(&self, _digest: Digest) -> Option<Vec<u8>> {
-        None
-    }
 }
 
 fn check(path: &Path, json: bool) -> anyhow::Result<()> {

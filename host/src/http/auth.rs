@@ -55,6 +55,16 @@ struct Verified {
     roles: Vec<serde_json::Value>,
 }
 
+impl Role {
+    fn as_str(self) -> &'static str {
+        match self {
+            Role::Operator => "operator",
+            Role::Scientist => "scientist",
+            Role::Experimenter => "experimenter",
+        }
+    }
+}
+
 /// Signs and verifies tokens. The algorithm is fixed here, never taken from a token.
 #[derive(Clone)]
 pub struct TokenKeys {
@@ -280,10 +290,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let verified = app.token_keys.admin(parts)?;
-        let has = |role: &Role| {
-            let name = serde_json::to_value(role).unwrap_or_default();
-            verified.roles.contains(&name)
-        };
+        let has = |role: &Role| verified.roles.iter().any(|name| name == role.as_str());
         if P::ROLES.iter().any(has) {
             return Ok(Self {
                 actor: verified.sub,
@@ -291,7 +298,12 @@ impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
             });
         }
         Err(Problem::forbidden(format!(
-            "none of the token's roles may {}",
+            "this needs the role {}: only that may {}",
+            P::ROLES
+                .iter()
+                .map(|role| role.as_str())
+                .collect::<Vec<_>>()
+                .join(" or "),
             P::NAME
         )))
     }

@@ -125,7 +125,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, String) {
         .map(|(name, _)| *name)
         .collect();
     if down.is_empty() {
-        (StatusCode::OK, "ready".to_owned())
+        (StatusCode::OK, "ready\n".to_owned())
     } else {
         (
             StatusCode::SERVICE_UNAVAILABLE,

@@ -52,6 +52,20 @@ pub trait KnownModules: Send + Sync {
     fn bytes(&self, digest: Digest) -> Option<Vec<u8>>;
 }
 
+/// Where nothing was published before: on an author's machine, in a benchmark.
+#[derive(Debug, Clone, Copy)]
+pub struct NothingKnown;
+
+impl KnownModules for NothingKnown {
+    fn compiled(&self, _digest: Digest) -> Option<Arc<Module>> {
+        None
+    }
+
+    fn bytes(&self, _digest: Digest) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 /// Checks a policy and compiles it. Blocks for as long as compilation takes: call it off the
 /// async reactor and off the serving path.
 ///
