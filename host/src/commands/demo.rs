@@ -71,7 +71,8 @@ What is trending, no token needed:
   curl -s 'http://{address}/api/v1/feed/trending?window=24h&limit=5'
 
 Another policy for everybody, and back:
-  export NOVA_HOST=http://{address} NOVA_DATA_DIR={data}
+  export NOVA_DATA_DIR={data}
+  export NOVA_HOST=http://{address}
   export NOVA_TOKEN={operator}
   {nova} policy list
   {nova} policy activate timeline@1.0.0
