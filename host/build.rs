@@ -17,7 +17,9 @@ const POLICIES: [&str; 5] = [
 ];
 
 fn main() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Asked now, not when this was compiled: checkouts may share a target directory.
+    let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let root = Path::new(&manifest_dir).join("..");
     for watched in [
         "policies",
         "wit",

@@ -144,8 +144,11 @@ impl App {
     }
 
     pub fn set_live(&self, live: Live) {
-        self.rate_limits
-            .store(Arc::new(RateLimits::new(&live.limits)));
+        // New limiters forget what was counted, so only new limits make them.
+        if live.limits != self.live().limits {
+            self.rate_limits
+                .store(Arc::new(RateLimits::new(&live.limits)));
+        }
         self.live.store(Arc::new(live));
     }
 

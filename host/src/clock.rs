@@ -1,4 +1,4 @@
-//! Wall-clock time, read in one place. Deadlines, TTLs and breakers use the monotonic clock instead.
+//! Wall-clock time, read in one place. Deadlines and TTLs use the monotonic clock instead.
 
 use crate::stores::UnixMs;
 use chrono::{DateTime, SecondsFormat, Utc};
