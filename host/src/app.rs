@@ -16,13 +16,13 @@ use crate::policy::pool::CpuPool;
 use crate::policy::watcher::WatchReport;
 use crate::stores::{
     AcceptedEvent, Action, CandidateStore, ExposureStore, FeedCache, RelationalStore, SeenPosts,
-    StoreError, ViewerAttributes,
+    StoreError, ValueCache, ViewerAttributes,
 };
 use arc_swap::ArcSwap;
 use moka::future::Cache;
 use prometheus::IntCounter;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// One implementation for each job of the stores.
@@ -32,6 +32,7 @@ pub struct StoreSet {
     pub relational: Arc<dyn RelationalStore>,
     pub exposures: Arc<dyn ExposureStore>,
     pub cache: Arc<dyn FeedCache>,
+    pub values: Arc<dyn ValueCache>,
     pub seen: Arc<dyn SeenPosts>,
 }
 
@@ -67,7 +68,6 @@ pub struct App {
     pub settled_days: Cache<u64, DailyMetrics>,
     live: ArcSwap<Live>,
     attributes: Cache<u64, Option<Arc<ViewerAttributes>>>,
-    interactions: Interactions,
 }
 
 impl std::fmt::Debug for App {
@@ -101,7 +101,7 @@ impl App {
         let live = parts.config.live.clone();
         Arc::new(Self {
             trending: Trending::new(stores.candidates.clone()),
-            suggestions: Suggestions::new(stores.relational.clone()),
+            suggestions: Suggestions::new(stores.candidates.clone()),
             rate_limits: ArcSwap::from_pointee(RateLimits::new(&live.limits)),
             live: ArcSwap::from_pointee(live),
             config: parts.config,
@@ -124,7 +124,6 @@ impl App {
                 .max_capacity(200_000)
                 .time_to_live(ATTRIBUTES_LIFE)
                 .build(),
-            interactions: Interactions::default(),
             unsettled_days: Cache::builder()
                 .max_capacity(8)
                 .time_to_live(Duration::from_secs(60))
@@ -182,11 +181,6 @@ impl App {
         }
     }
 
-    /// Changes whenever the viewer likes, comments or shares.
-    pub fn interactions_of(&self, viewer: u64) -> u64 {
-        self.interactions.of(viewer).load(Ordering::Acquire)
-    }
-
     /// Read your writes: what was ranked without these events is no answer to their author any
     /// more. Called when they are accepted, and again when they are counted.
     pub async fn overtake(&self, events: &[AcceptedEvent]) {
@@ -198,7 +192,6 @@ impl App {
         viewers.sort_unstable();
         viewers.dedup();
         for viewer in viewers {
-            self.interactions.of(viewer).fetch_add(1, Ordering::AcqRel);
             if let Err(error) = self.stores.cache.overtake(viewer).await {
                 tracing::warn!(%error, "candidate cache");
             }
@@ -207,28 +200,6 @@ impl App {
 
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
-    }
-}
-
-/// A counter for each viewer, shared by viewers whose ids fall together: a false change costs one
-/// cached answer, a counter of one's own would cost memory for every viewer ever seen.
-struct Interactions(Box<[AtomicU64]>);
-
-const INTERACTION_COUNTERS: usize = 1 << 16;
-
-impl Default for Interactions {
-    fn default() -> Self {
-        Self(
-            (0..INTERACTION_COUNTERS)
-                .map(|_| AtomicU64::new(0))
-                .collect(),
-        )
-    }
-}
-
-impl Interactions {
-    fn of(&self, viewer: u64) -> &AtomicU64 {
-        &self.0[viewer as usize % INTERACTION_COUNTERS]
     }
 }
 

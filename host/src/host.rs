@@ -102,11 +102,13 @@ impl Host {
         let registry = Arc::new(SqliteRegistry::open(&store).await?);
         let deploy = Deploy::start(engine, registry, development).await?;
         let stop_draining = CancellationToken::new();
+        let cache = ProcessCache::new(config.cache_mb << 20);
         let stores = StoreSet {
             candidates: Arc::new(store.clone()),
             relational: Arc::new(store.clone()),
             exposures: Arc::new(store.clone()),
-            cache: Arc::new(ProcessCache::new(config.cache_mb << 20)),
+            values: Arc::new(cache.clone()),
+            cache: Arc::new(cache),
             seen: Arc::new(ProcessSeen::new(spool.clone(), store.clone())),
         };
         let (exposures, exposures_task) =

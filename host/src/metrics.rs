@@ -6,7 +6,7 @@
 use crate::policy::artifact::{Digest, PolicyRef, Stage};
 use crate::policy::failure::FailureKind;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use std::sync::LazyLock;
@@ -17,6 +17,10 @@ const PREFIX: &str = "nova_feed";
 /// Buckets of everything a viewer waits for.
 const REQUEST_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.5, 1.0, 2.0,
+];
+/// A cache answers in well under a millisecond, or is in trouble.
+const CACHE_SECONDS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 ];
 /// Stages take microseconds.
 const STAGE_SECONDS: &[f64] = &[
@@ -41,6 +45,9 @@ pub struct Metrics {
     pub policy_swaps_total: IntCounterVec,
     pub policy_quarantined: IntGauge,
     pub cache_operations_total: IntCounterVec,
+    pub cache_duration_seconds: HistogramVec,
+    pub circuit_state: IntGaugeVec,
+    pub pool_connections: IntGaugeVec,
     pub store_queries_total: IntCounterVec,
     pub store_duration_seconds: HistogramVec,
     pub store_slow_queries_total: IntCounterVec,
@@ -48,6 +55,12 @@ pub struct Metrics {
     pub spool_events: IntGauge,
     pub spool_bytes: IntGauge,
     pub spool_oldest_seconds: Gauge,
+    pub kafka_messages_sent_total: IntCounterVec,
+    pub kafka_messages_consumed_total: IntCounterVec,
+    pub kafka_consumer_lag: IntGaugeVec,
+    pub kafka_consumer_lag_seconds: GaugeVec,
+    pub cdc_events_consumed_total: IntCounterVec,
+    pub cdc_lag_seconds: GaugeVec,
     pub dead_letters_total: IntCounterVec,
     pub job_runs_total: IntCounterVec,
     pub job_duration_seconds: HistogramVec,
@@ -91,6 +104,10 @@ impl Registrar {
 
     fn float_gauge(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::with_opts(opts(name, help)))
+    }
+
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(opts(name, help), labels))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
@@ -177,6 +194,22 @@ impl Metrics {
                 "Cache look-ups, by outcome.",
                 &["cache", "outcome"],
             ),
+            cache_duration_seconds: r.histograms(
+                "cache_duration_seconds",
+                "Time of cache look-ups and writes.",
+                &["cache"],
+                CACHE_SECONDS,
+            ),
+            circuit_state: r.gauges(
+                "circuit_state",
+                "Circuit breakers: 0 closed, 1 half-open, 2 open.",
+                &["store"],
+            ),
+            pool_connections: r.gauges(
+                "pool_connections",
+                "Connections of a pool, by state.",
+                &["store", "state"],
+            ),
             store_queries_total: r.counters(
                 "store_queries_total",
                 "Queries, by outcome.",
@@ -202,6 +235,36 @@ impl Metrics {
             spool_bytes: r.gauge("spool_bytes", "Their size."),
             spool_oldest_seconds: r
                 .float_gauge("spool_oldest_seconds", "Age of the oldest of them."),
+            kafka_messages_sent_total: r.counters(
+                "kafka_messages_sent_total",
+                "Messages given to the broker, by outcome.",
+                &["topic", "status"],
+            ),
+            kafka_messages_consumed_total: r.counters(
+                "kafka_messages_consumed_total",
+                "Messages whose offsets were committed.",
+                &["topic", "group"],
+            ),
+            kafka_consumer_lag: r.gauges(
+                "kafka_consumer_lag",
+                "Messages behind the end of a partition that this host consumes.",
+                &["topic", "partition"],
+            ),
+            kafka_consumer_lag_seconds: r.float_gauges(
+                "kafka_consumer_lag_seconds",
+                "Age of the last message consumed when it was counted.",
+                &["topic", "partition"],
+            ),
+            cdc_events_consumed_total: r.counters(
+                "cdc_events_consumed_total",
+                "Changes taken over from PostgreSQL, by outcome.",
+                &["table", "status"],
+            ),
+            cdc_lag_seconds: r.float_gauges(
+                "cdc_lag_seconds",
+                "From a row's commit in PostgreSQL to its insert in ClickHouse.",
+                &["table"],
+            ),
             dead_letters_total: r.counters(
                 "dead_letters_total",
                 "Records put aside, by reason.",

@@ -1,7 +1,7 @@
 //! Users worth following, by viewer.
 
 use crate::clock::unix_ms;
-use crate::stores::{RelationalStore, StoreError, SuggestedUser};
+use crate::stores::{CandidateStore, StoreError, SuggestedUser};
 use moka::future::Cache;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const VIEWERS_MAX: u64 = 100_000;
 type Made = (Instant, Arc<Vec<SuggestedUser>>);
 
 pub struct Suggestions {
-    store: Arc<dyn RelationalStore>,
+    store: Arc<dyn CandidateStore>,
     viewers: Cache<u64, Made>,
 }
 
@@ -26,7 +26,7 @@ impl std::fmt::Debug for Suggestions {
 }
 
 impl Suggestions {
-    pub fn new(store: Arc<dyn RelationalStore>) -> Self {
+    pub fn new(store: Arc<dyn CandidateStore>) -> Self {
         Self {
             store,
             viewers: Cache::builder()

@@ -9,13 +9,14 @@ use super::timeline;
 use crate::app::App;
 use crate::clock::unix_ms;
 use crate::experiments::exposure;
-use crate::experiments::routing::{Assignment, Lookup, Route, route};
+use crate::experiments::routing::{Assignment, Lookup as Attributes, Route, route};
 use crate::metrics::METRICS;
 use crate::policy::Digest;
 use crate::policy::deploy::Serving;
 use crate::policy::features::CandidateSet;
-use crate::stores::Seen;
+use crate::stores::{SeenAmong, StoreResult};
 use nova_policy_sdk::Request;
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -28,8 +29,6 @@ pub struct Ask {
     pub limit: usize,
     pub cursor: Option<Cursor>,
     pub request_id: Arc<str>,
-    /// `App::interactions_of` the viewer when the request began.
-    pub interactions: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +50,8 @@ struct Made {
     posts: Vec<super::snapshot::SnapshotPost>,
     degraded: Vec<String>,
     seen_version: u64,
+    /// The viewer's epoch before anything was asked; `None` where it could not be read.
+    epoch: Option<u64>,
     cache_hit: bool,
 }
 
@@ -68,41 +69,53 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
         return serve_timeline(app, ask, flags.enable_caching).await;
     }
     let (routed, attributes_missing) = pick_policy(app, &serving, ask.viewer).await;
-    let seen = read_seen(app, ask.viewer).await;
     if flags.enable_caching
-        && let Some(seen) = &seen
-        && let Some(snapshot) =
-            fresh_snapshot(app, ask.viewer, routed.policy.effective_digest, seen).await
+        && let Some(snapshot) = fresh_snapshot(app, ask.viewer, routed.policy.effective_digest).await
         // Who starts or stops an experiment changes what a ranking counts for, also where it looks the same.
         && snapshot.assignment == routed.assignment
     {
         return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
     }
-    let mut missing: Vec<String> = Vec::new();
-    if seen.is_none() || attributes_missing {
-        missing.push(app.stores.relational.name().to_owned());
+    let mut missing = Missing::default();
+    if attributes_missing {
+        missing.add(app.stores.relational.name());
     }
-    let seen = seen.unwrap_or_default();
-    let candidates = candidates(app, ask.viewer, ask.interactions, flags.enable_caching).await;
-    missing.extend(candidates.degraded.iter().map(|store| (*store).to_owned()));
-    missing.sort();
-    missing.dedup();
-    match candidates.set {
-        Some(set) => {
-            match rank_candidates(app, ask, &serving, routed, set, &seen, &mut missing).await {
-                Some(made) => Ok(keep(
-                    app,
-                    ask,
-                    Made {
-                        cache_hit: candidates.cache_hit,
-                        ..made
-                    },
-                )
-                .await),
-                None => fall_back(app, ask, &seen, missing, flags.enable_fallback).await,
-            }
+    let candidates = candidates(app, ask.viewer, flags.enable_caching).await;
+    missing.extend(&candidates.degraded);
+    let (epoch, cache_hit) = (candidates.epoch, candidates.cache_hit);
+    let made = match candidates.set {
+        Some(set) => rank_candidates(app, ask, &serving, routed, set, &mut missing).await,
+        None => None,
+    };
+    match made {
+        Some(made) => {
+            let made = Made {
+                degraded: missing.names(),
+                epoch,
+                cache_hit,
+                ..made
+            };
+            Ok(keep(app, ask, made).await)
         }
-        None => fall_back(app, ask, &seen, missing, flags.enable_fallback).await,
+        None => fall_back(app, ask, epoch, missing, flags.enable_fallback).await,
+    }
+}
+
+/// The parts that did not answer on the way of one request, each once.
+#[derive(Debug, Default)]
+struct Missing(BTreeSet<&'static str>);
+
+impl Missing {
+    fn add(&mut self, part: &'static str) {
+        self.0.insert(part);
+    }
+
+    fn extend(&mut self, parts: &[&'static str]) {
+        self.0.extend(parts);
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|part| (*part).to_owned()).collect()
     }
 }
 
@@ -129,7 +142,7 @@ async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool)
     let attributes = if serving.needs_attributes {
         app.viewer_attributes(viewer).await
     } else {
-        Lookup::Known(None)
+        Attributes::Known(None)
     };
     let routed = route(
         &serving.experiments,
@@ -138,42 +151,45 @@ async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool)
         &attributes,
         unix_ms(),
     );
-    (routed, matches!(attributes, Lookup::Unavailable))
+    (routed, matches!(attributes, Attributes::Unavailable))
 }
 
-/// `None` when the filter does not answer in time: better a post seen twice than no feed.
-async fn read_seen(app: &App, viewer: u64) -> Option<Arc<Seen>> {
+/// Which candidates the viewer has seen. A filter that does not answer in time is missing: better a post seen
+/// twice than no feed.
+async fn read_seen(app: &App, viewer: u64, posts: &[u64], missing: &mut Missing) -> SeenAmong {
     let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
-    match tokio::time::timeout(timeout, app.stores.seen.seen(viewer)).await {
-        Ok(seen) => seen
-            .inspect_err(|error| tracing::warn!(%error, "seen posts"))
-            .ok(),
-        Err(_) => {
-            tracing::warn!("seen posts came too late");
-            None
-        }
+    let filter = &app.stores.seen;
+    let answer = tokio::time::timeout(timeout, filter.among(viewer, posts, unix_ms())).await;
+    let failure = match answer {
+        Ok(Ok(seen)) => return seen,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => "too late".to_owned(),
+    };
+    tracing::warn!(error = failure, "seen posts cannot be read");
+    missing.add(filter.name());
+    SeenAmong {
+        version: 0,
+        seen: vec![false; posts.len()],
     }
 }
 
 /// The same ranking again: same viewer, same effective digest, young enough, nothing seen since, and whole.
-async fn fresh_snapshot(
-    app: &App,
-    viewer: u64,
-    digest: Digest,
-    seen: &Seen,
-) -> Option<Arc<Snapshot>> {
+async fn fresh_snapshot(app: &App, viewer: u64, digest: Digest) -> Option<Arc<Snapshot>> {
     let ttl = app.live().ttl.snapshot();
-    let found = app
-        .stores
-        .cache
-        .latest_snapshot(viewer, digest)
-        .await
-        .unwrap_or_default();
-    let fresh = found.filter(|snapshot| {
-        snapshot.created.elapsed() <= ttl
-            && snapshot.seen_version == seen.version
-            && snapshot.degraded.is_empty()
-    });
+    let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
+    let lookups = futures::future::join(
+        app.stores.seen.version(viewer),
+        app.stores.cache.latest_snapshot(viewer, digest),
+    );
+    let (seen_version, found) = tokio::time::timeout(timeout, lookups).await.ok()?;
+    let fresh = match (seen_version, found) {
+        (Ok(seen_version), Ok(found)) => found.filter(|snapshot| {
+            snapshot.created.elapsed() <= ttl
+                && snapshot.seen_version == seen_version
+                && snapshot.degraded.is_empty()
+        }),
+        _ => None,
+    };
     app.snapshot_cache.count(fresh.is_some());
     fresh
 }
@@ -183,57 +199,93 @@ struct Candidates {
     /// `None`: no source answered.
     set: Option<Arc<CandidateSet>>,
     degraded: Vec<&'static str>,
+    epoch: Option<u64>,
     cache_hit: bool,
 }
 
-async fn candidates(app: &App, viewer: u64, interactions: u64, use_cache: bool) -> Candidates {
-    let hit = |cached: Arc<CachedCandidates>| Candidates {
-        set: Some(cached.set.clone()),
-        degraded: Vec::new(),
-        cache_hit: true,
-    };
+async fn candidates(app: &App, viewer: u64, use_cache: bool) -> Candidates {
     if !use_cache {
-        return fetched(app, viewer).await.0;
+        let epoch = app.stores.cache.epoch(viewer).await.ok();
+        return fetched(app, viewer, epoch).await.0;
     }
-    if let Some(cached) = cached_candidates(app, viewer).await {
-        app.candidates_cache.count(true);
-        return hit(cached);
+    match look_up(app, viewer).await {
+        // Without the cache there is nobody to wait for: each request asks for itself.
+        Err(_) => {
+            app.candidates_cache.count(false);
+            let (mut candidates, _) = fetched(app, viewer, None).await;
+            candidates.degraded.push(app.stores.cache.name());
+            candidates
+        }
+        Ok(Lookup::Hit(candidates)) => {
+            app.candidates_cache.count(true);
+            candidates
+        }
+        Ok(Lookup::Miss { .. }) => candidates_in_turn(app, viewer).await,
     }
-    // Of many requests that miss together, one asks the stores and the others take what it found.
+}
+
+/// Of many requests that miss together, one asks the stores and the others take what it found.
+async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
     let flight = app.flights.get_with(viewer, Arc::default);
     // Whoever has waited as long as a source may take does not wait behind the next one as well.
     let patience = Duration::from_millis(app.live().feed.source_timeout_ms);
     let _turn = tokio::time::timeout(patience, flight.lock()).await.ok();
-    let cached = cached_candidates(app, viewer).await;
-    app.candidates_cache.count(cached.is_some());
-    match cached {
-        Some(cached) => hit(cached),
-        None => {
-            let (candidates, cacheable) = fetched(app, viewer).await;
-            // A like that was accepted while the stores were asked may be missing from what they said.
-            if let Some(cacheable) =
-                cacheable.filter(|_| app.interactions_of(viewer) == interactions)
-                && let Err(error) = app.stores.cache.put_candidates(viewer, cacheable).await
-            {
-                tracing::warn!(%error, "candidate cache");
-            }
-            candidates
+    let epoch = match look_up(app, viewer).await {
+        Ok(Lookup::Hit(candidates)) => {
+            app.candidates_cache.count(true);
+            return candidates;
         }
+        Ok(Lookup::Miss { epoch }) => Some(epoch),
+        Err(_) => None,
+    };
+    app.candidates_cache.count(false);
+    let (candidates, cacheable) = fetched(app, viewer, epoch).await;
+    // A like that was accepted while the stores were asked may be missing from what they said: its epoch is over.
+    if let (Some(cacheable), Some(epoch)) = (cacheable, epoch)
+        && let Err(error) = app
+            .stores
+            .cache
+            .put_candidates(viewer, epoch, cacheable)
+            .await
+    {
+        tracing::warn!(%error, "candidate cache");
     }
+    candidates
 }
 
-async fn cached_candidates(app: &App, viewer: u64) -> Option<Arc<CachedCandidates>> {
+enum Lookup {
+    Hit(Candidates),
+    Miss { epoch: u64 },
+}
+
+async fn look_up(app: &App, viewer: u64) -> StoreResult<Lookup> {
     let ttl = app.live().ttl.candidates();
-    app.stores
+    let found = app
+        .stores
         .cache
         .candidates(viewer)
         .await
-        .unwrap_or_default()
-        .filter(|cached| cached.fetched.elapsed() <= ttl)
+        .inspect_err(|error| tracing::warn!(%error, "candidate cache"))?;
+    let fresh = found
+        .candidates
+        .filter(|cached| cached.fetched.elapsed() <= ttl);
+    Ok(match fresh {
+        Some(cached) => Lookup::Hit(Candidates {
+            set: Some(cached.set.clone()),
+            degraded: Vec::new(),
+            epoch: Some(found.epoch),
+            cache_hit: true,
+        }),
+        None => Lookup::Miss { epoch: found.epoch },
+    })
 }
 
 /// Asks the stores. What they gave is worth caching only if nothing is missing from it.
-async fn fetched(app: &App, viewer: u64) -> (Candidates, Option<Arc<CachedCandidates>>) {
+async fn fetched(
+    app: &App,
+    viewer: u64,
+    epoch: Option<u64>,
+) -> (Candidates, Option<Arc<CachedCandidates>>) {
     let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
     let fetched_at = Instant::now();
     let Fetched {
@@ -248,14 +300,13 @@ async fn fetched(app: &App, viewer: u64) -> (Candidates, Option<Arc<CachedCandid
             fetched: fetched_at,
         })
     });
-    (
-        Candidates {
-            set: (!failed).then_some(set),
-            degraded,
-            cache_hit: false,
-        },
-        cacheable,
-    )
+    let candidates = Candidates {
+        set: (!failed).then_some(set),
+        degraded,
+        epoch,
+        cache_hit: false,
+    };
+    (candidates, cacheable)
 }
 
 async fn rank_candidates(
@@ -264,9 +315,10 @@ async fn rank_candidates(
     serving: &Serving,
     routed: Route,
     set: Arc<CandidateSet>,
-    seen: &Seen,
-    missing: &mut Vec<String>,
+    missing: &mut Missing,
 ) -> Option<Made> {
+    let seen = read_seen(app, ask.viewer, &set.post_ids, missing).await;
+    let seen_version = seen.version;
     let job = rank_job(ask, set, seen);
     let second = last_good(&routed.policy, serving);
     let budget = Duration::from_millis(app.live().feed.policy_budget_ms);
@@ -276,7 +328,7 @@ async fn rank_candidates(
         served_by,
     }) = rank_down(&app.policy_pool, routed.policy, second, job.clone(), budget).await
     else {
-        missing.push("policy".to_owned());
+        missing.add("policy");
         return None;
     };
     METRICS
@@ -284,7 +336,7 @@ async fn rank_candidates(
         .inc_by(ranking.removed.into());
     METRICS.saturation_moves_total.inc_by(ranking.moved.into());
     if served_by != ServedBy::Policy {
-        missing.push("policy".to_owned());
+        missing.add("policy");
     }
     Some(Made {
         algo: Algo::Ch,
@@ -293,89 +345,87 @@ async fn rank_candidates(
         policy,
         assignment: routed.assignment,
         posts: ranked_posts(&job.set, &ranking, true),
-        degraded: std::mem::take(missing),
-        seen_version: seen.version,
+        degraded: Vec::new(),
+        seen_version,
+        epoch: None,
         cache_hit: false,
     })
 }
 
-fn rank_job(ask: &Ask, set: Arc<CandidateSet>, seen: &Seen) -> Job {
-    let now_ms = unix_ms();
+fn rank_job(ask: &Ask, set: Arc<CandidateSet>, seen: SeenAmong) -> Job {
     let request = Request {
         user_id: ask.viewer,
-        now_ms,
+        now_ms: unix_ms(),
         seed: rand::random(),
         limit: ask.limit as u32,
     };
-    let seen = set
-        .post_ids
-        .iter()
-        .map(|&post| seen.contains(post, now_ms))
-        .collect();
-    Job { request, set, seen }
+    Job {
+        request,
+        set,
+        seen: seen.seen,
+    }
 }
 
 /// No ranking could be made: the viewer's newest snapshot, else the timeline, else nothing.
 async fn fall_back(
     app: &App,
     ask: &Ask,
-    seen: &Seen,
-    missing: Vec<String>,
+    epoch: Option<u64>,
+    mut missing: Missing,
     enable_fallback: bool,
 ) -> Result<FeedPage, FeedError> {
-    if let Ok(Some(snapshot)) = app.stores.cache.newest_snapshot(ask.viewer).await {
-        let page = page(snapshot, &app.cursor_key, 0, ask.limit, false);
-        return Ok(FeedPage {
-            degraded: missing,
-            is_stand_in: true,
-            ..page
-        });
+    match app.stores.cache.newest_snapshot(ask.viewer).await {
+        Ok(Some(snapshot)) => {
+            let page = page(snapshot, &app.cursor_key, 0, ask.limit, false);
+            return Ok(FeedPage {
+                degraded: missing.names(),
+                is_stand_in: true,
+                ..page
+            });
+        }
+        Ok(None) => {}
+        Err(_) => missing.add(app.stores.cache.name()),
     }
     if !enable_fallback {
         return Err(FeedError::Unavailable);
     }
-    let made = make_timeline(app, ask, seen)
+    let made = make_timeline(app, ask, &mut missing)
         .await
         .ok_or(FeedError::Unavailable)?;
-    let mut degraded: Vec<String> = missing
-        .into_iter()
-        .chain(made.degraded.iter().cloned())
-        .collect();
-    degraded.sort();
-    degraded.dedup();
-    Ok(keep(
-        app,
-        ask,
-        Made {
-            fallback: true,
-            degraded,
-            ..made
-        },
-    )
-    .await)
+    let made = Made {
+        fallback: true,
+        degraded: missing.names(),
+        epoch,
+        ..made
+    };
+    Ok(keep(app, ask, made).await)
 }
 
 /// The timeline because it was asked for.
 async fn serve_timeline(app: &App, ask: &Ask, use_cache: bool) -> Result<FeedPage, FeedError> {
-    let seen = read_seen(app, ask.viewer).await;
-    let unfiltered = seen.is_none();
-    let seen = seen.unwrap_or_default();
     let digest = ServedPolicy::native(Algo::Timeline).effective_digest;
-    if use_cache && let Some(snapshot) = fresh_snapshot(app, ask.viewer, digest, &seen).await {
+    if use_cache && let Some(snapshot) = fresh_snapshot(app, ask.viewer, digest).await {
         return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
     }
-    let mut made = make_timeline(app, ask, &seen)
+    let epoch = app.stores.cache.epoch(ask.viewer).await.ok();
+    let mut missing = Missing::default();
+    let made = make_timeline(app, ask, &mut missing)
         .await
         .ok_or(FeedError::Unavailable)?;
-    if unfiltered && made.degraded.is_empty() {
-        made.degraded.push(app.stores.relational.name().to_owned());
-    }
+    let made = Made {
+        degraded: missing.names(),
+        epoch,
+        ..made
+    };
     Ok(keep(app, ask, made).await)
 }
 
-async fn make_timeline(app: &App, ask: &Ask, seen: &Seen) -> Option<Made> {
+async fn make_timeline(app: &App, ask: &Ask, missing: &mut Missing) -> Option<Made> {
     let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
     let timeline = timeline::fetch(&app.stores, ask.viewer, unix_ms(), timeout).await?;
+    missing.extend(timeline.degraded.as_slice());
+    let seen = read_seen(app, ask.viewer, &timeline.set.post_ids, missing).await;
+    let seen_version = seen.version;
     let job = rank_job(ask, Arc::new(timeline.set), seen);
     let ranking = timeline::rank(&job)?;
     Some(Made {
@@ -385,15 +435,16 @@ async fn make_timeline(app: &App, ask: &Ask, seen: &Seen) -> Option<Made> {
         policy: ServedPolicy::native(Algo::Timeline),
         assignment: None,
         posts: ranked_posts(&job.set, &ranking, false),
-        degraded: timeline.degraded,
-        seen_version: seen.version,
+        degraded: Vec::new(),
+        seen_version,
+        epoch: None,
         cache_hit: false,
     })
 }
 
 /// Makes a ranking a snapshot, records that it was served, and cuts its first page.
 async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
-    let cache_hit = made.cache_hit;
+    let (cache_hit, epoch) = (made.cache_hit, made.epoch);
     let snapshot = Arc::new(Snapshot {
         ranking_id: Uuid::now_v7(),
         viewer: ask.viewer,
@@ -410,13 +461,7 @@ async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
         first_page: OnceLock::new(),
     });
     // A ranking that was overtaken by its viewer's own like is served, and is nobody's cached answer.
-    let reusable = app.interactions_of(ask.viewer) == ask.interactions;
-    if let Err(error) = app
-        .stores
-        .cache
-        .put_snapshot(snapshot.clone(), reusable)
-        .await
-    {
+    if let Err(error) = app.stores.cache.put_snapshot(snapshot.clone(), epoch).await {
         tracing::warn!(%error, "snapshot cache");
     }
     app.exposures

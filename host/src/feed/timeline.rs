@@ -21,7 +21,7 @@ const POSTS_MAX: u32 = 500;
 pub struct Timeline {
     pub set: CandidateSet,
     /// The store of the counters, when it did not answer; the order does not depend on it.
-    pub degraded: Vec<String>,
+    pub degraded: Option<&'static str>,
 }
 
 /// `None` when the relational store does not answer in time.
@@ -53,12 +53,7 @@ pub async fn fetch(
     let ids: Vec<u64> = posts.iter().map(|post| post.post.post_id).collect();
     let store = stores.candidates.as_ref();
     let counters = within(store, "counters", timeout, store.counters(&ids, now_ms)).await;
-    let degraded = counters
-        .as_ref()
-        .err()
-        .map(|error| error.store.to_owned())
-        .into_iter()
-        .collect();
+    let degraded = counters.as_ref().err().map(|error| error.store);
     let counters = counters.unwrap_or_default();
     let source = |post: &TimelinePost| {
         if post.followed {

@@ -28,7 +28,7 @@ pub struct FeedCacheAnswer {
     pub user_id: u64,
     pub candidates: Option<CandidatesInfo>,
     pub newest_snapshot: Option<SnapshotInfo>,
-    pub seen_posts: usize,
+    pub seen_posts: u64,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -59,7 +59,7 @@ pub async fn feed_cache(
     Id(id): Id,
 ) -> Result<Json<FeedCacheAnswer>, Problem> {
     let cache = &app.stores.cache;
-    let candidates = cache.candidates(id).await?;
+    let candidates = cache.candidates(id).await?.candidates;
     let snapshot = cache.newest_snapshot(id).await?;
     Ok(Json(FeedCacheAnswer {
         user_id: id,
@@ -78,7 +78,7 @@ pub async fn feed_cache(
             degraded: snapshot.degraded.clone(),
             post_ids: snapshot.posts.iter().map(|post| post.post_id).collect(),
         }),
-        seen_posts: app.stores.seen.seen(id).await?.posts.len(),
+        seen_posts: app.stores.seen.count(id, unix_ms()).await?,
     }))
 }
 
@@ -121,13 +121,8 @@ pub async fn explain(
     if fetched.failed {
         return Err(Problem::unavailable("no candidate source answers"));
     }
-    let seen = app.stores.seen.seen(id).await?;
-    let seen: Vec<bool> = fetched
-        .set
-        .post_ids
-        .iter()
-        .map(|&post| seen.contains(post, now_ms))
-        .collect();
+    let posts = &fetched.set.post_ids;
+    let seen = app.stores.seen.among(id, posts, now_ms).await?.seen;
     let request = Request {
         user_id: id,
         now_ms,

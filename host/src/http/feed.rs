@@ -98,14 +98,12 @@ fn read_ask(app: &App, viewer: u64, query: &Query) -> Result<Ask, Problem> {
         .map(|text| app.cursor_key.decode(viewer, text))
         .transpose()
         .map_err(|error| Problem::invalid_field("cursor", error.to_string()))?;
-    let interactions = app.interactions_of(viewer);
     Ok(Ask {
         viewer,
         algo,
         limit,
         cursor,
         request_id: request_id(),
-        interactions,
     })
 }
 

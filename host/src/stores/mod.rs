@@ -5,7 +5,9 @@
 //! error classes; they know no ranking. Deadlines are the caller's: every call here may be
 //! dropped at an await point without harm.
 
+pub mod breaker;
 pub mod embedded;
+pub mod guard;
 
 use crate::feed::snapshot::{CachedCandidates, Snapshot};
 use crate::policy::Digest;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Milliseconds since the Unix epoch, UTC.
 pub type UnixMs = u64;
@@ -124,6 +127,14 @@ pub trait CandidateStore: Send + Sync + 'static {
         now_ms: UnixMs,
     ) -> StoreResult<Option<(Post, Counters)>>;
 
+    /// See SEMANTICS, "Suggested users". Best first, at most `limit`.
+    async fn suggested_users(
+        &self,
+        viewer: u64,
+        now_ms: UnixMs,
+        limit: u32,
+    ) -> StoreResult<Vec<SuggestedUser>>;
+
     async fn ping(&self) -> StoreResult<()>;
 }
 
@@ -136,7 +147,7 @@ pub struct TrendingPost {
     pub counters: Counters,
 }
 
-/// Users, follows and the timeline (PostgreSQL in the real stack).
+/// Users, follows and posts (PostgreSQL in the real stack).
 #[async_trait]
 pub trait RelationalStore: Send + Sync + 'static {
     fn name(&self) -> &'static str;
@@ -154,13 +165,8 @@ pub trait RelationalStore: Send + Sync + 'static {
     /// `None` for a viewer nobody knows.
     async fn viewer_attributes(&self, viewer: u64) -> StoreResult<Option<ViewerAttributes>>;
 
-    /// See SEMANTICS, "Suggested users". Best first, at most `limit`.
-    async fn suggested_users(
-        &self,
-        viewer: u64,
-        now_ms: UnixMs,
-        limit: u32,
-    ) -> StoreResult<Vec<SuggestedUser>>;
+    /// Who follows an author; at most `limit`, in no particular order.
+    async fn followers(&self, author: u64, limit: u32) -> StoreResult<Vec<u64>>;
 
     async fn ping(&self) -> StoreResult<()>;
 }
@@ -249,15 +255,15 @@ pub struct AcceptedEvent {
     pub ranking_id: Option<uuid::Uuid>,
 }
 
-/// Where accepted events become aggregates (Kafka and ClickHouse in the real stack).
+/// Where the spool drains to: the aggregates themselves when embedded, the broker in the real stack.
 #[async_trait]
 pub trait EventSink: Send + Sync + 'static {
-    /// Writes a batch whose last spool entry is `through`, in one transaction. A batch, or a part of one, that was
-    /// written before changes nothing: duplicates by idempotency key or by (user, event id) are left out of
-    /// the raw table and of every aggregate. Returns how many events were new.
+    /// Writes a batch whose last spool entry is `through`, durably. A batch, or a part of one, that was written
+    /// before changes no aggregate: duplicates by idempotency key or by (user, event id) are left out here or
+    /// by whoever reads on. Returns how many events were written.
     async fn write(&self, events: &[AcceptedEvent], through: i64) -> StoreResult<u64>;
 
-    /// The spool entry up to which everything was written.
+    /// The spool entry up to which everything was written; 0 for a sink that does not remember.
     async fn written_through(&self) -> StoreResult<i64>;
 }
 
@@ -287,6 +293,9 @@ pub trait ExposureStore: Send + Sync + 'static {
 
     /// Per variation of one experiment: exposures and distinct viewers.
     async fn variation_counts(&self, experiment: &str) -> StoreResult<Vec<VariationCount>>;
+
+    /// The viewers with the most rankings served since `since_ms`, most first, then lower id.
+    async fn active_viewers(&self, since_ms: UnixMs, limit: u32) -> StoreResult<Vec<u64>>;
 
     /// One UTC day, see SEMANTICS, "Daily metrics".
     async fn daily_metrics(&self, day_start_ms: UnixMs) -> StoreResult<DailyCounts>;
@@ -325,59 +334,90 @@ pub struct DigestCounts {
 
 /// The shared cache of feeds (Redis in the real stack). A failure here is a miss, never an error
 /// for the viewer.
+///
+/// Each viewer has an **epoch**, which [`FeedCache::overtake`] ends. What was begun in an epoch that
+/// is over is not cached any more: a ranking that was fetched while its viewer liked something would
+/// otherwise hide the like for as long as it lives.
 #[async_trait]
 pub trait FeedCache: Send + Sync + 'static {
+    /// The name used in `degraded`, `/health` and metrics.
+    fn name(&self) -> &'static str;
+
     /// A snapshot by its ranking, for as long as it lives: 10 min from its last use.
     async fn snapshot(&self, ranking_id: uuid::Uuid) -> StoreResult<Option<Arc<Snapshot>>>;
 
-    /// The newest snapshot of a viewer made by one effective digest.
+    /// The newest snapshot of a viewer made by one effective digest in the viewer's present epoch.
     async fn latest_snapshot(
         &self,
         viewer: u64,
         effective_digest: Digest,
     ) -> StoreResult<Option<Arc<Snapshot>>>;
 
-    /// The newest snapshot of a viewer, whatever made it.
+    /// The newest snapshot of a viewer that is no timeline, whatever made it.
     async fn newest_snapshot(&self, viewer: u64) -> StoreResult<Option<Arc<Snapshot>>>;
 
-    /// Keeps a snapshot for its cursors; one that is not `reusable` is never `latest`.
-    async fn put_snapshot(&self, snapshot: Arc<Snapshot>, reusable: bool) -> StoreResult<()>;
+    /// Keeps a snapshot for its cursors. It becomes `latest` if `epoch` is still the viewer's; with `None` it never does.
+    async fn put_snapshot(&self, snapshot: Arc<Snapshot>, epoch: Option<u64>) -> StoreResult<()>;
 
-    async fn candidates(&self, viewer: u64) -> StoreResult<Option<Arc<CachedCandidates>>>;
+    /// The viewer's cached candidates, and the epoch in which they were looked for.
+    async fn candidates(&self, viewer: u64) -> StoreResult<CandidatesLookup>;
 
+    /// Does nothing when `epoch` is over.
     async fn put_candidates(
         &self,
         viewer: u64,
+        epoch: u64,
         candidates: Arc<CachedCandidates>,
     ) -> StoreResult<()>;
 
-    /// After the viewer's own like, comment or share: drops the candidates, and no snapshot is `latest` any
-    /// more. The snapshots themselves stay for their cursors.
+    async fn epoch(&self, viewer: u64) -> StoreResult<u64>;
+
+    /// After the viewer's own like, comment or share, and after a post of somebody they follow: ends the epoch,
+    /// drops the candidates, and no snapshot is `latest` any more. The snapshots themselves stay for their cursors.
     async fn overtake(&self, viewer: u64) -> StoreResult<()>;
+
+    async fn ping(&self) -> StoreResult<()>;
 }
 
-/// Which posts a viewer has seen in the last 24 h.
+#[derive(Debug, Clone)]
+pub struct CandidatesLookup {
+    pub epoch: u64,
+    pub candidates: Option<Arc<CachedCandidates>>,
+}
+
+/// Small values that hosts share, by key and for a time (Redis in the real stack): trending lists, suggestions,
+/// daily metrics. A failure is a miss.
+#[async_trait]
+pub trait ValueCache: Send + Sync + 'static {
+    async fn get(&self, key: &str) -> StoreResult<Option<Vec<u8>>>;
+
+    async fn put(&self, key: &str, value: Vec<u8>, ttl: Duration) -> StoreResult<()>;
+
+    async fn remove(&self, key: &str) -> StoreResult<()>;
+}
+
+/// Which posts a viewer has seen in the last 24 h. A filter may take a post for seen that was not, for fewer than 1 % of posts.
 #[async_trait]
 pub trait SeenPosts: Send + Sync + 'static {
-    async fn seen(&self, viewer: u64) -> StoreResult<Arc<Seen>>;
+    fn name(&self) -> &'static str;
+
+    /// Changes whenever a post joins.
+    async fn version(&self, viewer: u64) -> StoreResult<u64>;
+
+    /// Which of `posts` were seen, and the version that says so.
+    async fn among(&self, viewer: u64, posts: &[u64], now_ms: UnixMs) -> StoreResult<SeenAmong>;
 
     /// Marks posts as seen from `accepted_ms` on, before the answer that accepted them leaves.
     async fn mark(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()>;
+
+    /// How many posts; an estimate where the filter cannot count.
+    async fn count(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<u64>;
 }
 
-/// A viewer's seen posts at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// Changes whenever a post joins.
+pub struct SeenAmong {
+    /// 0 where the filter could not be read.
     pub version: u64,
-    /// Post → when it was last accepted as seen.
-    pub posts: HashMap<u64, UnixMs>,
-}
-
-impl Seen {
-    pub fn contains(&self, post_id: u64, now_ms: UnixMs) -> bool {
-        self.posts
-            .get(&post_id)
-            .is_some_and(|&accepted_ms| accepted_ms + DAY_MS > now_ms)
-    }
+    /// One for each post asked about.
+    pub seen: Vec<bool>,
 }

@@ -2,13 +2,14 @@
 
 use crate::feed::snapshot::{Algo, CachedCandidates, Snapshot};
 use crate::policy::Digest;
-use crate::stores::{FeedCache, StoreResult};
+use crate::stores::{CandidatesLookup, FeedCache, StoreResult, ValueCache};
 use async_trait::async_trait;
 use moka::policy::EvictionPolicy;
 use moka::sync::{Cache, CacheBuilder};
 use std::hash::Hash;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// How long a snapshot lives after its last use; a cursor into it is good for as long.
@@ -27,6 +28,29 @@ pub struct ProcessCache {
     /// viewer → the newest ranking that is no timeline.
     newest: Cache<u64, Uuid>,
     candidates: Cache<u64, Arc<CachedCandidates>>,
+    values: Cache<String, (Instant, Vec<u8>)>,
+    epochs: Arc<Epochs>,
+}
+
+/// An epoch for each viewer, shared by viewers whose ids fall together: a false end costs one cached
+/// answer, a counter of one's own would cost memory for every viewer ever seen.
+#[derive(Debug)]
+struct Epochs(Box<[AtomicU64]>);
+
+const EPOCHS: usize = 1 << 16;
+/// For trending lists, suggestions and reports.
+const VALUES_BYTES_MAX: u64 = 16 << 20;
+
+impl Default for Epochs {
+    fn default() -> Self {
+        Self((0..EPOCHS).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Epochs {
+    fn of(&self, viewer: u64) -> &AtomicU64 {
+        &self.0[viewer as usize % EPOCHS]
+    }
 }
 
 impl ProcessCache {
@@ -53,7 +77,18 @@ impl ProcessCache {
                 .weigher(move |_, cached: &Arc<CachedCandidates>| weight(cached.size_bytes()))
                 .time_to_live(CANDIDATES_LIFE)
                 .build(),
+            values: cache()
+                .max_capacity(VALUES_BYTES_MAX)
+                .weigher(move |key: &String, (_, value): &(Instant, Vec<u8>)| {
+                    weight(key.len() + value.len())
+                })
+                .build(),
+            epochs: Arc::default(),
         }
+    }
+
+    fn epoch_of(&self, viewer: u64) -> u64 {
+        self.epochs.of(viewer).load(Ordering::Acquire)
     }
 }
 
@@ -69,6 +104,10 @@ where
 
 #[async_trait]
 impl FeedCache for ProcessCache {
+    fn name(&self) -> &'static str {
+        "cache"
+    }
+
     async fn snapshot(&self, ranking_id: Uuid) -> StoreResult<Option<Arc<Snapshot>>> {
         Ok(self.snapshots.get(&ranking_id))
     }
@@ -92,10 +131,10 @@ impl FeedCache for ProcessCache {
             .and_then(|ranking_id| self.snapshots.get(&ranking_id)))
     }
 
-    async fn put_snapshot(&self, snapshot: Arc<Snapshot>, reusable: bool) -> StoreResult<()> {
+    async fn put_snapshot(&self, snapshot: Arc<Snapshot>, epoch: Option<u64>) -> StoreResult<()> {
         let (viewer, ranking_id) = (snapshot.viewer, snapshot.ranking_id);
         let digest = snapshot.policy.effective_digest;
-        if reusable {
+        if epoch == Some(self.epoch_of(viewer)) {
             self.latest.entry(viewer).and_upsert_with(|current| {
                 let others = current.map(moka::Entry::into_value).unwrap_or_default();
                 let others = others.into_iter().filter(|(other, _)| *other != digest);
@@ -113,22 +152,58 @@ impl FeedCache for ProcessCache {
         Ok(())
     }
 
-    async fn candidates(&self, viewer: u64) -> StoreResult<Option<Arc<CachedCandidates>>> {
-        Ok(self.candidates.get(&viewer))
+    async fn candidates(&self, viewer: u64) -> StoreResult<CandidatesLookup> {
+        Ok(CandidatesLookup {
+            epoch: self.epoch_of(viewer),
+            candidates: self.candidates.get(&viewer),
+        })
     }
 
     async fn put_candidates(
         &self,
         viewer: u64,
+        epoch: u64,
         candidates: Arc<CachedCandidates>,
     ) -> StoreResult<()> {
-        self.candidates.insert(viewer, candidates);
+        if epoch == self.epoch_of(viewer) {
+            self.candidates.insert(viewer, candidates);
+        }
         Ok(())
     }
 
+    async fn epoch(&self, viewer: u64) -> StoreResult<u64> {
+        Ok(self.epoch_of(viewer))
+    }
+
     async fn overtake(&self, viewer: u64) -> StoreResult<()> {
+        self.epochs.of(viewer).fetch_add(1, Ordering::AcqRel);
         self.candidates.invalidate(&viewer);
         self.latest.invalidate(&viewer);
+        Ok(())
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ValueCache for ProcessCache {
+    async fn get(&self, key: &str) -> StoreResult<Option<Vec<u8>>> {
+        let found = self.values.get(key);
+        Ok(found
+            .filter(|(expires, _)| Instant::now() < *expires)
+            .map(|(_, value)| value))
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, ttl: Duration) -> StoreResult<()> {
+        self.values
+            .insert(key.to_owned(), (Instant::now() + ttl, value));
+        Ok(())
+    }
+
+    async fn remove(&self, key: &str) -> StoreResult<()> {
+        self.values.invalidate(key);
         Ok(())
     }
 }

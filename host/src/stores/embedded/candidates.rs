@@ -4,7 +4,9 @@ use super::{
     AGGREGATE_WINDOW_MS, EmbeddedStore, STORE_NAME, day_start, from_sql, hour_start, json_ids,
     to_sql,
 };
-use crate::stores::{CandidateStore, Counters, HOUR_MS, Post, StoreResult, TrendingPost, UnixMs};
+use crate::stores::{
+    CandidateStore, Counters, HOUR_MS, Post, StoreResult, SuggestedUser, TrendingPost, UnixMs,
+};
 use async_trait::async_trait;
 use std::collections::HashMap;
 
@@ -359,6 +361,15 @@ impl CandidateStore for EmbeddedStore {
             )))
         })
         .await
+    }
+
+    async fn suggested_users(
+        &self,
+        viewer: u64,
+        now_ms: UnixMs,
+        limit: u32,
+    ) -> StoreResult<Vec<SuggestedUser>> {
+        self.suggestions(viewer, now_ms, limit).await
     }
 
     async fn ping(&self) -> StoreResult<()> {

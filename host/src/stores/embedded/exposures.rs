@@ -27,6 +27,14 @@ WHERE experiment = ?1 AND variation IS NOT NULL
 GROUP BY variation
 ORDER BY variation";
 
+const ACTIVE: &str = "
+SELECT user_id
+FROM exposures
+WHERE served_at_ms >= ?1
+GROUP BY user_id
+ORDER BY count(*) DESC, user_id
+LIMIT ?2";
+
 const SERVED_ON: &str = "
 SELECT effective_digest, posts, degraded
 FROM exposures
@@ -151,6 +159,18 @@ impl ExposureStore for EmbeddedStore {
                     viewers: from_sql(viewers),
                 });
             Ok(counts.collect())
+        })
+        .await
+    }
+
+    async fn active_viewers(&self, since_ms: UnixMs, limit: u32) -> StoreResult<Vec<u64>> {
+        self.observed("active_viewers", async {
+            let rows: Vec<i64> = sqlx::query_scalar(ACTIVE)
+                .bind(to_sql(since_ms))
+                .bind(limit)
+                .fetch_all(self.reader())
+                .await?;
+            Ok(rows.into_iter().map(from_sql).collect())
         })
         .await
     }

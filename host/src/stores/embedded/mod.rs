@@ -15,6 +15,7 @@ pub mod registry;
 mod relational;
 pub mod seen;
 mod sink;
+mod suggested;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;

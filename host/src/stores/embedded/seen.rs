@@ -4,7 +4,7 @@
 use super::EmbeddedStore;
 use crate::clock::unix_ms;
 use crate::events::spool::Spool;
-use crate::stores::{DAY_MS, Seen, SeenPosts, StoreError, StoreResult, UnixMs};
+use crate::stores::{DAY_MS, SeenAmong, SeenPosts, StoreError, StoreResult, UnixMs};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use moka::future::Cache;
@@ -16,6 +16,22 @@ use std::time::Duration;
 /// Viewers kept; one who comes back after that is read again.
 const VIEWERS_MAX: u64 = 200_000;
 const IDLE: Duration = Duration::from_secs(3_600);
+
+/// A viewer's seen posts at one moment.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    version: u64,
+    /// Post → when it was last accepted as seen.
+    posts: HashMap<u64, UnixMs>,
+}
+
+impl Seen {
+    fn contains(&self, post_id: u64, now_ms: UnixMs) -> bool {
+        self.posts
+            .get(&post_id)
+            .is_some_and(|&accepted_ms| accepted_ms + DAY_MS > now_ms)
+    }
+}
 
 #[derive(Debug, Clone)]
 pub struct ProcessSeen {
@@ -101,8 +117,34 @@ fn drop_oldest(posts: &mut HashMap<u64, UnixMs>) {
 
 #[async_trait]
 impl SeenPosts for ProcessSeen {
-    async fn seen(&self, viewer: u64) -> StoreResult<Arc<Seen>> {
-        Ok(self.viewer(viewer).await?.load_full())
+    fn name(&self) -> &'static str {
+        super::STORE_NAME
+    }
+
+    async fn version(&self, viewer: u64) -> StoreResult<u64> {
+        Ok(self.viewer(viewer).await?.load().version)
+    }
+
+    async fn among(&self, viewer: u64, posts: &[u64], now_ms: UnixMs) -> StoreResult<SeenAmong> {
+        let viewer = self.viewer(viewer).await?;
+        let seen = viewer.load();
+        Ok(SeenAmong {
+            version: seen.version,
+            seen: posts
+                .iter()
+                .map(|&post| seen.contains(post, now_ms))
+                .collect(),
+        })
+    }
+
+    async fn count(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<u64> {
+        let viewer = self.viewer(viewer).await?;
+        let seen = viewer.load();
+        let current = seen
+            .posts
+            .keys()
+            .filter(|&&post| seen.contains(post, now_ms));
+        Ok(current.count() as u64)
     }
 
     async fn mark(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()> {

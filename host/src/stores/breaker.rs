@@ -1,0 +1,167 @@
+//! A circuit breaker, as a pure state machine: three failures in a row open it, after 30 s one
+//! probe goes through, and its outcome decides.
+//!
+//! Consecutive failures, not a rate: a store that is down fails every call, and one that fails
+//! now and then is still worth asking, because each source has a deadline of its own.
+
+use std::time::{Duration, Instant};
+
+/// Failures in a row that open it.
+pub const FAILURES_MAX: u32 = 3;
+/// How long it stays open before a probe.
+pub const OPEN: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Circuit {
+    Closed,
+    HalfOpen,
+    Open,
+}
+
+impl Circuit {
+    /// The value of `circuit_state`.
+    pub fn gauge(self) -> i64 {
+        match self {
+            Circuit::Closed => 0,
+            Circuit::HalfOpen => 1,
+            Circuit::Open => 2,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Circuit::Closed => "closed",
+            Circuit::HalfOpen => "half_open",
+            Circuit::Open => "open",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Closed {
+        failures: u32,
+    },
+    Open {
+        since: Instant,
+    },
+    /// One call is under way; all others are refused.
+    Probing {
+        since: Instant,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    state: State,
+    open: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self::new(OPEN)
+    }
+}
+
+impl Breaker {
+    pub fn new(open: Duration) -> Self {
+        Self {
+            state: State::Closed { failures: 0 },
+            open,
+        }
+    }
+
+    /// Whether a call may be made now. A `true` must be followed by `succeeded`, `failed` or `abandoned`.
+    pub fn admit(&mut self, now: Instant) -> bool {
+        match self.state {
+            State::Closed { .. } => true,
+            // A probe that nobody reported on is taken for lost after as long again.
+            State::Open { since } | State::Probing { since } => {
+                let due = now.saturating_duration_since(since) >= self.open;
+                if due {
+                    self.state = State::Probing { since: now };
+                }
+                due
+            }
+        }
+    }
+
+    /// A call that began before the circuit opened says nothing new when it fails, and everything when it succeeds.
+    pub fn succeeded(&mut self) {
+        self.state = State::Closed { failures: 0 };
+    }
+
+    pub fn failed(&mut self, now: Instant) {
+        self.state = match self.state {
+            State::Closed { failures } if failures + 1 < FAILURES_MAX => State::Closed {
+                failures: failures + 1,
+            },
+            State::Closed { .. } | State::Probing { .. } => State::Open { since: now },
+            open @ State::Open { .. } => open,
+        };
+    }
+
+    /// The caller went away before the store could answer: no evidence either way, so the next caller probes.
+    pub fn abandoned(&mut self, now: Instant) {
+        if let State::Probing { .. } = self.state {
+            let since = now.checked_sub(self.open).unwrap_or(now);
+            self.state = State::Open { since };
+        }
+    }
+
+    pub fn circuit(&self) -> Circuit {
+        match self.state {
+            State::Closed { .. } => Circuit::Closed,
+            State::Probing { .. } => Circuit::HalfOpen,
+            State::Open { .. } => Circuit::Open,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_failures_in_a_row_open_it_and_a_success_between_starts_anew() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        breaker.failed(now);
+        breaker.failed(now);
+        breaker.succeeded();
+        breaker.failed(now);
+        breaker.failed(now);
+        assert_eq!(breaker.circuit(), Circuit::Closed);
+        breaker.failed(now);
+        assert_eq!(breaker.circuit(), Circuit::Open);
+        assert!(!breaker.admit(now + OPEN - Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn one_probe_is_let_through_and_its_outcome_decides() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..3 {
+            breaker.failed(now);
+        }
+        let later = now + OPEN;
+        assert!(breaker.admit(later));
+        assert!(!breaker.admit(later), "only one");
+        breaker.failed(later);
+        assert!(!breaker.admit(later + OPEN / 2));
+        assert!(breaker.admit(later + OPEN));
+        breaker.succeeded();
+        assert_eq!(breaker.circuit(), Circuit::Closed);
+        assert!(breaker.admit(later + OPEN));
+    }
+
+    #[test]
+    fn a_probe_whose_caller_went_away_is_made_again() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..3 {
+            breaker.failed(now);
+        }
+        let later = now + OPEN;
+        assert!(breaker.admit(later));
+        breaker.abandoned(later);
+        assert!(breaker.admit(later));
+    }
+}
