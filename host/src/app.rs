@@ -7,16 +7,16 @@ use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
 use crate::experiments::routing::Lookup;
 use crate::feed::cursor::CursorKey;
+use crate::feed::deleted::DeletedPosts;
 use crate::http::auth::TokenKeys;
 use crate::http::limits::RateLimits;
-use crate::http::metrics_report::DailyMetrics;
 use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::WatchReport;
 use crate::stores::{
-    AcceptedEvent, Action, CandidateStore, ExposureStore, FeedCache, RelationalStore, SeenPosts,
-    StoreError, ValueCache, ViewerAttributes,
+    AcceptedEvent, Action, CandidateStore, EventSink, ExposureStore, FeedCache, Lease,
+    RelationalStore, SeenPosts, StoreError, ValueCache, ViewerAttributes,
 };
 use arc_swap::ArcSwap;
 use moka::future::Cache;
@@ -31,9 +31,11 @@ pub struct StoreSet {
     pub candidates: Arc<dyn CandidateStore>,
     pub relational: Arc<dyn RelationalStore>,
     pub exposures: Arc<dyn ExposureStore>,
+    pub sink: Arc<dyn EventSink>,
     pub cache: Arc<dyn FeedCache>,
     pub values: Arc<dyn ValueCache>,
     pub seen: Arc<dyn SeenPosts>,
+    pub lease: Arc<dyn Lease>,
 }
 
 impl std::fmt::Debug for StoreSet {
@@ -55,6 +57,7 @@ pub struct App {
     pub cursor_key: CursorKey,
     pub rate_limits: ArcSwap<RateLimits>,
     pub watch_report: WatchReport,
+    pub deleted: DeletedPosts,
     pub snapshot_cache: CacheCounter,
     pub candidates_cache: CacheCounter,
     pub fallbacks: FallbackRatio,
@@ -63,9 +66,6 @@ pub struct App {
     pub started: Instant,
     /// Set once the host begins to stop: it is then alive and not ready.
     pub stopping: AtomicBool,
-    /// Daily metrics by the day's start: of days that can still change, for a minute, and of others, for a day.
-    pub unsettled_days: Cache<u64, DailyMetrics>,
-    pub settled_days: Cache<u64, DailyMetrics>,
     live: ArcSwap<Live>,
     attributes: Cache<u64, Option<Arc<ViewerAttributes>>>,
 }
@@ -100,8 +100,8 @@ impl App {
     pub fn new(parts: Parts, stores: StoreSet) -> Arc<Self> {
         let live = parts.config.live.clone();
         Arc::new(Self {
-            trending: Trending::new(stores.candidates.clone()),
-            suggestions: Suggestions::new(stores.candidates.clone()),
+            trending: Trending::new(stores.candidates.clone(), stores.values.clone()),
+            suggestions: Suggestions::new(stores.candidates.clone(), stores.values.clone()),
             rate_limits: ArcSwap::from_pointee(RateLimits::new(&live.limits)),
             live: ArcSwap::from_pointee(live),
             config: parts.config,
@@ -113,6 +113,7 @@ impl App {
             token_keys: parts.token_keys,
             cursor_key: parts.cursor_key,
             watch_report: parts.watch_report,
+            deleted: DeletedPosts::default(),
             snapshot_cache: CacheCounter::new("snapshot"),
             candidates_cache: CacheCounter::new("candidates"),
             fallbacks: FallbackRatio::default(),
@@ -123,14 +124,6 @@ impl App {
             attributes: Cache::builder()
                 .max_capacity(200_000)
                 .time_to_live(ATTRIBUTES_LIFE)
-                .build(),
-            unsettled_days: Cache::builder()
-                .max_capacity(8)
-                .time_to_live(Duration::from_secs(60))
-                .build(),
-            settled_days: Cache::builder()
-                .max_capacity(400)
-                .time_to_live(Duration::from_secs(86_400))
                 .build(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),

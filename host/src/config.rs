@@ -52,13 +52,51 @@ pub enum LogFormat {
 }
 
 /// URLs of the real stack: all four, or none for the embedded stores.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stores {
     pub postgres_url: Option<String>,
     pub clickhouse_url: Option<String>,
     pub kafka_brokers: Option<String>,
     pub redis_url: Option<String>,
+    /// Connections to PostgreSQL at most. Default 16.
+    pub postgres_connections_max: u32,
+    /// Before the name of every topic and consumer group, so that two Novas can share a broker. Default empty.
+    pub kafka_prefix: String,
+}
+
+/// Where the real stack is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackUrls<'a> {
+    pub postgres: &'a str,
+    pub clickhouse: &'a str,
+    pub kafka: &'a str,
+    pub redis: &'a str,
+}
+
+impl Stores {
+    /// `None` for the embedded stores.
+    pub fn stack(&self) -> Option<StackUrls<'_>> {
+        Some(StackUrls {
+            postgres: self.postgres_url.as_deref()?,
+            clickhouse: self.clickhouse_url.as_deref()?,
+            kafka: self.kafka_brokers.as_deref()?,
+            redis: self.redis_url.as_deref()?,
+        })
+    }
+}
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self {
+            postgres_url: None,
+            clickhouse_url: None,
+            kafka_brokers: None,
+            redis_url: None,
+            postgres_connections_max: 16,
+            kafka_prefix: String::new(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -285,6 +323,11 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("CLICKHOUSE_URL", "stores.clickhouse_url"),
     ("KAFKA_BROKERS", "stores.kafka_brokers"),
     ("REDIS_URL", "stores.redis_url"),
+    (
+        "NOVA_POSTGRES_CONNECTIONS_MAX",
+        "stores.postgres_connections_max",
+    ),
+    ("NOVA_KAFKA_PREFIX", "stores.kafka_prefix"),
     ("NOVA_JWT_SECRET", "auth.jwt_secret"),
     ("NOVA_JWT_ISSUER", "auth.issuer"),
     ("NOVA_CONNECTIONS_MAX", "server.connections_max"),
@@ -379,36 +422,22 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let refuse = |reason: String| Err(ConfigError::Invalid(reason));
-        let Stores {
-            postgres_url,
-            clickhouse_url,
-            kafka_brokers,
-            redis_url,
-        } = &self.stores;
         let urls = [
-            ("POSTGRES_URL", postgres_url),
-            ("CLICKHOUSE_URL", clickhouse_url),
-            ("KAFKA_BROKERS", kafka_brokers),
-            ("REDIS_URL", redis_url),
+            ("POSTGRES_URL", &self.stores.postgres_url),
+            ("CLICKHOUSE_URL", &self.stores.clickhouse_url),
+            ("KAFKA_BROKERS", &self.stores.kafka_brokers),
+            ("REDIS_URL", &self.stores.redis_url),
         ];
         let missing: Vec<&str> = urls
             .iter()
             .filter(|(_, url)| url.is_none())
             .map(|(name, _)| *name)
             .collect();
-        match missing.len() {
-            4 => {}
-            0 => {
-                return refuse(
-                    "this build has only the embedded stores; unset the four store URLs".into(),
-                );
-            }
-            _ => {
-                return refuse(format!(
-                    "some store URLs are set and {} missing: set all four, or none to run embedded",
-                    missing.join(", ")
-                ));
-            }
+        if !missing.is_empty() && missing.len() < urls.len() {
+            return refuse(format!(
+                "some store URLs are set and {} missing: set all four, or none to run embedded",
+                missing.join(", ")
+            ));
         }
         if let Some(secret) = &self.auth.jwt_secret
             && secret.len() < 32
@@ -508,8 +537,10 @@ fn read_value(key: &str, text: &str) -> toml::Value {
         );
     }
     // An integer or a boolean where the text is one; secrets and names stay text.
-    let literal =
-        !key.starts_with("auth.") && !key.starts_with("stores.") && !key.ends_with("_dir");
+    let literal = !key.starts_with("auth.")
+        && !key.ends_with("_url")
+        && !key.ends_with("_dir")
+        && !["stores.kafka_brokers", "stores.kafka_prefix"].contains(&key);
     match (literal, text.parse::<i64>(), text.parse::<bool>()) {
         (true, Ok(number), _) => toml::Value::Integer(number),
         (true, _, Ok(flag)) => toml::Value::Boolean(flag),

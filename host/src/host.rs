@@ -8,7 +8,7 @@ use crate::experiments::exposure::Exposures;
 use crate::feed::cursor::CursorKey;
 use crate::http;
 use crate::http::auth::TokenKeys;
-use crate::jobs::{self, ConfigFile};
+use crate::jobs::{self, ConfigFile, Jobs};
 use crate::logging::Logging;
 use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
@@ -16,9 +16,10 @@ use crate::policy::engine::Engine;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::{self, WatchReport};
 use crate::secret;
-use crate::stores::EventSink;
+use crate::stores::EventSink as _;
 use crate::stores::embedded::EmbeddedStore;
 use crate::stores::embedded::cache::ProcessCache;
+use crate::stores::embedded::lease::SoleHost;
 use crate::stores::embedded::registry::SqliteRegistry;
 use crate::stores::embedded::seen::ProcessSeen;
 use anyhow::Context;
@@ -107,8 +108,10 @@ impl Host {
             candidates: Arc::new(store.clone()),
             relational: Arc::new(store.clone()),
             exposures: Arc::new(store.clone()),
+            sink: Arc::new(store.clone()),
             values: Arc::new(cache.clone()),
             cache: Arc::new(cache),
+            lease: Arc::new(SoleHost),
             seen: Arc::new(ProcessSeen::new(spool.clone(), store.clone())),
         };
         let (exposures, exposures_task) =
@@ -130,8 +133,13 @@ impl Host {
         let app = App::new(parts, stores);
         tokio::spawn(watcher::watch(deploy.clone(), policies_dir, watch_report));
         tokio::spawn(deploy.follow_registry());
-        jobs::start(&app, store.clone(), logging, config_file);
-        let consumer = start_consumer(&app, spool, Arc::new(store), stop_draining.clone());
+        jobs::start(Jobs {
+            app: app.clone(),
+            embedded: Some(store.clone()),
+            logging,
+            config: config_file,
+        });
+        let consumer = start_consumer(&app, spool, stop_draining.clone());
         Ok(Self {
             app,
             listener,
@@ -170,13 +178,8 @@ impl Host {
     }
 }
 
-fn start_consumer(
-    app: &Arc<App>,
-    spool: Spool,
-    sink: Arc<dyn EventSink>,
-    stop: CancellationToken,
-) -> JoinHandle<()> {
-    let app = app.clone();
+fn start_consumer(app: &Arc<App>, spool: Spool, stop: CancellationToken) -> JoinHandle<()> {
+    let (app, sink) = (app.clone(), app.stores.sink.clone());
     let counted: consumer::Counted = Arc::new(move |events| {
         let (app, events) = (app.clone(), events.to_vec());
         tokio::spawn(async move { app.overtake(&events).await });

@@ -5,6 +5,7 @@ pub mod app;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod daily;
 pub mod discover;
 pub mod error;
 pub mod events;

@@ -1,22 +1,16 @@
 //! Users worth following, by viewer.
 
 use crate::clock::unix_ms;
-use crate::stores::{CandidateStore, StoreError, SuggestedUser};
-use moka::future::Cache;
+use crate::stores::{CandidateStore, StoreError, SuggestedUser, ValueCache, shared};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub const LIMIT_MAX: u32 = 50;
 pub const LIMIT_DEFAULT: u32 = 20;
-/// Upper bound; the configured TTL is checked on reading and may be shorter.
-const LIFE: Duration = Duration::from_secs(3_600);
-const VIEWERS_MAX: u64 = 100_000;
-
-type Made = (Instant, Arc<Vec<SuggestedUser>>);
 
 pub struct Suggestions {
     store: Arc<dyn CandidateStore>,
-    viewers: Cache<u64, Made>,
+    values: Arc<dyn ValueCache>,
 }
 
 impl std::fmt::Debug for Suggestions {
@@ -25,15 +19,14 @@ impl std::fmt::Debug for Suggestions {
     }
 }
 
+/// The key of a viewer's list in the shared cache.
+pub fn key(viewer: u64) -> String {
+    format!("suggest:users:{viewer}")
+}
+
 impl Suggestions {
-    pub fn new(store: Arc<dyn CandidateStore>) -> Self {
-        Self {
-            store,
-            viewers: Cache::builder()
-                .max_capacity(VIEWERS_MAX)
-                .time_to_live(LIFE)
-                .build(),
-        }
+    pub fn new(store: Arc<dyn CandidateStore>, values: Arc<dyn ValueCache>) -> Self {
+        Self { store, values }
     }
 
     /// The viewer's list, at most `LIMIT_MAX`, and whether it came from the cache.
@@ -45,12 +38,27 @@ impl Suggestions {
         viewer: u64,
         ttl: Duration,
         timeout: Duration,
-    ) -> Result<(Arc<Vec<SuggestedUser>>, bool), StoreError> {
-        if let Some((made, users)) = self.viewers.get(&viewer).await
-            && made.elapsed() <= ttl
+    ) -> Result<(Vec<SuggestedUser>, bool), StoreError> {
+        let found = shared::get(self.values.as_ref(), "suggestions", &key(viewer)).await;
+        if let Some(shared) = found
+            && shared.age <= ttl
         {
-            return Ok((users, true));
+            return Ok((shared.value, true));
         }
+        let users = self.compute(viewer, ttl, timeout).await?;
+        Ok((users, false))
+    }
+
+    /// Asks the store whatever is cached, and shares what it says.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn compute(
+        &self,
+        viewer: u64,
+        ttl: Duration,
+        timeout: Duration,
+    ) -> Result<Vec<SuggestedUser>, StoreError> {
         let query = self.store.suggested_users(viewer, unix_ms(), LIMIT_MAX);
         let users = tokio::time::timeout(timeout, query)
             .await
@@ -60,10 +68,7 @@ impl Suggestions {
                 retryable: true,
                 source: anyhow::anyhow!("no answer within {} ms", timeout.as_millis()),
             })??;
-        let users = Arc::new(users);
-        self.viewers
-            .insert(viewer, (Instant::now(), users.clone()))
-            .await;
-        Ok((users, false))
+        shared::put(self.values.as_ref(), &key(viewer), &users, ttl).await;
+        Ok(users)
     }
 }

@@ -1,9 +1,10 @@
-//! Trending posts by window. A list that cannot be renewed is served on, marked; one that never was is an error.
+//! Trending posts by window. One host of many asks the store and shares the list. A list that cannot be renewed is served on, marked; one that never was is an error.
 
 use crate::clock::{rfc3339, unix_ms};
-use crate::stores::{CandidateStore, StoreError};
+use crate::stores::shared::{self, Shared};
+use crate::stores::{CandidateStore, StoreError, ValueCache};
 use arc_swap::ArcSwapOption;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -35,6 +36,13 @@ impl Window {
         }
     }
 
+    pub const ALL: [Window; 3] = [Window::Hour, Window::Day, Window::Week];
+
+    /// The key of its list in the shared cache.
+    fn key(self) -> String {
+        format!("hot:posts:{}", self.as_str())
+    }
+
     fn hours(self) -> u32 {
         match self {
             Window::Hour => 1,
@@ -44,7 +52,7 @@ impl Window {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TrendingItem {
     pub post_id: u64,
     pub author_id: u64,
@@ -78,6 +86,7 @@ struct Slot {
 
 pub struct Trending {
     store: Arc<dyn CandidateStore>,
+    values: Arc<dyn ValueCache>,
     /// In the order of `Window`.
     slots: [Slot; 3],
 }
@@ -109,9 +118,10 @@ impl std::fmt::Debug for Trending {
 }
 
 impl Trending {
-    pub fn new(store: Arc<dyn CandidateStore>) -> Self {
+    pub fn new(store: Arc<dyn CandidateStore>, values: Arc<dyn ValueCache>) -> Self {
         Self {
             store,
+            values,
             slots: Default::default(),
         }
     }
@@ -140,16 +150,23 @@ impl Trending {
         if let Some(list) = slot.fresh(ttl) {
             return Ok(list);
         }
-        match (self.renew(window, timeout).await, known) {
-            (Ok(posts), _) => {
-                slot.made
-                    .store(Some(Arc::new((Instant::now(), posts.clone()))));
-                Ok(TrendingList {
-                    posts,
-                    cache_hit: false,
-                    degraded: None,
-                })
-            }
+        let found: Option<Shared<Vec<TrendingItem>>> =
+            shared::get(self.values.as_ref(), "trending", &window.key()).await;
+        if let Some(shared) = found
+            && shared.age <= ttl
+        {
+            // Its age counts from when it was made, also where this process is younger than that.
+            let made_at = Instant::now().checked_sub(shared.age);
+            let made = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(shared.value)));
+            slot.made.store(Some(made.clone()));
+            return Ok(TrendingList::of(&made, None));
+        }
+        match (self.renew(window, ttl, timeout).await, known) {
+            (Ok(posts), _) => Ok(TrendingList {
+                posts,
+                cache_hit: false,
+                degraded: None,
+            }),
             (Err(error), Some(made)) => {
                 tracing::warn!(%error, window = window.as_str(), "trending cannot be renewed; serving the last good list");
                 Ok(TrendingList::of(&made, Some(error.store)))
@@ -158,11 +175,28 @@ impl Trending {
         }
     }
 
-    async fn renew(
+    /// Asks the store whatever is cached, keeps what it says and shares it.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn renew(
+        &self,
+        window: Window,
+        ttl: Duration,
+        timeout: Duration,
+    ) -> Result<Arc<Vec<TrendingItem>>, StoreError> {
+        let posts = Arc::new(self.query(window, timeout).await?);
+        shared::put(self.values.as_ref(), &window.key(), posts.as_ref(), ttl).await;
+        let made = Arc::new((Instant::now(), posts.clone()));
+        self.slots[window as usize].made.store(Some(made));
+        Ok(posts)
+    }
+
+    async fn query(
         &self,
         window: Window,
         timeout: Duration,
-    ) -> Result<Arc<Vec<TrendingItem>>, StoreError> {
+    ) -> Result<Vec<TrendingItem>, StoreError> {
         let query = self
             .store
             .trending_window(window.hours(), unix_ms(), LIMIT_MAX);
@@ -184,6 +218,6 @@ impl Trending {
             shares: post.counters.shares,
             window_start: rfc3339(post.window_start_ms),
         };
-        Ok(Arc::new(posts.into_iter().map(item).collect()))
+        Ok(posts.into_iter().map(item).collect())
     }
 }

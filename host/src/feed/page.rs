@@ -2,6 +2,7 @@
 //! that a repeated first page costs a copy and not fifty serialisations.
 
 use super::cursor::{Cursor, CursorKey};
+use super::deleted::Deleted;
 use super::snapshot::{FirstPage, Snapshot, SnapshotPost};
 use crate::clock::rfc3339;
 use bytes::Bytes;
@@ -46,6 +47,8 @@ impl From<&SnapshotPost> for FeedPost {
 #[derive(Debug)]
 pub struct FeedPage {
     pub snapshot: Arc<Snapshot>,
+    /// Posts of the whole ranking.
+    pub total_count: usize,
     pub cache_hit: bool,
     /// A JSON array of `FeedPost`.
     pub posts_json: Bytes,
@@ -56,20 +59,19 @@ pub struct FeedPage {
     pub is_stand_in: bool,
 }
 
-/// `limit` posts of `snapshot` from `position` on.
+/// `limit` posts of `snapshot` from `position` on, without those that were deleted since.
 pub fn page(
     snapshot: Arc<Snapshot>,
     key: &CursorKey,
+    deleted: &Deleted,
     position: usize,
     limit: usize,
     cache_hit: bool,
 ) -> FeedPage {
-    let render = || FirstPage {
-        limit,
-        posts_json: render_posts(&snapshot.posts, position, limit),
-        next_cursor: next_cursor(&snapshot, key, position, limit),
-    };
-    let kept = (position == 0)
+    let whole = snapshot.is_whole(deleted);
+    let render = || render(&snapshot, key, deleted, position, limit);
+    // A page that was rendered before a deletion shows what was deleted.
+    let kept = (position == 0 && whole)
         .then(|| snapshot.first_page.get_or_init(render))
         .filter(|page| page.limit == limit);
     let (posts_json, next_cursor) = match kept {
@@ -79,8 +81,14 @@ pub fn page(
             (page.posts_json, page.next_cursor)
         }
     };
+    let total_count = if whole {
+        snapshot.posts.len()
+    } else {
+        standing(&snapshot, deleted, 0).count()
+    };
     FeedPage {
         degraded: snapshot.degraded.clone(),
+        total_count,
         snapshot,
         cache_hit,
         posts_json,
@@ -89,33 +97,131 @@ pub fn page(
     }
 }
 
-fn render_posts(posts: &[SnapshotPost], position: usize, limit: usize) -> Bytes {
-    let page: Vec<FeedPost> = posts
-        .iter()
-        .skip(position)
-        .take(limit)
-        .map(FeedPost::from)
-        .collect();
-    // Plain numbers and strings into memory: this cannot fail, and an empty page would be valid JSON.
-    serde_json::to_vec(&page).map_or_else(|_| Bytes::from_static(b"[]"), Bytes::from)
+/// Places and posts from `position` on that are not deleted.
+fn standing<'a>(
+    snapshot: &'a Snapshot,
+    deleted: &'a Deleted,
+    position: usize,
+) -> impl Iterator<Item = (usize, &'a SnapshotPost)> {
+    let places = snapshot.posts.iter().enumerate().skip(position);
+    places.filter(|(_, post)| !deleted.contains(post.post_id))
 }
 
-fn next_cursor(
+fn render(
     snapshot: &Snapshot,
     key: &CursorKey,
+    deleted: &Deleted,
     position: usize,
     limit: usize,
-) -> Option<String> {
-    let next = position.saturating_add(limit);
-    let more = next < snapshot.posts.len();
-    more.then(|| {
-        let position = u32::try_from(next).unwrap_or(u32::MAX);
+) -> FirstPage {
+    let mut rest = standing(snapshot, deleted, position);
+    let posts: Vec<FeedPost> = rest
+        .by_ref()
+        .take(limit)
+        .map(|(_, post)| FeedPost::from(post))
+        .collect();
+    let next_cursor = rest.next().map(|(place, _)| {
         key.encode(
             snapshot.viewer,
             Cursor {
                 ranking_id: snapshot.ranking_id,
-                position,
+                position: u32::try_from(place).unwrap_or(u32::MAX),
             },
         )
-    })
+    });
+    FirstPage {
+        limit,
+        // Plain numbers and strings into memory: this cannot fail, and an empty page would be valid JSON.
+        posts_json: serde_json::to_vec(&posts)
+            .map_or_else(|_| Bytes::from_static(b"[]"), Bytes::from),
+        next_cursor,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::feed::deleted::DeletedPosts;
+    use crate::feed::snapshot::{Algo, ServedBy, ServedPolicy};
+    use crate::policy::features::Sources;
+    use crate::stores::Counters;
+    use std::sync::OnceLock;
+    use std::sync::atomic::AtomicU64;
+    use std::time::Instant;
+    use uuid::Uuid;
+
+    const NOW_MS: u64 = 1_750_000_000_000;
+
+    fn snapshot(posts: u64) -> Arc<Snapshot> {
+        let post = |post_id| SnapshotPost {
+            post_id,
+            author_id: 1,
+            created_at_ms: NOW_MS,
+            counters: Counters::default(),
+            score: Some(1.0),
+            sources: Sources::RECENT,
+        };
+        Arc::new(Snapshot {
+            ranking_id: Uuid::now_v7(),
+            viewer: 7,
+            algo: Algo::Ch,
+            served_by: ServedBy::Policy,
+            fallback: false,
+            degraded: Vec::new(),
+            policy: ServedPolicy::native(Algo::Ch),
+            assignment: None,
+            created: Instant::now(),
+            created_at_ms: NOW_MS,
+            seen_version: 1,
+            posts: (1..=posts).map(post).collect(),
+            first_page: OnceLock::new(),
+            whole_in: AtomicU64::new(0),
+        })
+    }
+
+    /// Every page of a cursor chain, by post id.
+    fn pages(snapshot: &Arc<Snapshot>, deleted: &Deleted, limit: usize) -> Vec<Vec<u64>> {
+        let key = CursorKey::derive(b"a key for tests");
+        let (mut pages, mut position) = (Vec::new(), 0);
+        loop {
+            let page = page(snapshot.clone(), &key, deleted, position, limit, true);
+            let posts: Vec<serde_json::Value> = serde_json::from_slice(&page.posts_json).unwrap();
+            pages.push(
+                posts
+                    .iter()
+                    .map(|post| post["post_id"].as_u64().unwrap())
+                    .collect(),
+            );
+            match page.next_cursor {
+                None => return pages,
+                Some(cursor) => {
+                    position = key.decode(7, &cursor).unwrap().position as usize;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_deleted_post_is_on_no_page_and_the_pages_stay_full() {
+        let (snapshot, deleted) = (snapshot(7), DeletedPosts::default());
+        assert_eq!(
+            pages(&snapshot, &deleted.current(), 3),
+            [vec![1, 2, 3], vec![4, 5, 6], vec![7]]
+        );
+        deleted.add(&[(2, NOW_MS), (7, NOW_MS), (99, NOW_MS)], NOW_MS);
+        assert_eq!(
+            pages(&snapshot, &deleted.current(), 3),
+            [vec![1, 3, 4], vec![5, 6]]
+        );
+    }
+
+    #[test]
+    fn the_count_leaves_out_what_was_deleted() {
+        let (snapshot, deleted) = (snapshot(3), DeletedPosts::default());
+        deleted.add(&[(3, NOW_MS)], NOW_MS);
+        let key = CursorKey::derive(b"a key for tests");
+        let page = page(snapshot, &key, &deleted.current(), 0, 50, true);
+        assert_eq!(page.total_count, 2);
+    }
 }

@@ -1,5 +1,6 @@
 //! A ranking as it was served, kept so that pages continue it; and the candidates it was made from.
 
+use super::deleted::Deleted;
 use crate::experiments::routing::Assignment;
 use crate::policy::Digest;
 use crate::policy::features::{CandidateSet, Sources};
@@ -8,6 +9,7 @@ use crate::policy::ranking::Ranking;
 use crate::stores::{Counters, UnixMs};
 use bytes::Bytes;
 use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use uuid::Uuid;
@@ -122,6 +124,8 @@ pub struct Snapshot {
     pub posts: Vec<SnapshotPost>,
     /// The page that nearly every request asks for, rendered once.
     pub first_page: OnceLock<FirstPage>,
+    /// The generation of deletions in which no post of this snapshot was found deleted.
+    pub whole_in: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -132,6 +136,18 @@ pub struct FirstPage {
 }
 
 impl Snapshot {
+    /// Whether none of its posts is deleted.
+    pub fn is_whole(&self, deleted: &Deleted) -> bool {
+        if self.whole_in.load(Ordering::Relaxed) == deleted.generation || deleted.is_empty() {
+            return true;
+        }
+        let whole = !self.posts.iter().any(|post| deleted.contains(post.post_id));
+        if whole {
+            self.whole_in.store(deleted.generation, Ordering::Relaxed);
+        }
+        whole
+    }
+
     /// Memory it may come to hold, its rendered first page included.
     pub fn size_bytes(&self) -> usize {
         const RENDERED_POST_BYTES: usize = 220;

@@ -17,6 +17,7 @@ use crate::policy::features::CandidateSet;
 use crate::stores::{SeenAmong, StoreResult};
 use nova_policy_sdk::Request;
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -74,7 +75,7 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
         // Who starts or stops an experiment changes what a ranking counts for, also where it looks the same.
         && snapshot.assignment == routed.assignment
     {
-        return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
+        return Ok(first_page(app, snapshot, ask.limit, true));
     }
     let mut missing = Missing::default();
     if attributes_missing {
@@ -125,6 +126,7 @@ async fn continue_snapshot(app: &App, cursor: Cursor, limit: usize) -> Result<Fe
         Ok(Some(snapshot)) => Ok(page(
             snapshot,
             &app.cursor_key,
+            &app.deleted.current(),
             cursor.position as usize,
             limit,
             true,
@@ -253,6 +255,30 @@ async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
     candidates
 }
 
+/// Renews a viewer's cached candidates before they are half as old as they may become. Nothing is ranked,
+/// nothing is recorded. `false` when they could not be had or kept whole.
+pub async fn warm(app: &App, viewer: u64) -> bool {
+    let ttl = app.live().ttl.candidates();
+    let Ok(found) = app.stores.cache.candidates(viewer).await else {
+        return false;
+    };
+    let fresh = |cached: &Arc<CachedCandidates>| cached.fetched.elapsed() <= ttl / 2;
+    if found.candidates.as_ref().is_some_and(fresh) {
+        return true;
+    }
+    let (_, cacheable) = fetched(app, viewer, Some(found.epoch)).await;
+    match cacheable {
+        None => false,
+        Some(cacheable) => {
+            let cache = &app.stores.cache;
+            cache
+                .put_candidates(viewer, found.epoch, cacheable)
+                .await
+                .is_ok()
+        }
+    }
+}
+
 enum Lookup {
     Hit(Candidates),
     Miss { epoch: u64 },
@@ -376,7 +402,7 @@ async fn fall_back(
 ) -> Result<FeedPage, FeedError> {
     match app.stores.cache.newest_snapshot(ask.viewer).await {
         Ok(Some(snapshot)) => {
-            let page = page(snapshot, &app.cursor_key, 0, ask.limit, false);
+            let page = first_page(app, snapshot, ask.limit, false);
             return Ok(FeedPage {
                 degraded: missing.names(),
                 is_stand_in: true,
@@ -405,7 +431,7 @@ async fn fall_back(
 async fn serve_timeline(app: &App, ask: &Ask, use_cache: bool) -> Result<FeedPage, FeedError> {
     let digest = ServedPolicy::native(Algo::Timeline).effective_digest;
     if use_cache && let Some(snapshot) = fresh_snapshot(app, ask.viewer, digest).await {
-        return Ok(page(snapshot, &app.cursor_key, 0, ask.limit, true));
+        return Ok(first_page(app, snapshot, ask.limit, true));
     }
     let epoch = app.stores.cache.epoch(ask.viewer).await.ok();
     let mut missing = Missing::default();
@@ -459,6 +485,7 @@ async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
         seen_version: made.seen_version,
         posts: made.posts,
         first_page: OnceLock::new(),
+        whole_in: AtomicU64::new(0),
     });
     // A ranking that was overtaken by its viewer's own like is served, and is nobody's cached answer.
     if let Err(error) = app.stores.cache.put_snapshot(snapshot.clone(), epoch).await {
@@ -466,5 +493,10 @@ async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
     }
     app.exposures
         .record(exposure::of(&snapshot, &ask.request_id));
-    page(snapshot, &app.cursor_key, 0, ask.limit, cache_hit)
+    first_page(app, snapshot, ask.limit, cache_hit)
+}
+
+fn first_page(app: &App, snapshot: Arc<Snapshot>, limit: usize, cache_hit: bool) -> FeedPage {
+    let deleted = app.deleted.current();
+    page(snapshot, &app.cursor_key, &deleted, 0, limit, cache_hit)
 }

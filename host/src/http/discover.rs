@@ -47,7 +47,14 @@ pub async fn trending(
         )
     };
     let list = app.trending.list(window, ttl, timeout).await?;
-    let posts: Vec<TrendingItem> = list.posts.iter().take(limit).cloned().collect();
+    let deleted = app.deleted.current();
+    let posts: Vec<TrendingItem> = list
+        .posts
+        .iter()
+        .filter(|post| !deleted.contains(post.post_id))
+        .take(limit)
+        .cloned()
+        .collect();
     Ok(Json(TrendingResponse {
         count: posts.len(),
         posts,
@@ -84,7 +91,7 @@ pub async fn suggested_users(
     };
     let (users, cache_hit) = app.suggestions.list(viewer, ttl, timeout).await?;
     Ok(Json(SuggestedUsersResponse {
-        users: users.iter().take(limit).cloned().collect(),
+        users: users.into_iter().take(limit).collect(),
         cache_hit,
         computation_time_ms: (started.elapsed().as_secs_f64() * 1e6).round() / 1e3,
     }))

@@ -155,7 +155,7 @@ fn render(page: &FeedPage, request_id: &str, took: Duration) -> Response {
     let rest = FeedResponse {
         posts: Vec::new(),
         cursor: page.next_cursor.as_deref(),
-        total_count: snapshot.posts.len(),
+        total_count: page.total_count,
         cache_hit: page.cache_hit,
         response_time_ms: (took.as_secs_f64() * 1e6).round() / 1e3,
         request_id,

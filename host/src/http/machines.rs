@@ -2,10 +2,12 @@
 
 use crate::app::App;
 use crate::metrics::METRICS;
+use crate::stores::StoreResult;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use futures::future::BoxFuture;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +34,7 @@ pub struct Component {
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Health {
-    /// `up` when every component is.
+    /// `up` when every component is, `down` when no feed can be served.
     pub status: ComponentState,
     pub components: BTreeMap<&'static str, Component>,
 }
@@ -53,16 +55,36 @@ impl Component {
     }
 }
 
-async fn components(app: &App) -> BTreeMap<&'static str, Component> {
-    let store = app.stores.candidates.name();
-    let ping = match tokio::time::timeout(PING_TIMEOUT, app.stores.candidates.ping()).await {
+/// Every store once, under its name; the embedded ones share one.
+async fn stores(app: &App) -> BTreeMap<&'static str, Component> {
+    let stores = &app.stores;
+    let mut pings: BTreeMap<&'static str, BoxFuture<'_, StoreResult<()>>> = BTreeMap::new();
+    pings.insert(stores.cache.name(), stores.cache.ping());
+    pings.insert(stores.sink.name(), stores.sink.ping());
+    pings.insert(stores.relational.name(), stores.relational.ping());
+    pings.insert(stores.candidates.name(), stores.candidates.ping());
+    let answers = pings
+        .into_iter()
+        .map(|(name, ping)| async move { (name, ping_answer(name, ping).await) });
+    futures::future::join_all(answers)
+        .await
+        .into_iter()
+        .collect()
+}
+
+async fn ping_answer(store: &'static str, ping: BoxFuture<'_, StoreResult<()>>) -> Component {
+    match tokio::time::timeout(PING_TIMEOUT, ping).await {
         Ok(Ok(())) => Component::up(),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "health");
+            tracing::warn!(store, error = format!("{error:#}"), "health");
             Component::not_up(ComponentState::Down, "queries fail")
         }
         Err(_) => Component::not_up(ComponentState::Down, "no answer within 1 s"),
-    };
+    }
+}
+
+async fn components(app: &App) -> BTreeMap<&'static str, Component> {
+    let mut components = stores(app).await;
     let spool = match (app.spool.is_healthy(), app.spool.is_full()) {
         (false, _) => Component::not_up(
             ComponentState::Down,
@@ -74,33 +96,36 @@ async fn components(app: &App) -> BTreeMap<&'static str, Component> {
         ),
         (true, false) => Component::up(),
     };
-    BTreeMap::from([
-        (store, ping),
-        ("spool", spool),
-        ("policies", Component::up()),
-    ])
+    components.insert("spool", spool);
+    components.insert("policies", Component::up());
+    components
+}
+
+/// Feeds can be served while candidates can be had, or at least a timeline.
+fn can_serve(app: &App, components: &BTreeMap<&'static str, Component>) -> bool {
+    [app.stores.candidates.name(), app.stores.relational.name()]
+        .iter()
+        .filter_map(|store| components.get(store))
+        .any(|component| component.state != ComponentState::Down)
 }
 
 /// Every component. 200 for as long as feeds can be served at all.
 #[utoipa::path(get, path = "/health", tag = "machines", 
-    responses((status = 200, body = Health), (status = 503, body = Health, description = "No feed can be ranked: the store is down")))]
+    responses((status = 200, body = Health), (status = 503, body = Health, description = "No feed can be served: neither candidates nor a timeline can be had")))]
 pub async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     let components = components(&app).await;
     let whole = components
         .values()
         .all(|component| component.state == ComponentState::Up);
-    let status = if whole {
-        ComponentState::Up
+    let code = if can_serve(&app, &components) {
+        StatusCode::OK
     } else {
-        ComponentState::Degraded
+        StatusCode::SERVICE_UNAVAILABLE
     };
-    let store = components.get(app.stores.candidates.name());
-    let code = match store {
-        Some(Component {
-            state: ComponentState::Down,
-            ..
-        }) => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::OK,
+    let status = match (whole, code) {
+        (true, _) => ComponentState::Up,
+        (false, StatusCode::OK) => ComponentState::Degraded,
+        (false, _) => ComponentState::Down,
     };
     (code, Json(Health { status, components }))
 }
@@ -111,7 +136,8 @@ pub async fn livez() -> &'static str {
     "live"
 }
 
-/// Whether traffic should come here: not while stopping, nor when events cannot be made durable.
+/// Whether traffic should come here: not while stopping, nor when no feed can be served, nor when events cannot be made
+/// durable. A missing broker or cache is no reason: the answers say what is missing.
 #[utoipa::path(get, path = "/readyz", tag = "machines",
     responses((status = 200, body = String), (status = 503, body = String)))]
 pub async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, String) {
@@ -119,19 +145,21 @@ pub async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, String) {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping".to_owned());
     }
     let components = components(&app).await;
+    let spool_up = components
+        .get("spool")
+        .is_some_and(|spool| spool.state == ComponentState::Up);
+    if spool_up && can_serve(&app, &components) {
+        return (StatusCode::OK, "ready\n".to_owned());
+    }
     let down: Vec<&str> = components
         .iter()
         .filter(|(_, component)| component.state == ComponentState::Down)
         .map(|(name, _)| *name)
         .collect();
-    if down.is_empty() {
-        (StatusCode::OK, "ready\n".to_owned())
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {}", down.join(", ")),
-        )
-    }
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("not ready: {}", down.join(", ")),
+    )
 }
 
 /// Prometheus text.

@@ -1,10 +1,11 @@
 //! Deletes what no window reaches any more.
 
+use super::Outcome;
 use crate::clock::unix_ms;
 use crate::stores::embedded::EmbeddedStore;
 
-pub async fn run(store: EmbeddedStore) -> anyhow::Result<()> {
+pub async fn run(store: EmbeddedStore) -> anyhow::Result<Outcome> {
     let expired = store.expire(unix_ms()).await?;
     tracing::debug!(?expired, "expired rows deleted");
-    Ok(())
+    Ok(Outcome::Done)
 }

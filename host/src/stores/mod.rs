@@ -8,6 +8,7 @@
 pub mod breaker;
 pub mod embedded;
 pub mod guard;
+pub mod shared;
 
 use crate::feed::snapshot::{CachedCandidates, Snapshot};
 use crate::policy::Digest;
@@ -258,6 +259,9 @@ pub struct AcceptedEvent {
 /// Where the spool drains to: the aggregates themselves when embedded, the broker in the real stack.
 #[async_trait]
 pub trait EventSink: Send + Sync + 'static {
+    /// The name used in `/health` and metrics.
+    fn name(&self) -> &'static str;
+
     /// Writes a batch whose last spool entry is `through`, durably. A batch, or a part of one, that was written
     /// before changes no aggregate: duplicates by idempotency key or by (user, event id) are left out here or
     /// by whoever reads on. Returns how many events were written.
@@ -265,6 +269,8 @@ pub trait EventSink: Send + Sync + 'static {
 
     /// The spool entry up to which everything was written; 0 for a sink that does not remember.
     async fn written_through(&self) -> StoreResult<i64>;
+
+    async fn ping(&self) -> StoreResult<()>;
 }
 
 /// The record that a ranking was served. One for each ranking, whatever number of pages.
@@ -394,6 +400,16 @@ pub trait ValueCache: Send + Sync + 'static {
     async fn put(&self, key: &str, value: Vec<u8>, ttl: Duration) -> StoreResult<()>;
 
     async fn remove(&self, key: &str) -> StoreResult<()>;
+}
+
+/// Which of many hosts does the periodic work (Redis in the real stack; a host that is alone always does it).
+#[async_trait]
+pub trait Lease: Send + Sync + 'static {
+    /// Takes the lease on `job` for `ttl`, or renews it; `false` while another host has it.
+    async fn hold(&self, job: &str, ttl: Duration) -> StoreResult<bool>;
+
+    /// Lets another host have it before its time is over. Nothing happens to another host's lease.
+    async fn release(&self, job: &str) -> StoreResult<()>;
 }
 
 /// Which posts a viewer has seen in the last 24 h. A filter may take a post for seen that was not, for fewer than 1 % of posts.

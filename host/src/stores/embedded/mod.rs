@@ -8,6 +8,7 @@ pub mod cache;
 mod candidates;
 mod daily;
 mod exposures;
+pub mod lease;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod model_tests;

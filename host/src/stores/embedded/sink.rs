@@ -132,6 +132,14 @@ pub(crate) async fn aggregate_after(
 
 #[async_trait]
 impl EventSink for EmbeddedStore {
+    fn name(&self) -> &'static str {
+        super::STORE_NAME
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        self.answers().await
+    }
+
     async fn write(&self, events: &[AcceptedEvent], through: i64) -> StoreResult<u64> {
         self.observed("write_events", async {
             let rows = serde_json::to_string(&events.iter().map(raw_row).collect::<Vec<_>>())?;

@@ -1,0 +1,42 @@
+//! Keeps the candidates of the most active viewers in the cache.
+
+use super::ACTIVE_MS;
+use crate::app::App;
+use crate::clock::unix_ms;
+use crate::feed::story::warm;
+use futures::StreamExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const VIEWERS_MAX: u32 = 1_000;
+/// Few enough to leave the store to the viewers who wait.
+const CONCURRENT: usize = 2;
+
+pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
+    if !app.flags().enable_caching {
+        return Ok(());
+    }
+    let since_ms = unix_ms().saturating_sub(ACTIVE_MS);
+    let viewers = app
+        .stores
+        .exposures
+        .active_viewers(since_ms, VIEWERS_MAX)
+        .await?;
+    let (asked, failed) = (viewers.len(), AtomicUsize::new(0));
+    futures::stream::iter(viewers)
+        .for_each_concurrent(CONCURRENT, |viewer| {
+            let (app, failed) = (app.clone(), &failed);
+            async move {
+                if !warm(&app, viewer).await {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+        .await;
+    let failed = failed.into_inner();
+    anyhow::ensure!(
+        failed == 0,
+        "{failed} of {asked} viewers could not be warmed"
+    );
+    Ok(())
+}
