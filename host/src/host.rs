@@ -1,6 +1,6 @@
 //! Starting and stopping a host: the parts in the order of their dependence, and back.
 
-use crate::app::{App, Parts, StoreSet};
+use crate::app::{App, Parts};
 use crate::config::Config;
 use crate::events::consumer;
 use crate::events::spool::Spool;
@@ -10,18 +10,12 @@ use crate::http;
 use crate::http::auth::TokenKeys;
 use crate::jobs::{self, ConfigFile, Jobs};
 use crate::logging::Logging;
-use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
 use crate::policy::engine::Engine;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::{self, WatchReport};
 use crate::secret;
-use crate::stores::EventSink as _;
-use crate::stores::embedded::EmbeddedStore;
-use crate::stores::embedded::cache::ProcessCache;
-use crate::stores::embedded::lease::SoleHost;
-use crate::stores::embedded::registry::SqliteRegistry;
-use crate::stores::embedded::seen::ProcessSeen;
+use crate::wiring::{self, Wired};
 use anyhow::Context;
 use std::fs::File;
 use std::path::Path;
@@ -41,8 +35,8 @@ pub struct Host {
     app: Arc<App>,
     listener: TcpListener,
     stop_draining: CancellationToken,
-    consumer: JoinHandle<()>,
-    exposures: JoinHandle<()>,
+    /// What finishes its work before the host ends.
+    draining: Vec<JoinHandle<()>>,
     /// Held for as long as the host runs: two hosts on one directory would write over each other.
     _lock: File,
 }
@@ -56,17 +50,6 @@ pub struct Start {
     pub logging: Option<Arc<Logging>>,
     /// The file to follow for changes.
     pub config_file: Option<ConfigFile>,
-}
-
-/// Opens the embedded store with its queries counted and timed.
-///
-/// # Errors
-/// When the file cannot be opened.
-pub async fn open_store(data_dir: &Path) -> anyhow::Result<EmbeddedStore> {
-    let observer = Arc::new(|query: &'static str, took: Duration, ok: bool| {
-        METRICS.observe_store("sqlite", query, took, ok)
-    });
-    EmbeddedStore::open_observed(data_dir, observer).await
 }
 
 impl Host {
@@ -92,28 +75,16 @@ impl Host {
             )
         })?;
         let secret = secret::load_or_make(&config)?;
-        let store = open_store(data_dir).await?;
-        let spool = Spool::open(
-            data_dir,
-            config.spool_bytes_max,
-            store.written_through().await?,
-        )
-        .await?;
+        let Wired {
+            stores,
+            registry,
+            spool,
+            embedded,
+            beside,
+        } = wiring::connect(&config).await?;
         let engine = Engine::start()?;
-        let registry = Arc::new(SqliteRegistry::open(&store).await?);
         let deploy = Deploy::start(engine, registry, development).await?;
         let stop_draining = CancellationToken::new();
-        let cache = ProcessCache::new(config.cache_mb << 20);
-        let stores = StoreSet {
-            candidates: Arc::new(store.clone()),
-            relational: Arc::new(store.clone()),
-            exposures: Arc::new(store.clone()),
-            sink: Arc::new(store.clone()),
-            values: Arc::new(cache.clone()),
-            cache: Arc::new(cache),
-            lease: Arc::new(SoleHost),
-            seen: Arc::new(ProcessSeen::new(spool.clone(), store.clone())),
-        };
         let (exposures, exposures_task) =
             Exposures::start(stores.exposures.clone(), stop_draining.clone());
         let watch_report = WatchReport::default();
@@ -135,17 +106,18 @@ impl Host {
         tokio::spawn(deploy.follow_registry());
         jobs::start(Jobs {
             app: app.clone(),
-            embedded: Some(store.clone()),
+            embedded,
             logging,
             config: config_file,
         });
-        let consumer = start_consumer(&app, spool, stop_draining.clone());
+        let mut draining = beside(&app, &stop_draining);
+        draining.push(start_drain(&app, spool, stop_draining.clone()));
+        draining.push(exposures_task);
         Ok(Self {
             app,
             listener,
             stop_draining,
-            consumer,
-            exposures: exposures_task,
+            draining,
             _lock: lock,
         })
     }
@@ -172,13 +144,12 @@ impl Host {
         });
         http::server::serve(self.listener, router, &self.app.config.server, stop).await;
         self.stop_draining.cancel();
-        let _ = self.consumer.await;
-        let _ = self.exposures.await;
+        futures::future::join_all(self.draining).await;
         tracing::info!("stopped");
     }
 }
 
-fn start_consumer(app: &Arc<App>, spool: Spool, stop: CancellationToken) -> JoinHandle<()> {
+fn start_drain(app: &Arc<App>, spool: Spool, stop: CancellationToken) -> JoinHandle<()> {
     let (app, sink) = (app.clone(), app.stores.sink.clone());
     let counted: consumer::Counted = Arc::new(move |events| {
         let (app, events) = (app.clone(), events.to_vec());

@@ -20,3 +20,4 @@ pub mod metrics;
 pub mod policy;
 pub mod secret;
 pub mod stores;
+pub mod wiring;

@@ -72,11 +72,6 @@ fn some_store_urls_without_the_others_are_refused_with_the_missing_ones_named() 
         line.contains("KAFKA_BROKERS") && !line.contains("REDIS_URL"),
         "{line}"
     );
-    let line = refusal("", &URLS);
-    assert!(
-        line.contains("embedded") && !line.contains("missing"),
-        "{line}"
-    );
 }
 
 /// A host that follows this file; rates are off in it unless it says otherwise.

@@ -1,7 +1,7 @@
 use super::{ConfigPath, DataDir, block_on, table};
 use crate::clock::unix_ms;
-use crate::host::open_store;
 use crate::import::{ImportOptions, ImportSummary, Progress, import_dir};
+use crate::wiring::embedded::open_store;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

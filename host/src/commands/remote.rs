@@ -1,13 +1,13 @@
 //! Talking to a running host, or to a data directory in its absence.
 
 use super::{ConfigPath, DataDir};
-use crate::host::open_store;
 use crate::http::admin_policies::{PolicyAnswer, PolicyList};
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::deploy::{Deploy, DeployError};
 use crate::policy::engine::Engine;
 use crate::stores::embedded::registry::SqliteRegistry;
+use crate::wiring::embedded::open_store;
 use anyhow::{Context, bail};
 use clap::Args;
 use reqwest::multipart::{Form, Part};

@@ -1,0 +1,52 @@
+//! The embedded set: SQLite and caches in the process, all in one data directory.
+
+use super::Wired;
+use crate::app::StoreSet;
+use crate::config::Config;
+use crate::events::spool::Spool;
+use crate::metrics::METRICS;
+use crate::stores::EventSink as _;
+use crate::stores::embedded::EmbeddedStore;
+use crate::stores::embedded::cache::ProcessCache;
+use crate::stores::embedded::lease::SoleHost;
+use crate::stores::embedded::registry::SqliteRegistry;
+use crate::stores::embedded::seen::ProcessSeen;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
+    let data_dir = &config.data_dir;
+    let store = open_store(data_dir).await?;
+    let written_through = store.written_through().await?;
+    let spool = Spool::open(data_dir, config.spool_bytes_max, written_through).await?;
+    let cache = ProcessCache::new(config.cache_mb << 20);
+    let stores = StoreSet {
+        candidates: Arc::new(store.clone()),
+        relational: Arc::new(store.clone()),
+        exposures: Arc::new(store.clone()),
+        sink: Arc::new(store.clone()),
+        values: Arc::new(cache.clone()),
+        cache: Arc::new(cache),
+        lease: Arc::new(SoleHost),
+        seen: Arc::new(ProcessSeen::new(spool.clone(), store.clone())),
+    };
+    Ok(Wired {
+        stores,
+        registry: Arc::new(SqliteRegistry::open(&store).await?),
+        spool,
+        embedded: Some(store),
+        beside: Box::new(|_, _| Vec::new()),
+    })
+}
+
+/// Opens the embedded store with its queries counted and timed.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub async fn open_store(data_dir: &Path) -> anyhow::Result<EmbeddedStore> {
+    let observer = Arc::new(|query: &'static str, took: Duration, ok: bool| {
+        METRICS.observe_store("sqlite", query, took, ok)
+    });
+    EmbeddedStore::open_observed(data_dir, observer).await
+}
