@@ -255,7 +255,7 @@ async fn a_flag_that_an_operator_set_survives_a_restart_and_beats_the_file() {
             .config("[flags]\nuse_ch_ranking = true\n")
             .start()
     };
-    Community::small().import(directory.path());
+    Community::small().import(directory.path(), &[]);
     let mut host = start();
     set_flag(&host, "use_ch_ranking", false).await;
     host.kill();

@@ -1,5 +1,6 @@
 //! A host under test, and a small community to rank.
 
+use crate::stack::services::Stack;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -68,6 +69,14 @@ impl Setup {
         self
     }
 
+    /// Runs on this stack instead of the embedded stores.
+    pub fn stack(mut self, stack: &Stack) -> Self {
+        let variables = stack.variables().into_iter();
+        self.variables
+            .extend(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        self
+    }
+
     pub fn community(mut self, community: Community) -> Self {
         self.community = Some(community);
         self
@@ -85,7 +94,7 @@ impl Setup {
             .data_dir
             .unwrap_or_else(|| temporary.path().join("data"));
         if let Some(community) = &self.community {
-            community.import(&data_dir);
+            community.import(&data_dir, &self.variables);
         }
         let mut command = nova();
         command
@@ -564,8 +573,9 @@ impl Community {
         self.0.path()
     }
 
-    pub fn import(&self, data_dir: &Path) {
+    pub fn import(&self, data_dir: &Path, variables: &[(String, String)]) {
         let output = nova()
+            .envs(variables.iter().cloned())
             .arg("import")
             .arg(self.path())
             .arg("--data-dir")

@@ -17,5 +17,6 @@ mod import_command;
 mod recipes;
 mod recovery;
 mod requests;
+mod stack;
 mod swap;
 mod watch;

@@ -23,7 +23,7 @@ fn start(directory: &Path) -> Host {
 }
 
 fn start_with_community(directory: &Path) -> Host {
-    Community::small().import(directory);
+    Community::small().import(directory, &[]);
     start(directory)
 }
 

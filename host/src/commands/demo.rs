@@ -4,7 +4,7 @@ use super::block_on;
 use super::import::load;
 use super::serve::run_host;
 use crate::clock::{rfc3339, unix_ms};
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, Stores};
 use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
 use crate::stores::{DAY_MS, HOUR_MS};
@@ -44,6 +44,8 @@ impl Demo {
         write_community(&community, self.seed)?;
         block_on(load(&data_dir, &community, false))?;
         let mut config = Config::load(None, |name| std::env::var(name).ok())?;
+        // A demo leaves nothing behind, wherever the environment points.
+        config.stores = Stores::default();
         config.listen = self.listen;
         config.data_dir = data_dir;
         config.log_format = LogFormat::Text;
@@ -87,7 +89,11 @@ Every route: http://{address}/docs    Ctrl-C stops.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn write_community(dir: &Path, seed: u64) -> anyhow::Result<()> {
+/// The files of a made-up community, as `nova import` reads them.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn write_community(dir: &Path, seed: u64) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let now_ms = unix_ms();
     let mut users = String::from("user_id,created_at,username,bio,country,language\n");

@@ -1,7 +1,7 @@
 //! The command line: one file a command, each a thin shell around a part of the host.
 
 mod bucket;
-mod demo;
+pub mod demo;
 mod experiment;
 mod import;
 mod policy;

@@ -1,0 +1,189 @@
+//! The real stack for one test: databases, topics and keys of its own on the servers that the environment names
+//! (`tests/services env`).
+
+use crate::harness::nova;
+use sqlx::{ConnectOptions as _, Connection as _};
+use std::str::FromStr as _;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Redis has 16 numbered databases; tests take them in turn, and more than 15 never run at once.
+static REDIS_DATABASE: AtomicI64 = AtomicI64::new(0);
+
+/// What `nova` reads to run on the stack.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    pub postgres_url: String,
+    pub clickhouse_url: String,
+    pub kafka_brokers: String,
+    pub redis_url: String,
+    pub kafka_prefix: String,
+    name: String,
+    servers: Servers,
+}
+
+/// The servers as the environment names them.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    pub postgres: String,
+    pub clickhouse: String,
+    pub kafka: String,
+    pub redis: String,
+}
+
+impl Servers {
+    /// `None`, and a line that says so, where they are missing; a failure where they are required.
+    pub fn from_environment() -> Option<Self> {
+        let mut missing = Vec::new();
+        let mut variable = |name: &'static str| {
+            std::env::var(name).unwrap_or_else(|_| {
+                missing.push(name);
+                String::new()
+            })
+        };
+        let servers = Self {
+            postgres: variable("POSTGRES_URL"),
+            clickhouse: variable("CLICKHOUSE_URL"),
+            kafka: variable("KAFKA_BROKERS"),
+            redis: variable("REDIS_URL"),
+        };
+        if missing.is_empty() {
+            return Some(servers);
+        }
+        let missing = missing.join(", ");
+        let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
+        assert!(!required, "{missing} not set, and NOVA_REQUIRE_SERVICES=1");
+        eprintln!("not run on the real stack: {missing} not set");
+        None
+    }
+}
+
+impl Stack {
+    /// Empty databases with their schema.
+    pub async fn migrated() -> Option<Self> {
+        let stack = Self::empty().await?;
+        let output = stack.nova().arg("migrate").output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Some(stack)
+    }
+
+    pub async fn empty() -> Option<Self> {
+        let servers = Servers::from_environment()?;
+        let name = format!("nova_test_{}", uuid::Uuid::new_v4().simple());
+        on_postgres(&servers.postgres, format!("CREATE DATABASE {name}")).await;
+        on_clickhouse(&servers.clickhouse, format!("CREATE DATABASE {name}")).await;
+        let with_path = |url: &str, path: &str| {
+            let mut url = reqwest::Url::parse(url).unwrap();
+            url.set_path(path);
+            String::from(url)
+        };
+        let database = REDIS_DATABASE.fetch_add(1, Ordering::Relaxed) % 15 + 1;
+        let redis_url = with_path(&servers.redis, &database.to_string());
+        flush_redis(&redis_url).await;
+        Some(Self {
+            postgres_url: with_path(&servers.postgres, &name),
+            clickhouse_url: with_path(&servers.clickhouse, &name),
+            kafka_brokers: servers.kafka.clone(),
+            redis_url,
+            kafka_prefix: format!("{name}."),
+            name,
+            servers,
+        })
+    }
+
+    pub fn variables(&self) -> [(&'static str, &str); 5] {
+        [
+            ("POSTGRES_URL", &self.postgres_url),
+            ("CLICKHOUSE_URL", &self.clickhouse_url),
+            ("KAFKA_BROKERS", &self.kafka_brokers),
+            ("REDIS_URL", &self.redis_url),
+            ("NOVA_KAFKA_PREFIX", &self.kafka_prefix),
+        ]
+    }
+
+    /// The program, configured for this stack.
+    pub fn nova(&self) -> std::process::Command {
+        let mut command = nova();
+        command.envs(self.variables());
+        command
+    }
+
+    /// One statement for PostgreSQL, in this test's database.
+    pub async fn postgres(&self, statement: &str) {
+        on_postgres(&self.postgres_url, statement.to_owned()).await;
+    }
+
+    /// The answer of ClickHouse to one query in this test's database, as JSON rows.
+    pub async fn clickhouse(&self, query: &str) -> Vec<serde_json::Value> {
+        let text = on_clickhouse(&self.clickhouse_url, format!("{query} FORMAT JSONEachRow")).await;
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let (servers, name, redis) = (
+            self.servers.clone(),
+            self.name.clone(),
+            self.redis_url.clone(),
+        );
+        // The test's own runtime may be the one that unwinds.
+        let dropped = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(async {
+                    let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+                    on_postgres(&servers.postgres, drop).await;
+                    let drop = format!("DROP DATABASE IF EXISTS {name}");
+                    on_clickhouse(&servers.clickhouse, drop).await;
+                    flush_redis(&redis).await;
+                });
+        });
+        let _ = dropped.join();
+    }
+}
+
+async fn on_postgres(url: &str, statement: String) {
+    let options = sqlx::postgres::PgConnectOptions::from_str(url).unwrap();
+    let mut connection = options.connect().await.unwrap();
+    // Names cannot be bound; these are made of hexadecimal digits, and the rest are a test's own constants.
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+}
+
+async fn on_clickhouse(url: &str, statement: String) -> String {
+    let mut url = reqwest::Url::parse(url).unwrap();
+    let database = url.path().trim_matches('/').to_owned();
+    url.set_path("/");
+    if !database.is_empty() {
+        url.query_pairs_mut().append_pair("database", &database);
+    }
+    let answer = reqwest::Client::new()
+        .post(url)
+        .body(statement.clone())
+        .send()
+        .await
+        .unwrap();
+    let (status, text) = (answer.status(), answer.text().await.unwrap());
+    assert!(status.is_success(), "{statement}: {text}");
+    text
+}
+
+async fn flush_redis(url: &str) {
+    let client = redis::Client::open(url).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let _: () = redis::cmd("FLUSHDB")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+}
