@@ -53,6 +53,7 @@ pub fn shipped_module(file: &str) -> Vec<u8> {
 pub struct Setup {
     data_dir: Option<PathBuf>,
     community: Option<Community>,
+    imported: Option<PathBuf>,
     config: Option<String>,
     variables: Vec<(String, String)>,
 }
@@ -77,6 +78,12 @@ impl Setup {
         self
     }
 
+    /// Imports these files.
+    pub fn import(mut self, directory: &Path) -> Self {
+        self.imported = Some(directory.to_owned());
+        self
+    }
+
     pub fn community(mut self, community: Community) -> Self {
         self.community = Some(community);
         self
@@ -95,6 +102,9 @@ impl Setup {
             .unwrap_or_else(|| temporary.path().join("data"));
         if let Some(community) = &self.community {
             community.import(&data_dir, &self.variables);
+        }
+        if let Some(directory) = &self.imported {
+            import(directory, &data_dir, &self.variables);
         }
         let mut command = nova();
         command
@@ -204,6 +214,7 @@ impl Host {
         Setup {
             data_dir: None,
             community: None,
+            imported: None,
             config: None,
             variables: Vec::new(),
         }
@@ -574,18 +585,23 @@ impl Community {
     }
 
     pub fn import(&self, data_dir: &Path, variables: &[(String, String)]) {
-        let output = nova()
-            .envs(variables.iter().cloned())
-            .arg("import")
-            .arg(self.path())
-            .arg("--data-dir")
-            .arg(data_dir)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        import(self.path(), data_dir, variables);
     }
+}
+
+/// `nova import` of these files into this data directory, or into the stack that the variables name.
+fn import(files: &Path, data_dir: &Path, variables: &[(String, String)]) {
+    let output = nova()
+        .envs(variables.iter().cloned())
+        .arg("import")
+        .arg(files)
+        .arg("--data-dir")
+        .arg(data_dir)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -1,4 +1,5 @@
 //! The real stack: PostgreSQL, Redis, Kafka and ClickHouse. Where the servers are missing each test says that it was
 //! not run; with `NOVA_REQUIRE_SERVICES=1` that is a failure.
 
+mod conformance;
 pub mod services;
