@@ -17,6 +17,7 @@ mod import_command;
 mod recipes;
 mod recovery;
 mod requests;
+mod senders;
 mod stack;
 mod swap;
 mod watch;

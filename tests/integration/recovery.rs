@@ -1,18 +1,18 @@
 //! What survives: a crash at any moment, an orderly stop, a second host on the same directory.
 
 use crate::harness::{Community, Host, event, eventually, post_ids, refusal_to_serve};
-use chrono::{DateTime, Utc};
+use crate::senders::{BATCH_EVENTS, Sender, batch, send_until_the_host_is_gone};
+use chrono::Utc;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const SENDERS: u64 = 4;
-const BATCH_EVENTS: u64 = 20;
 const COUNTED_WITHIN: Duration = Duration::from_secs(20);
 
 fn start(directory: &Path) -> Host {
@@ -27,17 +27,6 @@ fn start_with_community(directory: &Path) -> Host {
     start(directory)
 }
 
-/// The `number`-th batch of a sender: one like of each of the posts 1 to 20, all in a second of its own.
-fn batch(begun: DateTime<Utc>, number: u64) -> Vec<Value> {
-    let time = begun - chrono::Duration::hours(20) + chrono::Duration::seconds(number as i64);
-    let like = |post: u64| {
-        let mut like = event(post, post, "like", 0);
-        like["event_time"] = json!(time.to_rfc3339());
-        like
-    };
-    (1..=BATCH_EVENTS).map(like).collect()
-}
-
 async fn likes(host: &Host, operator: &str) -> u64 {
     let mut sum = 0;
     for post in 1..=BATCH_EVENTS {
@@ -46,34 +35,6 @@ async fn likes(host: &Host, operator: &str) -> u64 {
             .unwrap();
     }
     sum
-}
-
-/// What one sender knows: batches up to `answered` were accepted; the next one may have been.
-#[derive(Default)]
-struct Sender {
-    answered: AtomicU64,
-}
-
-/// Sends batch after batch until the host is gone.
-async fn send_until_the_host_is_gone(
-    url: String,
-    token: String,
-    sender: Arc<Sender>,
-    begun: DateTime<Utc>,
-) {
-    let client = reqwest::Client::new();
-    loop {
-        let number = sender.answered.load(Ordering::SeqCst);
-        let request = client
-            .post(format!("{url}/api/v1/events"))
-            .bearer_auth(&token)
-            .json(&json!({"events": batch(begun, number)}));
-        match request.send().await {
-            Ok(answer) => assert_eq!(answer.status(), 202),
-            Err(_) => return,
-        }
-        sender.answered.store(number + 1, Ordering::SeqCst);
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,4 +2,5 @@
 //! not run; with `NOVA_REQUIRE_SERVICES=1` that is a failure.
 
 mod conformance;
+mod ledger;
 pub mod services;

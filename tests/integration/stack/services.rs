@@ -5,12 +5,25 @@ use crate::harness::nova;
 use sqlx::{ConnectOptions as _, Connection as _};
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 /// Redis has 16 numbered databases; tests take them in turn, and more than 15 never run at once.
 static REDIS_DATABASE: AtomicI64 = AtomicI64::new(0);
 
+/// Tests that stop a server have the servers for themselves.
+static SERVERS: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
+
+/// How a test shares the servers with others; held for as long as it runs.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for its drop")]
+enum Turn {
+    Shared(OwnedRwLockReadGuard<()>),
+    Alone(OwnedRwLockWriteGuard<()>),
+}
+
 /// What `nova` reads to run on the stack.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Stack {
     pub postgres_url: String,
     pub clickhouse_url: String,
@@ -19,6 +32,7 @@ pub struct Stack {
     pub kafka_prefix: String,
     name: String,
     servers: Servers,
+    _turn: Turn,
 }
 
 /// The servers as the environment names them.
@@ -60,17 +74,27 @@ impl Servers {
 impl Stack {
     /// Empty databases with their schema.
     pub async fn migrated() -> Option<Self> {
-        let stack = Self::empty().await?;
-        let output = stack.nova().arg("migrate").output().unwrap();
+        let turn = Turn::Shared(SERVERS.clone().read_owned().await);
+        Self::empty(turn).await?.migrate()
+    }
+
+    /// The same, and no other test uses the servers meanwhile: this one may stop them.
+    pub async fn alone() -> Option<Self> {
+        let turn = Turn::Alone(SERVERS.clone().write_owned().await);
+        Self::empty(turn).await?.migrate()
+    }
+
+    fn migrate(self) -> Option<Self> {
+        let output = self.nova().arg("migrate").output().unwrap();
         assert!(
             output.status.success(),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        Some(stack)
+        Some(self)
     }
 
-    pub async fn empty() -> Option<Self> {
+    async fn empty(turn: Turn) -> Option<Self> {
         let servers = Servers::from_environment()?;
         let name = format!("nova_test_{}", uuid::Uuid::new_v4().simple());
         on_postgres(&servers.postgres, format!("CREATE DATABASE {name}")).await;
@@ -91,7 +115,22 @@ impl Stack {
             kafka_prefix: format!("{name}."),
             name,
             servers,
+            _turn: turn,
         })
+    }
+
+    /// `tests/services ACTION NAME`: stop, start, restart or kill one server.
+    pub fn service(&self, action: &str, name: &str) {
+        let script = std::env::var("NOVA_SERVICES").unwrap();
+        let output = std::process::Command::new(script)
+            .args([action, name])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{action} {name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     pub fn variables(&self) -> [(&'static str, &str); 5] {
