@@ -61,6 +61,8 @@ pub struct Stores {
     pub redis_url: Option<String>,
     /// Connections to PostgreSQL at most. Default 16.
     pub postgres_connections_max: u32,
+    /// How long a store that failed three times in a row is left alone before it is asked once more, ms. Default 30,000.
+    pub circuit_open_ms: u64,
     /// Before the name of every topic and consumer group, so that two Novas can share a broker. Default empty.
     pub kafka_prefix: String,
 }
@@ -94,6 +96,7 @@ impl Default for Stores {
             kafka_brokers: None,
             redis_url: None,
             postgres_connections_max: 16,
+            circuit_open_ms: 30_000,
             kafka_prefix: String::new(),
         }
     }
@@ -327,6 +330,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
         "NOVA_POSTGRES_CONNECTIONS_MAX",
         "stores.postgres_connections_max",
     ),
+    ("NOVA_CIRCUIT_OPEN_MS", "stores.circuit_open_ms"),
     ("NOVA_KAFKA_PREFIX", "stores.kafka_prefix"),
     ("NOVA_JWT_SECRET", "auth.jwt_secret"),
     ("NOVA_JWT_ISSUER", "auth.issuer"),

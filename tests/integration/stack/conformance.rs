@@ -199,21 +199,7 @@ async fn both_store_sets_say_the_same_of_a_real_community() {
         eprintln!("not run: there is no real community beside the checkout");
         return;
     }
-    let read = || {
-        let files = ["users", "posts", "follows", "comments", "likes", "events"];
-        let names: Vec<String> = files.iter().map(|file| format!("{file}.csv")).collect();
-        let texts: Vec<(&str, String)> = names
-            .iter()
-            .filter_map(|name| {
-                Some((
-                    name.as_str(),
-                    std::fs::read_to_string(path.join(name)).ok()?,
-                ))
-            })
-            .collect();
-        Community::of(&texts)
-    };
-    let Some((both, _stack)) = Both::with(read).await else {
+    let Some((both, _stack)) = Both::with(|| moved_to_now(&path)).await else {
         return;
     };
     let viewers: Vec<u64> = (1..=3_460).step_by(173).collect();
