@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# Redis from Debian, configured as the cache it is for Nova: bounded, evicting, nothing on disk.
+
+redis_packages() { has redis-server && has redis-cli || echo redis-server; }
+redis_fetch() { :; }
+
+redis_prepare() {
+    # A cache that is full must forget, not refuse: `allkeys-lru`, as docs and compose.yaml have it. Nothing is written to
+    # disk, so a restart comes back empty, which is exactly what the host has to stand.
+    cat >"$STATE/redis/redis.conf" <<EOF
+bind 127.0.0.1
+port $(port_of redis)
+dir $STATE/redis
+daemonize no
+save ""
+appendonly no
+maxmemory 256mb
+maxmemory-policy allkeys-lru
+EOF
+}
+
+redis_run() { launch redis "$(command -v redis-server)" "$STATE/redis/redis.conf"; }
+redis_ready() { [ "$(redis-cli -h 127.0.0.1 -p "$(port_of redis)" SET services:ready 1 PX 1000)" = OK ]; }
+redis_env() { echo "REDIS_URL='redis://127.0.0.1:$(port_of redis)'"; }
