@@ -10,6 +10,7 @@ use crate::feed::cursor::CursorKey;
 use crate::feed::deleted::DeletedPosts;
 use crate::http::auth::TokenKeys;
 use crate::http::limits::RateLimits;
+use crate::jobs::profile::Profile;
 use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
 use crate::policy::pool::CpuPool;
@@ -58,6 +59,7 @@ pub struct App {
     pub rate_limits: ArcSwap<RateLimits>,
     pub watch_report: WatchReport,
     pub deleted: DeletedPosts,
+    pub profile: Profile,
     pub snapshot_cache: CacheCounter,
     pub candidates_cache: CacheCounter,
     pub fallbacks: FallbackRatio,
@@ -114,6 +116,7 @@ impl App {
             cursor_key: parts.cursor_key,
             watch_report: parts.watch_report,
             deleted: DeletedPosts::default(),
+            profile: Profile::default(),
             snapshot_cache: CacheCounter::new("snapshot"),
             candidates_cache: CacheCounter::new("candidates"),
             fallbacks: FallbackRatio::default(),

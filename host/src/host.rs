@@ -2,7 +2,7 @@
 
 use crate::app::{App, Parts};
 use crate::config::Config;
-use crate::events::consumer;
+use crate::events::drain::{self, Drain};
 use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
 use crate::feed::cursor::CursorKey;
@@ -151,11 +151,17 @@ impl Host {
 
 fn start_drain(app: &Arc<App>, spool: Spool, stop: CancellationToken) -> JoinHandle<()> {
     let (app, sink) = (app.clone(), app.stores.sink.clone());
-    let counted: consumer::Counted = Arc::new(move |events| {
+    let counted: drain::Counted = Arc::new(move |events| {
         let (app, events) = (app.clone(), events.to_vec());
         tokio::spawn(async move { app.overtake(&events).await });
     });
-    tokio::spawn(consumer::run(spool, sink, counted, stop, FLUSH_BOUND))
+    let drain = Drain {
+        spool,
+        sink,
+        counted: Some(counted),
+        batch_events: drain::STORE_BATCH_EVENTS,
+    };
+    tokio::spawn(drain.run(stop, FLUSH_BOUND))
 }
 
 fn lock(data_dir: &Path) -> anyhow::Result<File> {

@@ -2,6 +2,7 @@
 //! below and `app` holding what they share; `events` is the way in for what viewers do.
 
 pub mod app;
+pub mod cdc;
 pub mod clock;
 pub mod commands;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod discover;
 pub mod error;
 pub mod events;
 pub mod experiments;
+pub mod failpoint;
 pub mod feed;
 pub mod host;
 pub mod http;

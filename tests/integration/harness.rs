@@ -1,6 +1,7 @@
 //! A host under test, and a small community to rank.
 
-use crate::stack::services::Stack;
+use crate::services::Stack;
+pub use crate::services::nova;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -9,20 +10,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// The program under test.
-pub fn nova() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nova"));
-    command
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    command
-}
 
 /// Runs `nova` with arguments and returns what it printed.
 pub fn run(arguments: &[&str]) -> Output {

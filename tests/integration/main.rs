@@ -10,6 +10,7 @@ mod config;
 mod discover;
 mod events;
 mod experiments;
+mod fault_proxy;
 mod feed;
 mod harness;
 mod hostile;
@@ -18,6 +19,8 @@ mod recipes;
 mod recovery;
 mod requests;
 mod senders;
+#[path = "../shared/services.rs"]
+mod services;
 mod stack;
 mod swap;
 mod watch;

@@ -23,6 +23,10 @@ pub struct Report {
 }
 
 impl Report {
+    pub fn requests(&self) -> usize {
+        self.latencies_ms.len()
+    }
+
     pub fn per_second(&self) -> f64 {
         self.latencies_ms.len() as f64 / self.length.as_secs_f64()
     }
@@ -51,6 +55,40 @@ pub async fn run(load: &Load, connections: usize, length: Duration) -> anyhow::R
         length,
         ..Report::default()
     };
+    for part in futures::future::try_join_all(clients).await? {
+        report.latencies_ms.extend(part.latencies_ms);
+        report.failures += part.failures;
+    }
+    report.length = started.elapsed();
+    Ok(report)
+}
+
+/// Starts so many requests a second, whatever becomes of those before: a server that falls behind is seen to.
+/// Latency counts from when a request was due.
+pub async fn pace(load: &Load, per_second: usize, length: Duration) -> anyhow::Result<Report> {
+    const CONNECTIONS: usize = 64;
+    let (started, interval) = (
+        Instant::now(),
+        Duration::from_secs(1) / u32::try_from(per_second)?,
+    );
+    let clients = (0..CONNECTIONS).map(|first| async move {
+        let mut stream = connect(load.address).await?;
+        let (mut report, mut buffer) = (Report::default(), Vec::new());
+        for turn in (first..).step_by(CONNECTIONS) {
+            let due = interval * u32::try_from(turn)?;
+            if due >= length {
+                break;
+            }
+            tokio::time::sleep_until((started + due).into()).await;
+            let request = load.requests[turn % load.requests.len()]();
+            let status = exchange(&mut stream, &request, &mut buffer).await?.0;
+            let took = started.elapsed().saturating_sub(due);
+            report.latencies_ms.push(took.as_secs_f64() * 1_000.0);
+            report.failures += usize::from(!(200..300).contains(&status));
+        }
+        Ok::<_, anyhow::Error>(report)
+    });
+    let mut report = Report::default();
     for part in futures::future::try_join_all(clients).await? {
         report.latencies_ms.extend(part.latencies_ms);
         report.failures += part.failures;

@@ -1,6 +1,7 @@
 //! A host with a generated community, as a process of its own.
 
 use crate::generator::{Load, MakeRequest, fetch};
+use crate::services::Stack;
 use anyhow::Context;
 use nova::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use serde_json::{Value, json};
@@ -9,8 +10,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 pub struct Host {
+    /// Of a host on the real stack; a demo has its own.
+    _data_dir: Option<TempDir>,
     child: Child,
     address: SocketAddr,
     tokens: TokenKeys,
@@ -60,10 +64,93 @@ impl Host {
         );
         let secret = hex::decode(std::fs::read_to_string(data_dir.join("jwt.key"))?.trim())?;
         Ok(Self {
+            _data_dir: None,
             child,
             address,
             tokens: TokenKeys::new(&secret, "nova"),
         })
+    }
+
+    /// `nova serve` on the real stack, with the community that the demo makes up.
+    pub fn start_on(stack: &Stack, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let (data_dir, files) = (
+            directory.path().join("data"),
+            directory.path().join("files"),
+        );
+        std::fs::create_dir_all(&files)?;
+        nova::commands::demo::write_community(&files, 1)?;
+        let imported = stack
+            .nova()
+            .arg("import")
+            .arg(&files)
+            .arg("--data-dir")
+            .arg(&data_dir)
+            .output()?;
+        anyhow::ensure!(
+            imported.status.success(),
+            "import: {}",
+            String::from_utf8_lossy(&imported.stderr)
+        );
+        Self::serve(stack, variables, directory)
+    }
+
+    fn serve(
+        stack: &Stack,
+        variables: &[(&str, &str)],
+        directory: TempDir,
+    ) -> anyhow::Result<Self> {
+        let data_dir = directory.path().join("data");
+        let mut child = stack
+            .nova()
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(&data_dir)
+            .env("NOVA_RATE_LIMIT", "off")
+            .env("LOG_LEVEL", "warn")
+            .envs(variables.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stderr = child.stderr.take().context("no output")?;
+        let mut lines = BufReader::new(stderr).lines();
+        let mut address = None;
+        for line in lines.by_ref() {
+            let line = line?;
+            if let Some(rest) = line.strip_prefix("nova: serving on http://") {
+                address = rest.split(';').next().and_then(|text| text.parse().ok());
+                break;
+            }
+        }
+        std::thread::spawn(move || lines.for_each(drop));
+        let secret = hex::decode(std::fs::read_to_string(data_dir.join("jwt.key"))?.trim())?;
+        Ok(Self {
+            child,
+            address: address.context("no address")?,
+            tokens: TokenKeys::new(&secret, "nova"),
+            _data_dir: Some(directory),
+        })
+    }
+
+    /// The values of a metric in the series whose labels contain `label`.
+    async fn series(&self, name: &str, label: &str) -> anyhow::Result<Vec<f64>> {
+        let text = fetch(self.address, &self.request("GET", "/metrics", "", "")).await?;
+        let text = String::from_utf8(text)?;
+        let series = text
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(label));
+        Ok(series
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect())
+    }
+
+    pub async fn metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
+        Ok(self.series(name, label).await?.iter().sum())
+    }
+
+    /// The largest value among the series.
+    pub async fn most(&self, name: &str, label: &str) -> anyhow::Result<f64> {
+        let values = self.series(name, label).await?;
+        Ok(values.into_iter().fold(0.0, f64::max))
     }
 
     fn viewer_token(&self, viewer: u64) -> anyhow::Result<String> {
@@ -82,11 +169,16 @@ impl Host {
 
     /// First pages of several viewers.
     pub fn feed_load(&self, viewers: u64) -> anyhow::Result<Load> {
+        self.path_load("/api/v1/feed", 1..viewers + 1)
+    }
+
+    /// One path, asked for by several viewers.
+    pub fn path_load(&self, path: &str, viewers: std::ops::Range<u64>) -> anyhow::Result<Load> {
         let request = |viewer| {
-            let bytes = self.request("GET", "/api/v1/feed", &self.viewer_token(viewer)?, "");
+            let bytes = self.request("GET", path, &self.viewer_token(viewer)?, "");
             Ok(Box::new(move || bytes.clone()) as MakeRequest)
         };
-        let requests: anyhow::Result<Vec<MakeRequest>> = (1..=viewers).map(request).collect();
+        let requests: anyhow::Result<Vec<MakeRequest>> = viewers.map(request).collect();
         Ok(Load {
             address: self.address,
             requests: requests?,
@@ -172,9 +264,17 @@ impl Host {
 
     /// Milliseconds from an event's 202 to its being counted, one event after the other.
     pub async fn counting_delays(&self, events: u64) -> anyhow::Result<Vec<f64>> {
-        let token = self.viewer_token(200)?;
         let mut delays = Vec::new();
         for post in 1..=events {
+            delays.push(self.counting_delay(post).await?);
+        }
+        Ok(delays)
+    }
+
+    /// Milliseconds from a like's 202 until the features of a ranking would have it.
+    pub async fn counting_delay(&self, post: u64) -> anyhow::Result<f64> {
+        let token = self.viewer_token(200)?;
+        {
             let path = format!("/debug/post/{post}/metrics");
             let before = self.admin("GET", &path, &json!({})).await?["likes"].clone();
             let body = json!({ "events": [event(post, "like")] }).to_string();
@@ -190,9 +290,8 @@ impl Host {
                     "post {post} was never counted"
                 );
             }
-            delays.push(accepted.elapsed().as_secs_f64() * 1_000.0);
+            Ok(accepted.elapsed().as_secs_f64() * 1_000.0)
         }
-        Ok(delays)
     }
 }
 

@@ -1,11 +1,16 @@
 //! The load run: a host and a bare axum route that returns the same bytes, asked by one generator
 //! in alternating rounds, so that both meet the same noise.
 //!
-//! `cargo bench --bench load -- throughput | swap | memory | events`; each prints a table.
+//! `cargo bench --bench load -- throughput | swap | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
+//! `stack-counted` and `stack-ramp` measure a host on the servers that the environment names (`tests/services env`).
 
 mod bare;
 mod generator;
 mod host;
+#[expect(dead_code, reason = "the tests use the rest of it")]
+#[path = "../shared/services.rs"]
+mod services;
+mod stack;
 
 use generator::{Report, run};
 use host::Host;
@@ -29,15 +34,22 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     match arguments.as_slice() {
-        ["bare", file] => bare::serve(file),
+        ["bare", file] => bare::serve(file, None),
+        ["bare", file, redis_url] => bare::serve(file, Some(redis_url)),
         ["throughput"] => runtime.block_on(throughput()),
         ["swap"] => runtime.block_on(swap()),
         ["memory"] => runtime.block_on(memory(Duration::from_secs(600))),
         ["memory", seconds] => runtime.block_on(memory(Duration::from_secs(seconds.parse()?))),
         ["events"] => runtime.block_on(events()),
+        ["stack-feeds"] => runtime.block_on(stack::feeds()),
+        ["stack-ramp"] => runtime.block_on(stack::ramp()),
+        ["stack-events"] => runtime.block_on(stack::events()),
+        ["stack-counted", seconds] => {
+            runtime.block_on(stack::counted(Duration::from_secs(seconds.parse()?)))
+        }
         _ => {
             println!(
-                "usage: cargo bench --bench load -- throughput | swap | memory [SECONDS] | events"
+                "usage: cargo bench --bench load -- throughput | swap | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS"
             );
             Ok(())
         }
@@ -81,7 +93,10 @@ async fn throughput() -> anyhow::Result<()> {
         let host = Host::start(variables)?;
         let feed = host.feed_load(VIEWERS)?;
         run(&feed, CONNECTIONS, WARM_UP).await?;
-        let bare = bare::Bare::start(&generator::fetch(feed.address, &feed.requests[0]()).await?)?;
+        let bare = bare::Bare::start(
+            &generator::fetch(feed.address, &feed.requests[0]()).await?,
+            None,
+        )?;
         let bare_load = bare.load(&feed);
         run(&bare_load, CONNECTIONS, WARM_UP).await?;
         let (mut bare_rates, mut rates, mut p50, mut p99) =

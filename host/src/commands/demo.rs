@@ -42,12 +42,12 @@ impl Demo {
         let community = directory.path().join("community");
         std::fs::create_dir_all(&community)?;
         write_community(&community, self.seed)?;
-        block_on(load(&data_dir, &community, false))?;
         let mut config = Config::load(None, |name| std::env::var(name).ok())?;
         // A demo leaves nothing behind, wherever the environment points.
         config.stores = Stores::default();
         config.listen = self.listen;
         config.data_dir = data_dir;
+        block_on(load(&config, &community, false))?;
         config.log_format = LogFormat::Text;
         if std::env::var_os("LOG_LEVEL").is_none() {
             config.live.log_level = "warn".to_owned();

@@ -1,6 +1,9 @@
 use super::{ConfigPath, DataDir, block_on, table};
 use crate::clock::unix_ms;
-use crate::import::{ImportOptions, ImportSummary, Progress, import_dir};
+use crate::config::Config;
+use crate::import::{
+    ImportOptions, ImportSummary, ImportTarget, Progress, StackTarget, import_dir,
+};
 use crate::wiring::embedded::open_store;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -29,7 +32,7 @@ pub struct Import {
 impl Import {
     pub fn run(self) -> anyhow::Result<()> {
         let config = self.config.load(&self.data_dir)?;
-        let summary = block_on(load(&config.data_dir, &self.dir, self.shift_to_now))?;
+        let summary = block_on(load(&config, &self.dir, self.shift_to_now))?;
         if self.json {
             println!("{}", serde_json::to_string(&summary)?);
         } else {
@@ -39,14 +42,16 @@ impl Import {
     }
 }
 
-/// Imports a directory into a data directory, with a bar that shows how far it is.
+/// Imports a directory into the configured stores, with a bar that shows how far it is.
 pub async fn load(
-    data_dir: &Path,
+    config: &Config,
     dir: &Path,
     shift_to_now: bool,
 ) -> anyhow::Result<ImportSummary> {
-    std::fs::create_dir_all(data_dir)?;
-    let store = open_store(data_dir).await?;
+    let target: Box<dyn ImportTarget> = match config.stores.stack() {
+        None => Box::new(open_store(&config.data_dir).await?),
+        Some(urls) => Box::new(StackTarget::connect(urls)?),
+    };
     let bar = ProgressBar::new(0);
     let style = "{msg:14} {wide_bar} {bytes}/{total_bytes} {elapsed}";
     bar.set_style(ProgressStyle::with_template(style)?);
@@ -59,7 +64,7 @@ pub async fn load(
         shift_to_now,
         now_ms: unix_ms(),
     };
-    let summary = import_dir(&store, dir, &options, &mut show).await;
+    let summary = import_dir(&*target, dir, &options, &mut show).await;
     bar.finish_and_clear();
     Ok(summary?)
 }

@@ -1,9 +1,11 @@
 //! The command line: one file a command, each a thin shell around a part of the host.
 
 mod bucket;
+mod cdc;
 pub mod demo;
 mod experiment;
 mod import;
+mod migrate;
 mod policy;
 mod remote;
 mod scaffold;
@@ -31,12 +33,16 @@ enum Command {
     Serve(serve::Serve),
     /// Loads users, posts, follows, comments, likes and events from CSV files
     Import(import::Import),
+    /// The schemas of the real stack, brought up to date
+    Migrate(migrate::Migrate),
     /// A token signed with the host's key
     Token(token::Token),
     /// The policy author's and the operator's loop
     Policy(policy::PolicyArguments),
     /// The experimenter's loop
     Experiment(experiment::ExperimentArguments),
+    /// The copy of PostgreSQL in ClickHouse
+    Cdc(cdc::CdcArguments),
     /// Prints a unit's bucket, or null: why a user is in a variation
     Bucket(bucket::Bucket),
 }
@@ -83,9 +89,11 @@ impl Cli {
             Command::Demo(demo) => demo.run(),
             Command::Serve(serve) => serve.run(),
             Command::Import(import) => import.run(),
+            Command::Migrate(migrate) => migrate.run(),
             Command::Token(token) => token.run(),
             Command::Policy(policy) => policy.run(),
             Command::Experiment(experiment) => experiment.run(),
+            Command::Cdc(cdc) => cdc.run(),
             Command::Bucket(bucket) => bucket.run(),
         }
     }

@@ -6,8 +6,7 @@ use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::deploy::{Deploy, DeployError};
 use crate::policy::engine::Engine;
-use crate::stores::embedded::registry::SqliteRegistry;
-use crate::wiring::embedded::open_store;
+use crate::wiring;
 use anyhow::{Context, bail};
 use clap::Args;
 use reqwest::multipart::{Form, Part};
@@ -44,7 +43,7 @@ pub struct Remote {
 #[derive(Debug)]
 pub enum Target {
     Host(Remote),
-    /// The registry in a data directory; a host that runs on it follows within a second.
+    /// The registry in a data directory or in PostgreSQL; hosts that run on it follow within a second.
     Directory(Arc<Deploy>),
 }
 
@@ -71,8 +70,7 @@ impl TargetArguments {
         }
         let config = self.config.load(&self.data_dir)?;
         std::fs::create_dir_all(&config.data_dir)?;
-        let store = open_store(&config.data_dir).await?;
-        let registry = Arc::new(SqliteRegistry::open(&store).await?);
+        let registry = wiring::registry(&config).await?;
         Ok(Target::Directory(
             Deploy::start(Engine::start()?, registry, false).await?,
         ))

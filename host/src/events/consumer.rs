@@ -1,87 +1,102 @@
-//! From the spool to the aggregates, embedded: read a batch, write it in one transaction that also
-//! records how far it got, forget it. A crash between any two steps repeats a step that then changes nothing.
+//! The judge of duplicates: from the topic `events` into ClickHouse, each event once in every aggregate.
+//!
+//! Two things are needed for that. A batch that was begun is repeated exactly, under the same token, because a crash
+//! may have left it in the raw table and not in the aggregates, and only the same token heals that. And each event is
+//! looked up before it is stored, because a message that was sent twice has another offset and so another token.
 
-use super::spool::{Entry, Spool};
-use crate::clock::unix_ms;
-use crate::metrics::METRICS;
-use crate::stores::{AcceptedEvent, EventSink};
-use std::sync::Arc;
+use super::drain::Counted;
+use crate::failpoint;
+use crate::stores::clickhouse::{ClickHouseStore, PartitionRun};
+use crate::stores::kafka::message::{Undecodable, decode_event};
+use crate::stores::kafka::reader::{BatchHandler, Subscription};
+use crate::stores::kafka::{Batch, Topic};
+use crate::stores::{AcceptedEvent, StoreResult};
+use futures::{StreamExt as _, TryStreamExt as _};
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
-/// Small enough to hold the store's writer for a few milliseconds only.
-const BATCH_EVENTS: u32 = 1_000;
-/// The safety net behind the spool's notification.
-const IDLE_WAIT: Duration = Duration::from_millis(500);
-const RETRY_WAIT: Duration = Duration::from_secs(1);
+pub const GROUP: &str = "nova-events";
+/// Each insert is a part in the raw table and in every aggregate, and each partition has its own: a second of
+/// waiting keeps them to a dozen a second, however many events there are.
+const LINGER: Duration = Duration::from_millis(700);
+/// What catches up after an outage takes this many of one partition at once.
+const BATCH_MAX: usize = 4_000;
+const ROUND_MAX: usize = 24_000;
+/// Batches of different partitions on their way at once: one waits for its look-up while another is inserted.
+const PARALLEL: usize = 4;
 
-/// Told of events once they are counted.
-pub type Counted = Arc<dyn Fn(&[AcceptedEvent]) + Send + Sync>;
-
-/// Drains the spool until told to stop; then until it is empty or `stop` has been set for `flush`.
-pub async fn run(
-    spool: Spool,
-    sink: Arc<dyn EventSink>,
+pub struct Judge {
+    store: ClickHouseStore,
     counted: Counted,
-    stop: CancellationToken,
-    flush: Duration,
-) {
-    let draining = async {
-        loop {
-            match drain_batch(&spool, sink.as_ref(), &counted).await {
-                Ok(0) if stop.is_cancelled() => return,
-                Ok(0) => {
-                    tokio::select! {
-                        () = spool.written() => {}
-                        () = tokio::time::sleep(IDLE_WAIT) => {}
-                        () = stop.cancelled() => {}
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::error!(
-                        error = format!("{error:#}"),
-                        "accepted events cannot be counted yet; they stay in the spool"
-                    );
-                    tokio::time::sleep(RETRY_WAIT).await;
-                }
-            }
-        }
-    };
-    let deadline = async {
-        stop.cancelled().await;
-        tokio::time::sleep(flush).await;
-    };
-    tokio::select! {
-        () = draining => {}
-        () = deadline => tracing::warn!(events = spool.pending(), "stopping with events in the spool; the next start counts them"),
+}
+
+impl std::fmt::Debug for Judge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Judge").finish_non_exhaustive()
     }
 }
 
-async fn drain_batch(
-    spool: &Spool,
-    sink: &dyn EventSink,
-    counted: &Counted,
-) -> anyhow::Result<usize> {
-    let after = sink.written_through().await?;
-    let (entries, through) = spool.read(after, BATCH_EVENTS).await?;
-    METRICS
-        .spool_oldest_seconds
-        .set(entries.first().map_or(0.0, age_seconds));
-    let Some(through) = through else {
-        // Written before, but not yet dropped: the spool must not stay full of what is counted.
-        if spool.pending() > 0 {
-            spool.forget(after).await?;
-        }
-        return Ok(0);
-    };
-    let events: Vec<_> = entries.into_iter().map(|entry| entry.event).collect();
-    sink.write(&events, through).await?;
-    counted(&events);
-    spool.forget(through).await?;
-    Ok(events.len().max(1))
+pub fn subscription() -> Subscription {
+    Subscription {
+        group: GROUP,
+        topics: vec![Topic::Events],
+        dead_letters: Topic::EventsDeadLetters,
+        linger: LINGER,
+        batch_max: BATCH_MAX,
+        round_max: ROUND_MAX,
+    }
 }
 
-fn age_seconds(entry: &Entry) -> f64 {
-    unix_ms().saturating_sub(entry.event.accepted_ms) as f64 / 1_000.0
+impl Judge {
+    /// `counted` is told of events once every aggregate has them.
+    pub fn new(store: ClickHouseStore, counted: Counted) -> Self {
+        Self { store, counted }
+    }
+
+    /// Stores what is new in one batch, and returns it.
+    async fn judge<'a>(
+        &self,
+        batch: &'a Batch<AcceptedEvent>,
+    ) -> StoreResult<Vec<&'a AcceptedEvent>> {
+        let run = PartitionRun {
+            partition: batch.partition,
+            first_offset: batch.first,
+            last_offset: batch.last,
+        };
+        let events: Vec<&AcceptedEvent> = batch.rows.iter().map(|row| &row.value).collect();
+        let repeats = self.store.duplicates_of(run, &events).await?;
+        let new: Vec<(i64, &AcceptedEvent)> = batch
+            .rows
+            .iter()
+            .zip(repeats)
+            .filter(|(_, repeat)| !repeat)
+            .map(|(row, _)| (row.offset, &row.value))
+            .collect();
+        self.store.insert_events(run, &new, &batch.token()).await?;
+        Ok(new.into_iter().map(|(_, event)| event).collect())
+    }
+}
+
+impl BatchHandler for Judge {
+    type Item = AcceptedEvent;
+
+    fn decode(
+        &self,
+        _topic: &str,
+        payload: Option<&[u8]>,
+    ) -> Result<Option<AcceptedEvent>, Undecodable> {
+        decode_event(payload).map(Some)
+    }
+
+    async fn store(&self, batches: &[Batch<AcceptedEvent>]) -> StoreResult<()> {
+        failpoint::hit("after_intent");
+        let judging: Vec<_> = batches.iter().map(|batch| self.judge(batch)).collect();
+        let judged: Vec<Vec<&AcceptedEvent>> = futures::stream::iter(judging)
+            .buffer_unordered(PARALLEL)
+            .try_collect()
+            .await?;
+        failpoint::hit("after_insert");
+        let counted: Vec<AcceptedEvent> = judged.into_iter().flatten().cloned().collect();
+        (self.counted)(&counted);
+        Ok(())
+    }
 }

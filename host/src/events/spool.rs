@@ -6,6 +6,7 @@
 
 use super::event::{event_id_key, idempotency_key};
 use crate::clock::unix_ms;
+use crate::failpoint;
 use crate::metrics::METRICS;
 use crate::stores::{AcceptedEvent, Action, DAY_MS, HOUR_MS, UnixMs};
 use anyhow::Context;
@@ -375,6 +376,9 @@ impl Writer {
             self.expired_at_ms = now_ms;
         }
         tx.commit().await?;
+        if !batches.is_empty() {
+            failpoint::hit("after_spool_commit");
+        }
         self.shared
             .events
             .fetch_add(change.events, Ordering::Relaxed);

@@ -4,4 +4,5 @@ pub mod assignment;
 pub mod cohort;
 pub mod exposure;
 pub mod routing;
+pub mod served;
 pub mod spec;

@@ -7,6 +7,7 @@ use crate::clock::{rfc3339, unix_ms};
 use crate::error::Problem;
 use crate::feed::candidates::fetch;
 use crate::feed::snapshot::{Algo, ServedBy};
+use crate::jobs::profile::ProfileReport;
 use crate::policy::PolicyRef;
 use crate::policy::explain::{ExplainedPost, explain as explain_ranking};
 use crate::policy::ranking::RankInput;
@@ -207,8 +208,9 @@ pub async fn post_metrics(
 pub struct SystemState {
     pub version: &'static str,
     pub uptime_s: f64,
-    /// `embedded`, or the real stack.
+    /// `embedded` or `stack`.
     pub stores: &'static str,
+    pub profile: ProfileReport,
     pub registry_revision: i64,
     pub active: String,
     pub warm: Vec<String>,
@@ -232,7 +234,11 @@ pub async fn system_state(
     Json(SystemState {
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: app.uptime().as_secs_f64(),
-        stores: "embedded",
+        stores: match app.config.stores.stack() {
+            None => "embedded",
+            Some(_) => "stack",
+        },
+        profile: app.profile.report(),
         registry_revision: serving.state.revision,
         active: serving.active.spec.policy.to_string(),
         warm: serving

@@ -1,22 +1,27 @@
 //! The core of `nova import DIR`: six CSV files become rows and aggregates.
 //!
 //! Files are loaded in the order of their references, each in one transaction: a bad row leaves
-//! its file unloaded, the files before it stay. A file is first staged in a temporary table,
-//! which locks nothing, so that a running host waits only for the load itself.
+//! its file unloaded, the files before it stay. Reading and its errors are the same wherever the
+//! rows go; `target` says what a store has to do.
 
+mod embedded;
 mod error;
 mod files;
 mod load;
 mod offset;
 mod rows;
+mod source;
+mod stack;
+mod target;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 
 pub use error::ImportError;
+pub use stack::StackTarget;
+pub use target::ImportTarget;
 
 use crate::stores::UnixMs;
-use crate::stores::embedded::EmbeddedStore;
 use files::{FILES, ImportFile};
 use offset::Shift;
 use serde::Serialize;
@@ -65,19 +70,19 @@ pub struct FileSummary {
 /// The first bad row as `FILE:LINE: reason`, a file that cannot be read, or a failing store. The
 /// text says which files were loaded before.
 pub async fn import_dir(
-    store: &EmbeddedStore,
+    target: &dyn ImportTarget,
     dir: &Path,
     options: &ImportOptions,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<ImportSummary, ImportError> {
     let files = present_files(dir)?;
-    let shift = Shift::choose(store, &files, options).await?;
+    let shift = Shift::choose(target, &files, options).await?;
     let mut summary = ImportSummary {
         files: Vec::new(),
         offset_ms: shift.offset_ms,
     };
     for (file, path) in &files {
-        match load::load_file(store, file, path, &shift, progress).await {
+        match load::load_file(target, file, path, &shift, progress).await {
             Ok(loaded) => summary.files.push(loaded),
             Err(error) => return Err(error.after(&summary.files)),
         }

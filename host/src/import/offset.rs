@@ -8,22 +8,21 @@
 
 use super::files::ImportFile;
 use super::rows::parse_time_ms;
+use super::target::ImportTarget;
 use super::{ImportError, ImportOptions};
 use crate::stores::UnixMs;
-use crate::stores::embedded::{EmbeddedStore, to_sql};
-use sqlx::SqliteConnection;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Shift {
+pub struct Shift {
     pub offset_ms: i64,
     /// Under which the offset is to be remembered; `None` when nothing is moved.
-    newest_ms: Option<UnixMs>,
+    pub newest_ms: Option<UnixMs>,
 }
 
 impl Shift {
-    pub async fn choose(
-        store: &EmbeddedStore,
+    pub(super) async fn choose(
+        target: &dyn ImportTarget,
         files: &[(&'static ImportFile, PathBuf)],
         options: &ImportOptions,
     ) -> Result<Self, ImportError> {
@@ -37,33 +36,16 @@ impl Shift {
         let Some(newest_ms) = newest_ms else {
             return Ok(Self::default());
         };
-        let remembered = store
-            .observed("import_offset", async {
-                let sql = "SELECT offset_ms FROM import_offsets WHERE newest_ms = ?1";
-                let find = sqlx::query_scalar(sql).bind(to_sql(newest_ms));
-                Ok(find.fetch_optional(store.reader()).await?)
-            })
+        let remembered = target
+            .offset_ms(newest_ms)
             .await
             .map_err(|error| ImportError::store("import_offsets", error))?;
-        let offset_ms = remembered.unwrap_or(to_sql(options.now_ms) - to_sql(newest_ms));
+        let offset_ms =
+            remembered.unwrap_or(options.now_ms.cast_signed() - newest_ms.cast_signed());
         Ok(Self {
             offset_ms,
             newest_ms: Some(newest_ms),
         })
-    }
-
-    pub async fn remember(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let Some(newest_ms) = self.newest_ms else {
-            return Ok(());
-        };
-        sqlx::query(
-            "INSERT INTO import_offsets (newest_ms, offset_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-        )
-        .bind(to_sql(newest_ms))
-        .bind(self.offset_ms)
-        .execute(connection)
-        .await?;
-        Ok(())
     }
 }
 

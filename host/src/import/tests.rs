@@ -1,6 +1,7 @@
 //! What loads, what does not, and what the next import makes of it.
 
 use super::*;
+use crate::stores::embedded::EmbeddedStore;
 use crate::stores::{AcceptedEvent, Action, CandidateStore, Counters, DAY_MS, EventSink};
 use std::collections::HashMap;
 use uuid::Uuid;

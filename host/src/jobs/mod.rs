@@ -6,11 +6,14 @@
 mod config_reload;
 mod daily_report;
 mod expiry;
+mod pools;
+pub mod profile;
 mod suggestions;
 mod trending;
 mod warming;
 
 pub use config_reload::ConfigFile;
+pub use pools::PoolSample;
 
 use crate::app::App;
 use crate::logging::Logging;

@@ -66,9 +66,8 @@ fn recommendation(in_use_p95: u32, max: u32, key: &str) -> Option<String> {
         ));
     }
     let fewer = (in_use_p95 * 2).max(4);
-    (max > 16 && in_use_p95 * 4 < max).then(|| {
-        format!("{in_use_p95} of {max} connections were enough: {key} = {fewer} would do")
-    })
+    (max > 16 && in_use_p95 * 4 < max)
+        .then(|| format!("{in_use_p95} of {max} connections were enough: {key} = {fewer} would do"))
 }
 
 #[cfg(test)]
@@ -82,13 +81,18 @@ mod tests {
             let idle = max - in_use;
             window.push(PoolSample { in_use, idle, max });
         }
-        window.report("postgres", "stores.postgres_connections_max").unwrap()
+        window
+            .report("postgres", "stores.postgres_connections_max")
+            .unwrap()
     }
 
     #[test]
     fn a_pool_that_is_always_taken_is_to_grow_and_one_that_is_hardly_used_to_shrink() {
         let full = report(16, 16, 60).recommendation.unwrap();
-        assert!(full.contains("stores.postgres_connections_max to 32"), "{full}");
+        assert!(
+            full.contains("stores.postgres_connections_max to 32"),
+            "{full}"
+        );
         let idle = report(2, 64, 60).recommendation.unwrap();
         assert!(idle.contains("= 4"), "{idle}");
         assert_eq!(report(8, 16, 60).recommendation, None);
@@ -99,7 +103,11 @@ mod tests {
         assert_eq!(report(16, 16, SAMPLES_MIN - 1).recommendation, None);
         let mut window = PoolWindow::default();
         for in_use in std::iter::repeat_n(16, 100).chain(std::iter::repeat_n(1, SAMPLES_MAX)) {
-            window.push(PoolSample { in_use, idle: 16 - in_use, max: 16 });
+            window.push(PoolSample {
+                in_use,
+                idle: 16 - in_use,
+                max: 16,
+            });
         }
         assert_eq!(window.report("postgres", "k").unwrap().in_use_p95, 1);
     }

@@ -16,13 +16,16 @@ use crate::experiments::spec::{ExperimentSpec, ExperimentState, FieldError};
 use crate::metrics::METRICS;
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 /// Former policies kept compiled for rollback. Two operators' worth of second thoughts.
-const WARM_POLICIES: usize = 3;
+pub(super) const WARM_POLICIES: usize = 3;
 /// How often a host looks whether another process changed the registry.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Hosts that start at once on an empty registry get in each other's way a few times.
+const PREPARE_ATTEMPTS: u32 = 16;
 
 /// Everything a request needs to know of policies, at one revision.
 #[derive(Debug)]
@@ -90,6 +93,8 @@ pub struct Deploy {
     bound: Mutex<HashMap<(PolicyRef, Digest), Weak<LoadedPolicy>>>,
     /// Changes are made one at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Whether what this binary ships is in the registry.
+    prepared: AtomicBool,
     /// A development host lets a policy that says so follow its sources.
     development: bool,
 }
@@ -128,9 +133,11 @@ impl KnownModules for Known {
 
 impl Deploy {
     /// Publishes what this binary ships, activates `baseline` if nothing ever was, and loads what serves.
+    /// While the registry does not answer, what was last loaded from it serves, or the built-in baseline;
+    /// [`Deploy::follow_registry`] does the rest once it answers.
     ///
     /// # Errors
-    /// When the registry cannot be read, or the active policy cannot be loaded.
+    /// When what this binary ships is refused.
     pub async fn start(
         engine: Engine,
         registry: Arc<dyn Registry>,
@@ -157,14 +164,45 @@ impl Deploy {
             compiled,
             bound: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            prepared: AtomicBool::new(false),
             development,
         };
-        deploy.refresh().await?;
-        deploy.publish_shipped().await?;
-        if deploy.serving().state.activations.is_empty() {
-            deploy.activate(&builtin::baseline(), "host").await?;
+        deploy.show_active();
+        match deploy.prepare().await {
+            Err(DeployError::Unavailable(cause) | DeployError::Recorded(cause)) => tracing::warn!(
+                cause = format!("{cause:#}"),
+                policy = %deploy.serving().active.spec.policy,
+                "the registry does not answer; trying again every second"
+            ),
+            other => other?,
         }
         Ok(Arc::new(deploy))
+    }
+
+    /// Brings the registry to where a host can serve by it. Another host that does the same at the
+    /// same time does a part of the work.
+    async fn prepare(&self) -> Result<(), DeployError> {
+        for _ in 0..PREPARE_ATTEMPTS {
+            match self.try_to_prepare().await {
+                Err(DeployError::Conflict(_)) => {}
+                other => return other,
+            }
+        }
+        let busy = anyhow::anyhow!("other hosts keep changing the registry");
+        Err(DeployError::Unavailable(busy))
+    }
+
+    async fn try_to_prepare(&self) -> Result<(), DeployError> {
+        {
+            let _changing = self.changing.lock().await;
+            self.refresh().await.map_err(DeployError::Unavailable)?;
+        }
+        self.publish_shipped().await?;
+        if self.serving().state.activations.is_empty() {
+            self.activate(&builtin::baseline(), "host").await?;
+        }
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The one pointer that a request reads.
@@ -182,29 +220,50 @@ impl Deploy {
 
     /// Follows changes that other processes make, until the host ends.
     pub async fn follow_registry(self: Arc<Self>) {
+        let mut failing = false;
         loop {
-            tokio::time::sleep(POLL_INTERVAL).await;
-            match self.registry.revision().await {
-                Ok(revision) if revision == self.serving().state.revision => {}
-                Ok(_) => {
-                    let _changing = self.changing.lock().await;
-                    if let Err(error) = self.refresh().await {
-                        tracing::error!(
-                            error = format!("{error:#}"),
-                            "the registry changed, but could not be loaded"
-                        );
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the registry does not answer; serving what was last loaded")
-                }
+            tokio::select! {
+                () = self.registry.changed() => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
+            let looked = self.look().await;
+            if let Err(error) = &looked
+                && !failing
+            {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the registry cannot be followed; serving what was last loaded"
+                );
+            }
+            if failing && looked.is_ok() {
+                tracing::info!("the registry answers again");
+            }
+            failing = looked.is_err();
         }
     }
 
-    async fn publish_shipped(&self) -> anyhow::Result<()> {
+    /// One look at the registry, and whatever follows from it.
+    async fn look(&self) -> anyhow::Result<()> {
+        let revision = self.registry.revision().await?;
+        if !self.prepared.load(Ordering::Acquire) {
+            return Ok(self.prepare().await?);
+        }
+        if revision == self.serving().state.revision {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().await;
+        // Meanwhile this host's own change, of which this is the echo, may have been loaded.
+        if revision == self.serving().state.revision {
+            return Ok(());
+        }
+        self.refresh().await
+    }
+
+    async fn publish_shipped(&self) -> Result<(), DeployError> {
         for files in builtin::recipes() {
-            let admitted = shipped(&self.engine, &self.compiled, files.clone()).await?;
+            let admitted = shipped(&self.engine, &self.compiled, files.clone())
+                .await
+                .map_err(|error| Refusal::one(format!("{error:#}")))?;
             let policy = admitted.loaded.spec.policy.clone();
             let published = self
                 .serving()
@@ -664,7 +723,6 @@ impl Deploy {
             }
         }
         let experiments = self.running_experiments(&state).await?;
-        METRICS.set_active_policy(&active.spec.policy, active.digest);
         let needs_attributes = experiments.iter().any(RunningExperiment::needs_attributes);
         self.serving.store(Arc::new(Serving {
             state,
@@ -673,7 +731,13 @@ impl Deploy {
             experiments,
             needs_attributes,
         }));
+        self.show_active();
         Ok(())
+    }
+
+    fn show_active(&self) {
+        let active = &self.serving().active;
+        METRICS.set_active_policy(&active.spec.policy, active.digest);
     }
 
     async fn running_experiments(

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod explain;
 pub mod failure;
 pub mod features;
+pub mod last_good;
 pub mod loaded;
 pub mod module;
 pub mod native;

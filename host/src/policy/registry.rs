@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Everything but module bytes and the audit log: small enough to be read whole.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RegistryState {
     /// Grows with every change.
     pub revision: i64,
@@ -31,7 +31,7 @@ impl RegistryState {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PublishedPolicy {
     pub spec: PolicySpec,
     pub digest: Digest,
@@ -153,4 +153,10 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
 
     /// Newest first.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
+
+    /// Returns when another process may have changed something. A registry that cannot tell never
+    /// returns; whoever waits here looks now and then all the same.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
 }

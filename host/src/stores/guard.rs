@@ -61,6 +61,11 @@ impl Guard {
         guard
     }
 
+    /// The same deadline with another breaker.
+    pub fn with_new_breaker(&self, breaker: Breaker) -> Self {
+        Self::with_breaker(self.store, self.timeout, breaker)
+    }
+
     /// The same breaker with another deadline, for work that is known to take longer.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self {

@@ -6,8 +6,15 @@
 //! dropped at an await point without harm.
 
 pub mod breaker;
+pub mod clickhouse;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+pub mod conformance;
 pub mod embedded;
 pub mod guard;
+pub mod kafka;
+pub mod postgres;
+pub mod redis;
 pub mod shared;
 
 use crate::feed::snapshot::{CachedCandidates, Snapshot};

@@ -2,12 +2,14 @@
 //! Everything above knows only the interfaces.
 
 pub mod embedded;
+mod stack;
 
 use crate::app::{App, StoreSet};
 use crate::config::Config;
 use crate::events::spool::Spool;
 use crate::policy::registry::Registry;
 use crate::stores::embedded::EmbeddedStore;
+use crate::stores::embedded::registry::SqliteRegistry;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +38,20 @@ impl std::fmt::Debug for Wired {
 pub async fn connect(config: &Config) -> anyhow::Result<Wired> {
     match config.stores.stack() {
         None => embedded::open(config).await,
-        Some(_) => {
-            anyhow::bail!("this build has only the embedded stores; unset the four store URLs")
+        Some(urls) => stack::connect(config, urls).await,
+    }
+}
+
+/// The registry alone, for commands that change it without a host.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn registry(config: &Config) -> anyhow::Result<Arc<dyn Registry>> {
+    match config.stores.stack() {
+        None => {
+            let store = embedded::open_store(&config.data_dir).await?;
+            Ok(Arc::new(SqliteRegistry::open(&store).await?))
         }
+        Some(urls) => stack::registry(config, urls),
     }
 }

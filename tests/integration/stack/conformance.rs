@@ -1,7 +1,7 @@
 //! The same community on both store sets: the same candidates, counters, trending posts, suggestions, seen posts and exposures.
 
-use super::services::Stack;
 use crate::harness::{Community, Host, event, eventually};
+use crate::services::Stack;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! The ledger: every acknowledged event is in ClickHouse exactly once, and the aggregates agree with the raw table,
 //! whatever dies in between.
 
-use super::services::Stack;
 use crate::harness::{Community, Host, event, eventually};
 use crate::senders::{BATCH_EVENTS, Sender, batch, send_until_the_host_is_gone};
+use crate::services::Stack;
 use chrono::{DateTime, Utc};
 use std::path::Path;
 use std::sync::Arc;
@@ -82,6 +82,10 @@ async fn round(
     }
     // A host that meets its failpoint ends the senders by itself.
     let _ = tokio::time::timeout(length, futures::future::join_all(sending)).await;
+    if let Disaster::At(point, _) = disaster {
+        let met = format!("nova: failpoint {point}");
+        assert!(host.log().contains(&met), "the host never came to {point}");
+    }
     host.kill();
 }
 

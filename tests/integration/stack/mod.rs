@@ -2,5 +2,6 @@
 //! not run; with `NOVA_REQUIRE_SERVICES=1` that is a failure.
 
 mod conformance;
+mod kafka;
 mod ledger;
-pub mod services;
+mod redis_faults;

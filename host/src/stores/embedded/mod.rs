@@ -6,12 +6,12 @@
 
 pub mod cache;
 mod candidates;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod conformance_tests;
 mod daily;
 mod exposures;
 pub mod lease;
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
-mod model_tests;
 pub mod registry;
 mod relational;
 pub mod seen;

@@ -1,12 +1,25 @@
 //! The real stack for one test: databases, topics and keys of its own on the servers that the environment names
 //! (`tests/services env`).
 
-use crate::harness::nova;
 use sqlx::{ConnectOptions as _, Connection as _};
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+/// The program under test, with nothing of this process's environment but what finds programs.
+pub fn nova() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nova"));
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
 
 /// Redis has 16 numbered databases; tests take them in turn, and more than 15 never run at once.
 static REDIS_DATABASE: AtomicI64 = AtomicI64::new(0);
@@ -69,6 +82,17 @@ impl Servers {
         eprintln!("not run on the real stack: {missing} not set");
         None
     }
+}
+
+/// The address of Redis alone, for tests that need nothing else.
+pub fn redis_url() -> Option<String> {
+    let url = std::env::var("REDIS_URL").ok();
+    if url.is_none() {
+        let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
+        assert!(!required, "REDIS_URL not set, and NOVA_REQUIRE_SERVICES=1");
+        eprintln!("not run on Redis: REDIS_URL not set");
+    }
+    url
 }
 
 impl Stack {

@@ -1,0 +1,41 @@
+-- Exposures: which rankings were served, by what, with which posts. For the daily metrics and for
+-- the results of experiments.
+--
+-- One row a ranking, posts and reasons as arrays: a row a post would be fifty times as many rows,
+-- and nothing asks for a single one. A ranking that is recorded again has the same key and is
+-- replaced by itself.
+CREATE TABLE IF NOT EXISTS served (
+    ranking_id       UUID,
+    request_id       String,
+    user_id          UInt64,
+    served_at        DateTime64(3, 'UTC'),
+    served_by        LowCardinality(String),
+    policy           LowCardinality(String),
+    effective_digest LowCardinality(String),
+    experiment       LowCardinality(String) COMMENT 'empty: none',
+    variation        LowCardinality(String) COMMENT 'empty: none',
+    posts            Array(UInt64) COMMENT 'in the order shown',
+    reasons          Array(LowCardinality(String)) COMMENT 'one for each of posts',
+    degraded         Array(LowCardinality(String)) COMMENT 'empty: nothing was missing'
+) ENGINE = ReplacingMergeTree
+PARTITION BY toDate(served_at)
+ORDER BY (user_id, served_at, ranking_id)
+TTL toDateTime(served_at) + INTERVAL 92 DAY
+SETTINGS ttl_only_drop_parts = 1;
+
+-- The viewers of each variation, in the order in which they are counted.
+CREATE TABLE IF NOT EXISTS variation_exposures (
+    experiment LowCardinality(String),
+    variation  LowCardinality(String),
+    user_id    UInt64,
+    ranking_id UUID,
+    served_at  DateTime64(3, 'UTC')
+) ENGINE = ReplacingMergeTree
+PARTITION BY toYYYYMM(served_at)
+ORDER BY (experiment, variation, user_id, ranking_id)
+TTL toDateTime(served_at) + INTERVAL 92 DAY;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS served_to_variation_exposures TO variation_exposures AS
+SELECT experiment, variation, user_id, ranking_id, served_at
+FROM served
+WHERE experiment != '' AND variation != '';

@@ -1,0 +1,134 @@
+//! From the topics `cdc.*` into ClickHouse, then whatever the changes overtake. In this order: a feed that is fetched
+//! anew because of a change must find it.
+
+use super::change::{Change, Rows};
+use super::envelope::{self, Table};
+use super::invalidation::{self, Invalidator};
+use crate::clock::unix_ms;
+use crate::metrics::METRICS;
+use crate::stores::StoreResult;
+use crate::stores::clickhouse::ClickHouseStore;
+use crate::stores::kafka::message::Undecodable;
+use crate::stores::kafka::reader::{BatchHandler, Subscription};
+use crate::stores::kafka::{Batch, KafkaSettings, Topic};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub const GROUP: &str = "nova-cdc";
+/// A new post is in its followers' next feed after this, the insert and Debezium's own half second.
+const LINGER: Duration = Duration::from_millis(200);
+/// A first snapshot of millions of rows goes in large inserts.
+const BATCH_MAX: usize = 10_000;
+const ROUND_MAX: usize = 50_000;
+
+pub struct Capture {
+    store: ClickHouseStore,
+    invalidator: Invalidator,
+    /// Table by topic.
+    tables: Vec<(String, Table)>,
+}
+
+impl std::fmt::Debug for Capture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capture").finish_non_exhaustive()
+    }
+}
+
+pub fn subscription() -> Subscription {
+    Subscription {
+        group: GROUP,
+        topics: Topic::CDC.to_vec(),
+        dead_letters: Topic::CdcDeadLetters,
+        linger: LINGER,
+        batch_max: BATCH_MAX,
+        round_max: ROUND_MAX,
+    }
+}
+
+pub(super) fn topic_of(table: Table) -> Topic {
+    match table {
+        Table::Users => Topic::CdcUsers,
+        Table::Posts => Topic::CdcPosts,
+        Table::Follows => Topic::CdcFollows,
+        Table::Comments => Topic::CdcComments,
+        Table::Likes => Topic::CdcLikes,
+    }
+}
+
+impl Capture {
+    pub fn new(store: ClickHouseStore, invalidator: Invalidator, settings: &KafkaSettings) -> Self {
+        let tables = Table::ALL.map(|table| (settings.topic(topic_of(table)), table));
+        Self {
+            store,
+            invalidator,
+            tables: tables.into(),
+        }
+    }
+
+    async fn write(&self, rows: &Rows) -> StoreResult<()> {
+        // Side by side: five short inserts in turn would be most of a change's way.
+        tokio::try_join!(
+            self.store.insert_captured(&rows.users),
+            self.store.insert_captured(&rows.posts),
+            self.store.insert_captured(&rows.follows),
+            self.store.insert_captured(&rows.comments),
+            self.store.insert_captured(&rows.likes),
+        )?;
+        Ok(())
+    }
+}
+
+impl BatchHandler for Capture {
+    type Item = Change;
+
+    fn decode(&self, topic: &str, payload: Option<&[u8]>) -> Result<Option<Change>, Undecodable> {
+        let table = self.tables.iter().find(|(name, _)| name == topic);
+        let (_, table) =
+            table.ok_or_else(|| Undecodable::Invalid(format!("no table belongs to {topic}")))?;
+        let decoded = envelope::decode(*table, payload);
+        if decoded.is_err() {
+            count(*table, "undecodable", 1);
+        }
+        decoded
+    }
+
+    async fn store(&self, batches: &[Batch<Change>]) -> StoreResult<()> {
+        let changes = || {
+            let rows = batches.iter().flat_map(|batch| &batch.rows);
+            rows.map(|row| &row.value)
+        };
+        let written = self.write(&Rows::of(changes())).await;
+        observe(changes(), written.is_ok());
+        written?;
+        let overtaken = changes().filter_map(invalidation::of).collect();
+        self.invalidator.apply(&overtaken).await;
+        Ok(())
+    }
+}
+
+fn count(table: Table, status: &str, changes: u64) {
+    METRICS
+        .cdc_events_consumed_total
+        .with_label_values(&[table.name(), status])
+        .inc_by(changes);
+}
+
+fn observe<'a>(changes: impl Iterator<Item = &'a Change>, ok: bool) {
+    let now_ms = unix_ms();
+    let mut seen: BTreeMap<&str, (Table, u64, u64)> = BTreeMap::new();
+    for change in changes {
+        let table = change.table();
+        let (_, number, newest_ms) = seen.entry(table.name()).or_insert((table, 0, 0));
+        *number += 1;
+        *newest_ms = (*newest_ms).max(change.committed_ms());
+    }
+    for (name, (table, number, newest_ms)) in seen {
+        count(table, if ok { "ok" } else { "error" }, number);
+        if ok {
+            METRICS
+                .cdc_lag_seconds
+                .with_label_values(&[name])
+                .set(now_ms.saturating_sub(newest_ms) as f64 / 1_000.0);
+        }
+    }
+}

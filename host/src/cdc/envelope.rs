@@ -1,0 +1,338 @@
+//! Debezium's messages as they lie in `cdc.*`: the full envelope, with the row before and after.
+//!
+//! Times are `timestamptz` and so come as text in UTC whatever the connector's precision mode.
+
+use super::change::{Change, Transition};
+use crate::events::event::ID_MAX;
+use crate::stores::kafka::message::Undecodable;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// What stands for a large value that an update did not touch, where PostgreSQL does not log old rows in full.
+const UNAVAILABLE: &str = "__debezium_unavailable_value";
+
+/// The tables that are captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Table {
+    Users,
+    Posts,
+    Follows,
+    Comments,
+    Likes,
+}
+
+impl Table {
+    pub const ALL: [Table; 5] = [
+        Table::Users,
+        Table::Posts,
+        Table::Follows,
+        Table::Comments,
+        Table::Likes,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Users => "users",
+            Table::Posts => "posts",
+            Table::Follows => "follows",
+            Table::Comments => "comments",
+            Table::Likes => "likes",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct User {
+    pub user_id: u64,
+    pub created_at: DateTime<Utc>,
+    pub username: String,
+    pub avatar_url: String,
+    pub bio: String,
+    pub country: String,
+    pub language: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Post {
+    pub post_id: u64,
+    pub author_id: u64,
+    pub created_at: DateTime<Utc>,
+    pub deleted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Follow {
+    pub follower_id: u64,
+    pub following_id: u64,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Comment {
+    pub comment_id: u64,
+    pub post_id: u64,
+    pub user_id: u64,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Like {
+    pub like_id: u64,
+    pub post_id: u64,
+    /// `None`: anonymous.
+    pub user_id: Option<u64>,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound = "R: DeserializeOwned")]
+struct Envelope<R> {
+    before: Option<R>,
+    after: Option<R>,
+    op: String,
+    source: Source,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    /// The position of the change itself in PostgreSQL's log.
+    lsn: Option<u64>,
+    /// When its transaction was committed.
+    ts_ms: u64,
+}
+
+/// What every captured row must be able to say.
+pub trait Row: DeserializeOwned + Clone {
+    /// Ids that are there in every true row. Without full replica identity a delete names its key alone, and the
+    /// other columns come as zeros, which would delete a row that never was.
+    fn ids(&self) -> Vec<u64>;
+
+    /// A value that stands for one that was not sent is filled in from the old row, where there is one.
+    fn fill_in(&mut self, _before: Option<&Self>) -> Result<(), Undecodable> {
+        Ok(())
+    }
+}
+
+impl Row for User {
+    fn ids(&self) -> Vec<u64> {
+        vec![self.user_id]
+    }
+
+    fn fill_in(&mut self, before: Option<&Self>) -> Result<(), Undecodable> {
+        for (value, old) in [
+            (&mut self.username, before.map(|row| &row.username)),
+            (&mut self.avatar_url, before.map(|row| &row.avatar_url)),
+            (&mut self.bio, before.map(|row| &row.bio)),
+            (&mut self.country, before.map(|row| &row.country)),
+            (&mut self.language, before.map(|row| &row.language)),
+        ] {
+            if value != UNAVAILABLE {
+                continue;
+            }
+            let known = old.filter(|old| *old != UNAVAILABLE);
+            value.clone_from(known.ok_or_else(|| {
+                Undecodable::Invalid(
+                    "a large value was not sent; users needs REPLICA IDENTITY FULL".to_owned(),
+                )
+            })?);
+        }
+        Ok(())
+    }
+}
+
+impl Row for Post {
+    fn ids(&self) -> Vec<u64> {
+        vec![self.post_id, self.author_id]
+    }
+}
+
+impl Row for Follow {
+    fn ids(&self) -> Vec<u64> {
+        vec![self.follower_id, self.following_id]
+    }
+}
+
+impl Row for Comment {
+    fn ids(&self) -> Vec<u64> {
+        vec![self.comment_id]
+    }
+}
+
+impl Row for Like {
+    fn ids(&self) -> Vec<u64> {
+        vec![self.like_id]
+    }
+}
+
+/// Reads one message. `None` for a tombstone, which follows a delete for the sake of compacted topics and says nothing new.
+///
+/// # Errors
+/// When it is no change of that table.
+pub fn decode(table: Table, payload: Option<&[u8]>) -> Result<Option<Change>, Undecodable> {
+    let Some(payload) = payload else {
+        return Ok(None);
+    };
+    let change = match table {
+        Table::Users => Change::User(transition(payload)?),
+        Table::Posts => Change::Post(transition(payload)?),
+        Table::Follows => Change::Follow(transition(payload)?),
+        Table::Comments => Change::Comment(transition(payload)?),
+        Table::Likes => Change::Like(transition(payload)?),
+    };
+    Ok(Some(change))
+}
+
+fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
+    let envelope: Envelope<R> = serde_json::from_slice(payload)
+        .map_err(|error| Undecodable::Malformed(error.to_string()))?;
+    let Envelope {
+        before, mut after, ..
+    } = envelope;
+    let rows = match (envelope.op.as_str(), &before, &mut after) {
+        // A row may change its key where the old one is not logged; then there is no knowing what to delete.
+        ("c" | "r", _, Some(_)) | ("u", _, Some(_)) | ("d", Some(_), None) => (before, after),
+        (op, before, after) => {
+            return Err(Undecodable::Invalid(format!(
+                "operation {op:?} {} the old row and {} the new one",
+                if before.is_some() { "with" } else { "without" },
+                if after.is_some() { "with" } else { "without" },
+            )));
+        }
+    };
+    let (before, mut after) = rows;
+    if let Some(after) = &mut after {
+        after.fill_in(before.as_ref())?;
+    }
+    for row in before.iter().chain(&after) {
+        let ids = row.ids();
+        if ids.iter().any(|id| !(1..=ID_MAX).contains(id)) {
+            return Err(Undecodable::Invalid(format!(
+                "an id of {ids:?} is out of range; the table needs REPLICA IDENTITY FULL"
+            )));
+        }
+    }
+    let lsn = envelope
+        .source
+        .lsn
+        .ok_or_else(|| Undecodable::Invalid("no position in the log".to_owned()))?;
+    Ok(Transition {
+        before,
+        after,
+        lsn,
+        committed_ms: envelope.source.ts_ms,
+        snapshot: envelope.op == "r",
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// As Debezium 3.6 wrote them, one a line: table, key, value.
+    const CAPTURED: &str = include_str!("captured.jsonl");
+
+    #[derive(Deserialize)]
+    struct Captured {
+        name: String,
+        table: String,
+        value: Option<Box<serde_json::value::RawValue>>,
+    }
+
+    fn captured(name: &str) -> Result<Option<Change>, Undecodable> {
+        let line = CAPTURED
+            .lines()
+            .map(|line| serde_json::from_str::<Captured>(line).unwrap())
+            .find(|line| line.name == name)
+            .unwrap();
+        let table = Table::ALL
+            .into_iter()
+            .find(|table| table.name() == line.table)
+            .unwrap();
+        decode(
+            table,
+            line.value.as_ref().map(|value| value.get().as_bytes()),
+        )
+    }
+
+    fn user(name: &str) -> Transition<User> {
+        match captured(name).unwrap().unwrap() {
+            Change::User(transition) => transition,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_snapshot_read_is_a_row_without_a_past() {
+        let read = user("user read in the snapshot");
+        assert!(read.snapshot && read.before.is_none());
+        let row = read.after.unwrap();
+        assert_eq!((row.user_id, row.country.as_str()), (1, "NL"));
+        assert_eq!(row.created_at.timestamp_millis(), 1_767_323_045_678);
+        assert_eq!(read.lsn, 37_143_816);
+    }
+
+    #[test]
+    fn an_insert_an_update_and_a_delete_have_the_rows_they_should() {
+        let rows = |name: &str| match captured(name).unwrap().unwrap() {
+            Change::Post(t) => (
+                t.before.map(|row| row.deleted),
+                t.after.map(|row| row.deleted),
+            ),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(rows("post inserted"), (None, Some(false)));
+        assert_eq!(rows("post marked deleted"), (Some(false), Some(true)));
+        assert_eq!(rows("post deleted"), (Some(false), None));
+    }
+
+    #[test]
+    fn an_anonymous_like_has_no_user() {
+        match captured("anonymous like").unwrap().unwrap() {
+            Change::Like(like) => assert_eq!(like.after.unwrap().user_id, None),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_tombstone_asks_for_nothing() {
+        assert_eq!(captured("tombstone"), Ok(None));
+    }
+
+    #[test]
+    fn a_large_value_that_was_not_sent_comes_from_the_old_row_or_is_refused() {
+        let known = user("user with a large value that was not sent and an old row");
+        assert_eq!(known.after.unwrap().bio, "a long story");
+        let unknown = captured("user with a large value that was not sent");
+        assert_eq!(unknown.unwrap_err().reason(), "invalid");
+    }
+
+    #[test]
+    fn a_delete_that_names_its_key_alone_is_refused_where_more_is_needed() {
+        let error = captured("post deleted without replica identity full").unwrap_err();
+        assert!(
+            error.to_string().contains("REPLICA IDENTITY FULL"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_change_says_why() {
+        for (payload, reason) in [
+            ("{", "malformed"),
+            (r#"{"op":"c"}"#, "malformed"),
+            (
+                r#"{"before":null,"after":null,"op":"t","source":{"lsn":1,"ts_ms":1}}"#,
+                "invalid",
+            ),
+            (
+                r#"{"before":null,"after":null,"op":"d","source":{"lsn":1,"ts_ms":1}}"#,
+                "invalid",
+            ),
+        ] {
+            let error = decode(Table::Posts, Some(payload.as_bytes())).unwrap_err();
+            assert_eq!(error.reason(), reason, "{payload}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! PostgreSQL against ClickHouse: rows and checksums by day of creation, and how far the copy is behind.
+//!
+//! Each database computes its own sums, so that only a number a day travels. A sum of hashes needs no order; the hash
+//! is MD5, which both have, shortened to the 60 bits that fit PostgreSQL's signed numbers; sums wrap around at 2^64.
+
+use super::consumer::{GROUP, topic_of};
+use super::envelope::Table;
+use crate::clock::unix_ms;
+use crate::stores::clickhouse::ClickHouseStore;
+use crate::stores::kafka::KafkaSettings;
+use crate::stores::kafka::lag::{Behind, behind};
+use anyhow::Context as _;
+use serde::Serialize;
+use sqlx::{Connection as _, PgConnection, Row as _};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The rows created on one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bucket {
+    /// Since 1970-01-01.
+    pub day: i64,
+    pub rows: u64,
+    pub sum: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    pub tables: Vec<TableReport>,
+    /// Bytes of log that Debezium has not confirmed; null without a replication slot.
+    pub slot_lag_bytes: Option<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TableReport {
+    pub table: &'static str,
+    pub state: State,
+    pub postgres_rows: u64,
+    pub clickhouse_rows: u64,
+    /// Days on which rows or checksums differ, `YYYY-MM-DD`; at most ten of them.
+    pub differing_days: Vec<String>,
+    /// Changes that wait in the topic.
+    pub lag_messages: u64,
+    pub lag_seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Equal,
+    /// Different, and changes are on their way that may explain it.
+    Behind,
+    Different,
+}
+
+impl Report {
+    pub fn passes(&self) -> bool {
+        self.tables
+            .iter()
+            .all(|table| table.state != State::Different)
+    }
+}
+
+/// What is compared.
+#[derive(Debug)]
+pub struct Validation {
+    pub postgres: PgConnection,
+    pub clickhouse: ClickHouseStore,
+    pub kafka: KafkaSettings,
+    pub slot: String,
+    /// How long a difference may take to vanish before it is believed.
+    pub patience: Duration,
+}
+
+impl Validation {
+    /// # Errors
+    /// When one of the databases, or the broker, does not answer.
+    pub async fn run(mut self) -> anyhow::Result<Report> {
+        let mut tables = Vec::new();
+        for table in Table::ALL {
+            tables.push(self.table(table).await?);
+        }
+        let slot_lag_bytes = self.slot_lag().await?;
+        // The log is written to all the time; only a slot far behind says that changes are under way.
+        if slot_lag_bytes.is_some_and(|bytes| bytes > SLOT_AT_REST_BYTES) {
+            for table in &mut tables {
+                if table.state == State::Different {
+                    table.state = State::Behind;
+                }
+            }
+        }
+        let _ = self.postgres.close().await;
+        Ok(Report {
+            tables,
+            slot_lag_bytes,
+        })
+    }
+
+    async fn table(&mut self, table: Table) -> anyhow::Result<TableReport> {
+        let until = Instant::now() + self.patience;
+        loop {
+            let postgres = postgres_checksums(&mut self.postgres, table).await?;
+            let clickhouse = self.clickhouse.captured_checksums(table).await?;
+            let behind = self.behind(table).await?;
+            let report = compare(table, &postgres, &clickhouse, behind, unix_ms());
+            if report.state == State::Equal || Instant::now() >= until {
+                return Ok(report);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn behind(&self, table: Table) -> anyhow::Result<Behind> {
+        let (settings, topic) = (self.kafka.clone(), self.kafka.topic(topic_of(table)));
+        tokio::task::spawn_blocking(move || behind(&settings, GROUP, &topic)).await?
+    }
+
+    async fn slot_lag(&mut self) -> anyhow::Result<Option<i64>> {
+        let lag = sqlx::query_scalar(
+            "SELECT (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint FROM pg_replication_slots WHERE slot_name = $1",
+        )
+        .bind(&self.slot)
+        .fetch_optional(&mut self.postgres);
+        Ok(lag.await?)
+    }
+}
+
+/// Debezium confirms every few seconds, with its heartbeat at the latest.
+const SLOT_AT_REST_BYTES: i64 = 16 << 20;
+const DAYS_SHOWN: usize = 10;
+
+fn compare(
+    table: Table,
+    postgres: &[Bucket],
+    clickhouse: &[Bucket],
+    behind: Behind,
+    now_ms: u64,
+) -> TableReport {
+    let by_day = |buckets: &[Bucket]| -> BTreeMap<i64, (u64, u64)> {
+        let entry = |bucket: &Bucket| (bucket.day, (bucket.rows, bucket.sum));
+        buckets.iter().map(entry).collect()
+    };
+    let (here, there) = (by_day(postgres), by_day(clickhouse));
+    let mut days: Vec<i64> = here
+        .keys()
+        .chain(there.keys())
+        .copied()
+        .filter(|day| here.get(day) != there.get(day))
+        .collect();
+    days.sort_unstable();
+    days.dedup();
+    // Every waiting change touches one day, or two when it moves a row.
+    let explained = days.len() as u64 <= 2 * behind.messages;
+    let state = match (days.is_empty(), explained) {
+        (true, _) => State::Equal,
+        (false, true) => State::Behind,
+        (false, false) => State::Different,
+    };
+    let rows = |buckets: &[Bucket]| buckets.iter().map(|bucket| bucket.rows).sum();
+    let waited_ms = |at_ms: u64| now_ms.saturating_sub(at_ms);
+    TableReport {
+        table: table.name(),
+        state,
+        postgres_rows: rows(postgres),
+        clickhouse_rows: rows(clickhouse),
+        differing_days: days.into_iter().take(DAYS_SHOWN).map(date).collect(),
+        lag_messages: behind.messages,
+        lag_seconds: behind
+            .oldest_ms
+            .map_or(0.0, |at| waited_ms(at) as f64 / 1_000.0),
+    }
+}
+
+fn date(day: i64) -> String {
+    let at = chrono::DateTime::from_timestamp(day * 86_400, 0).unwrap_or_default();
+    at.format("%Y-%m-%d").to_string()
+}
+
+/// The same as ClickHouse computes in `stores/clickhouse/checksums.rs`, over the rows that are not deleted.
+macro_rules! checksums {
+    ($from:literal, $columns:literal) => {
+        concat!(
+            "SELECT floor(extract(epoch FROM created_at) / 86400)::bigint AS day, count(*) AS rows, ",
+            "mod(sum(('x' || left(md5(concat_ws('|', ",
+            $columns,
+            ", floor(extract(epoch FROM created_at) * 1000)::bigint)), 15))::bit(60)::bigint::numeric), 18446744073709551616)::text AS sum ",
+            "FROM ",
+            $from,
+            " GROUP BY 1 ORDER BY 1"
+        )
+    };
+}
+
+async fn postgres_checksums(
+    postgres: &mut PgConnection,
+    table: Table,
+) -> anyhow::Result<Vec<Bucket>> {
+    let query = match table {
+        Table::Users => checksums!(
+            "users",
+            "user_id, username, avatar_url, bio, country, language"
+        ),
+        Table::Posts => checksums!("posts WHERE NOT deleted", "post_id, author_id"),
+        Table::Follows => checksums!("follows", "follower_id, following_id"),
+        Table::Comments => checksums!("comments", "comment_id, post_id, user_id"),
+        Table::Likes => checksums!("likes", "like_id, post_id, coalesce(user_id, 0)"),
+    };
+    let rows = sqlx::query(query)
+        .fetch_all(postgres)
+        .await
+        .with_context(|| format!("PostgreSQL, table {}", table.name()))?;
+    rows.iter()
+        .map(|row| {
+            Ok(Bucket {
+                day: row.try_get("day")?,
+                rows: row.try_get::<i64, _>("rows")? as u64,
+                sum: row.try_get::<&str, _>("sum")?.parse()?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn day(day: i64, rows: u64, sum: u64) -> Bucket {
+        Bucket { day, rows, sum }
+    }
+
+    fn compared(here: &[Bucket], there: &[Bucket], messages: u64) -> TableReport {
+        let behind = Behind {
+            messages,
+            oldest_ms: (messages > 0).then_some(1_000),
+        };
+        compare(Table::Posts, here, there, behind, 3_500)
+    }
+
+    #[test]
+    fn equal_days_are_equal_in_any_order() {
+        let report = compared(
+            &[day(1, 2, 9), day(2, 1, 5)],
+            &[day(2, 1, 5), day(1, 2, 9)],
+            0,
+        );
+        assert_eq!((report.state, report.postgres_rows), (State::Equal, 3));
+    }
+
+    #[test]
+    fn the_same_number_of_other_rows_is_a_difference_and_its_day_is_named() {
+        let report = compared(&[day(0, 2, 9)], &[day(0, 2, 8)], 0);
+        assert_eq!(report.state, State::Different);
+        assert_eq!(report.differing_days, ["1970-01-01"]);
+    }
+
+    #[test]
+    fn waiting_changes_explain_as_many_days_as_they_can_touch_and_no_more() {
+        let (here, there) = ([day(0, 1, 1), day(1, 1, 1), day(2, 1, 1)], []);
+        assert_eq!(compared(&here, &there, 2).state, State::Behind);
+        assert_eq!(compared(&here, &there, 1).state, State::Different);
+        assert!((compared(&here, &there, 2).lag_seconds - 2.5).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,75 @@
+use super::{ConfigPath, DataDir, block_on};
+use crate::config::Config;
+use crate::stores::clickhouse::{self, ClickHouseStore};
+use crate::stores::kafka::{self, KafkaSettings};
+use crate::stores::postgres;
+use anyhow::Context as _;
+use serde::Serialize;
+
+/// Brings the schemas and topics of the real stack up to date.
+///
+/// Run it before the hosts of a new version start. Twice changes nothing. The embedded stores need none of this: they are
+/// brought up to date when they are opened.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: POSTGRES_URL=postgres://nova:secret@db/nova CLICKHOUSE_URL=… KAFKA_BROKERS=… REDIS_URL=… nova migrate"
+)]
+pub struct Migrate {
+    /// What was done as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+/// One part of the stack.
+#[derive(Debug, Serialize)]
+struct Migrated {
+    store: &'static str,
+    /// What was applied now, in this order; empty when everything was there.
+    applied: Vec<String>,
+}
+
+impl Migrate {
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = self.config.load(&self.data_dir)?;
+        let done = block_on(migrate(&config))?;
+        if self.json {
+            println!("{}", serde_json::json!({ "stores": done }));
+            return Ok(());
+        }
+        for Migrated { store, applied } in done {
+            if applied.is_empty() {
+                println!("{store}: up to date, nothing was changed");
+            } else {
+                println!("{store}: applied {}", applied.join(", "));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One after the other: a part that is refused leaves those after it as they are.
+async fn migrate(config: &Config) -> anyhow::Result<Vec<Migrated>> {
+    let urls = config.stores.stack().context(
+        "no store URLs are configured: set POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL; the embedded stores migrate themselves",
+    )?;
+    let applied = |store, applied: Vec<String>| Migrated { store, applied };
+    let postgres = postgres::migrate::migrate(urls.postgres).await?;
+    let clickhouse = ClickHouseStore::connect(urls.clickhouse)?.migrate().await?;
+    let settings = KafkaSettings {
+        prefix: config.stores.kafka_prefix.clone(),
+        ..KafkaSettings::new(urls.kafka)
+    };
+    let topics = kafka::topics::create(&settings).await?;
+    Ok(vec![
+        applied(postgres::STORE_NAME, postgres),
+        applied(
+            clickhouse::STORE_NAME,
+            clickhouse.into_iter().map(str::to_owned).collect(),
+        ),
+        applied(kafka::STORE, topics),
+    ])
+}

@@ -1,0 +1,28 @@
+-- Where a file's rows wait until all of them are read: temporary, so that nobody else sees them, and
+-- without any key but the line, because an id may come twice. What is then found is kept as in the
+-- embedded store: `line` is the row's line in its file, `again_line` the line on which the same id
+-- came again with other content.
+CREATE TEMP TABLE IF NOT EXISTS staged_users (
+    user_id bigint NOT NULL, line bigint PRIMARY KEY, again_line bigint, content uuid NOT NULL,
+    created_at_ms bigint NOT NULL, username text NOT NULL, avatar_url text NOT NULL,
+    bio text NOT NULL, country text NOT NULL, language text NOT NULL);
+CREATE TEMP TABLE IF NOT EXISTS staged_posts (
+    post_id bigint NOT NULL, line bigint PRIMARY KEY, again_line bigint, content uuid NOT NULL,
+    author_id bigint NOT NULL, created_at_ms bigint NOT NULL, view_count bigint NOT NULL);
+CREATE TEMP TABLE IF NOT EXISTS staged_follows (
+    follower_id bigint NOT NULL, following_id bigint NOT NULL, line bigint PRIMARY KEY,
+    created_at_ms bigint NOT NULL);
+CREATE TEMP TABLE IF NOT EXISTS staged_comments (
+    comment_id bigint NOT NULL, line bigint PRIMARY KEY, again_line bigint, content uuid NOT NULL,
+    post_id bigint NOT NULL, user_id bigint NOT NULL, created_at_ms bigint NOT NULL);
+CREATE TEMP TABLE IF NOT EXISTS staged_likes (
+    like_id bigint NOT NULL, line bigint PRIMARY KEY, again_line bigint, content uuid NOT NULL,
+    post_id bigint NOT NULL, user_id bigint, created_at_ms bigint NOT NULL);
+CREATE TEMP TABLE IF NOT EXISTS staged_events (
+    event_id uuid NOT NULL, line bigint PRIMARY KEY, again_line bigint, content uuid NOT NULL,
+    event_time_ms bigint NOT NULL, user_id bigint NOT NULL, post_id bigint NOT NULL,
+    author_id bigint NOT NULL, action text NOT NULL, dwell_ms bigint, device text NOT NULL,
+    app_ver text NOT NULL);
+TRUNCATE staged_users, staged_posts, staged_follows, staged_comments, staged_likes, staged_events;
+-- The name it has in the embedded store, so that the checks read the same in both.
+CREATE OR REPLACE TEMP VIEW imported_events AS SELECT event_id, user_id, post_id FROM events_dedup;

@@ -1,0 +1,106 @@
+//! History that `nova import` brings: events that are known by the ids of their rows, for ever.
+
+use super::events::EventRow;
+use super::{ClickHouseStore, failure};
+use crate::policy::Digest;
+use crate::stores::guard::Failure;
+use crate::stores::{AcceptedEvent, StoreResult};
+use std::collections::{BTreeSet, HashSet};
+use uuid::Uuid;
+
+/// What happened before this host did: one event, or several of the same kind at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportedEvent {
+    /// What identifies the row it was read from, e.g. `like:17`.
+    pub import_id: String,
+    /// `user_id` 0: nobody's.
+    pub event: AcceptedEvent,
+    pub times: u64,
+}
+
+/// As `events.origin` numbers it.
+const ORIGIN_IMPORT: i8 = 2;
+const NO_PARTITION: i32 = -1;
+
+/// A parameter may have 128 KiB, and an import id up to 45 characters with its quotes.
+const EVENTS_PER_INSERT: usize = 2_000;
+/// A failed insert may have written a part of its rows; repeated with its token it writes the rest.
+const INSERT_ATTEMPTS: u32 = 3;
+
+const IMPORTED: &str = "SELECT import_id FROM imported_rows WHERE import_id IN {ids:Array(String)}";
+
+/// What a user's client sent under the same id is there already.
+const SENT: &str = "
+SELECT user_id, toString(event_id)
+FROM event_ids
+WHERE user_id IN {users:Array(UInt64)} AND event_id IN {ids:Array(UUID)}";
+
+impl ClickHouseStore {
+    /// Stores those events that are not known; they count in every aggregate when this returns.
+    ///
+    /// # Errors
+    /// When the server fails or refuses; a part may have been stored, and is known when this is repeated.
+    pub async fn insert_imported(&self, events: &[ImportedEvent]) -> StoreResult<()> {
+        for events in events.chunks(EVENTS_PER_INSERT) {
+            let insert = self.insert_unknown(events);
+            self.work_guard().run("insert_imported", insert).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_unknown(&self, events: &[ImportedEvent]) -> Result<(), Failure> {
+        let imported = self.imported_among(events).await?;
+        let sent = self.sent_among(events).await?;
+        let unknown: Vec<&ImportedEvent> = events
+            .iter()
+            .filter(|row| !imported.contains(&row.import_id))
+            .filter(|row| !sent.contains(&(row.event.user_id, row.event.event_id.to_string())))
+            .collect();
+        let rows: Vec<EventRow> = unknown.iter().map(|row| row_of(row)).collect();
+        let token = token_of(&unknown);
+        for _ in 1..INSERT_ATTEMPTS {
+            match self.insert("events", &rows, Some(&token)).await {
+                Err(failed) if failed.retryable => tracing::warn!(
+                    cause = format!("{:#}", failed.source),
+                    "inserting imported events, again"
+                ),
+                done => return done,
+            }
+        }
+        self.insert("events", &rows, Some(&token)).await
+    }
+
+    async fn imported_among(&self, events: &[ImportedEvent]) -> Result<HashSet<String>, Failure> {
+        let ids: Vec<&str> = events.iter().map(|row| &*row.import_id).collect();
+        let query = self.worker.query(IMPORTED).param("ids", ids);
+        let found = query.fetch_all().await.map_err(failure)?;
+        Ok(found.into_iter().collect())
+    }
+
+    async fn sent_among(
+        &self,
+        events: &[ImportedEvent],
+    ) -> Result<HashSet<(u64, String)>, Failure> {
+        let users: BTreeSet<u64> = events.iter().map(|row| row.event.user_id).collect();
+        let ids: Vec<Uuid> = events.iter().map(|row| row.event.event_id).collect();
+        let query = (self.worker.query(SENT))
+            .param("users", users)
+            .param("ids", ids);
+        let found = query.fetch_all().await.map_err(failure)?;
+        Ok(found.into_iter().collect())
+    }
+}
+
+/// Names these rows and nothing else.
+fn token_of(events: &[&ImportedEvent]) -> String {
+    let ids: Vec<&str> = events.iter().map(|row| &*row.import_id).collect();
+    format!("import:{}", Digest::of(ids.join("\n").as_bytes()))
+}
+
+fn row_of(imported: &ImportedEvent) -> EventRow {
+    let mut row = EventRow::of(&imported.event, NO_PARTITION, 0);
+    row.times = imported.times;
+    row.origin = ORIGIN_IMPORT;
+    row.import_id.clone_from(&imported.import_id);
+    row
+}

@@ -1,0 +1,259 @@
+//! ClickHouse: candidates, aggregates, suggestions, exposures, and the tables that events and change
+//! data capture fill. The schema and why it is as it is: `clickhouse/*.sql`.
+//!
+//! Every value reaches a query as a server-side parameter. Every call goes through the store's
+//! [`Guard`], and the server is told to give up when we do.
+
+mod candidates;
+mod checksums;
+mod community;
+mod daily;
+mod duplicates;
+mod events;
+mod imported;
+mod migrate;
+mod served;
+mod shared_lists;
+mod suggested;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests;
+
+pub use community::{CapturedRow, CommentRow, FollowRow, LikeRow, PostRow, UserRow};
+pub use events::{EventRow, PartitionRun};
+pub use imported::ImportedEvent;
+
+use super::breaker::Breaker;
+use super::guard::{Failure, Guard};
+use super::{DAY_MS, HOUR_MS, StoreResult, UnixMs};
+use anyhow::Context as _;
+use clickhouse::error::Error;
+use clickhouse::{Client, Compression, RowOwned, RowWrite};
+use shared_lists::SharedLists;
+use std::time::Duration;
+
+/// The name in `degraded`, `/health` and metrics.
+pub const STORE_NAME: &str = "clickhouse";
+
+const DEFAULT_DATABASE: &str = "nova";
+
+/// The longest a feed may wait for any one query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Inserts and reports: nobody who waits for them is a viewer.
+const WORK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The window of counters and affinities.
+const AGGREGATE_WINDOW_MS: u64 = 90 * DAY_MS;
+/// Posts older than this are in no source.
+const POST_WINDOW_MS: u64 = AGGREGATE_WINDOW_MS;
+
+/// A connection; clones share its sockets, its breaker and its lists.
+#[derive(Clone)]
+pub struct ClickHouseStore {
+    /// For what viewers wait for.
+    reader: Client,
+    /// For inserts, reports and the schema.
+    worker: Client,
+    database: String,
+    guard: Guard,
+    lists: SharedLists,
+}
+
+impl std::fmt::Debug for ClickHouseStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClickHouseStore").finish_non_exhaustive()
+    }
+}
+
+impl ClickHouseStore {
+    /// `http://user:password@host:8123/database`. Nothing is asked of the server yet.
+    ///
+    /// # Errors
+    /// When the URL is none, or not `http`.
+    pub fn connect(url: &str) -> anyhow::Result<Self> {
+        let url = reqwest::Url::parse(url).context("CLICKHOUSE_URL is no URL")?;
+        anyhow::ensure!(
+            url.scheme() == "http",
+            "CLICKHOUSE_URL begins with {}://, and only http:// is spoken",
+            url.scheme()
+        );
+        let database = match url.path().trim_matches('/') {
+            "" => DEFAULT_DATABASE,
+            named => named,
+        };
+        let client = client_of(&url)?
+            .with_database(database)
+            // Nothing in a table's partition is decided by what is not in its key, see 0001_community.sql.
+            .with_setting("do_not_merge_across_partitions_select_final", "1");
+        Ok(Self {
+            reader: with_time_limit(&client, QUERY_TIMEOUT)
+                .with_setting("cancel_http_readonly_queries_on_client_close", "1"),
+            worker: with_time_limit(&client, WORK_TIMEOUT),
+            database: database.to_owned(),
+            guard: Guard::new(STORE_NAME, QUERY_TIMEOUT),
+            lists: SharedLists::default(),
+        })
+    }
+
+    /// With a circuit breaker of this kind, instead of the default one.
+    #[must_use]
+    pub fn with_breaker(self, breaker: Breaker) -> Self {
+        Self {
+            guard: self.guard.with_new_breaker(breaker),
+            ..self
+        }
+    }
+
+    /// What stands around every call of this store.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    fn work_guard(&self) -> Guard {
+        self.guard.with_timeout(WORK_TIMEOUT)
+    }
+
+    async fn answers(&self) -> StoreResult<()> {
+        let query = self.reader.query("SELECT 1");
+        let answer = async { query.fetch_one::<u8>().await.map_err(failure) };
+        self.guard.run("ping", answer).await.map(drop)
+    }
+
+    /// Inserts rows as one block, or fails; whoever repeats it under the same token repeats nothing.
+    async fn insert<R>(&self, table: &str, rows: &[R], token: Option<&str>) -> Result<(), Failure>
+    where
+        R: RowOwned + RowWrite + Sync,
+    {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        // Whatever the server's profile says: an insert that is queued is no insert yet, and its
+        // views deduplicate only when told to. History has more days than a batch of live events.
+        let mut insert = (self.worker.insert::<R>(table).await)
+            .map_err(failure)?
+            .with_setting("async_insert", "0")
+            .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+            .with_setting("max_partitions_per_insert_block", "0");
+        if let Some(token) = token {
+            insert = insert.with_setting("insert_deduplication_token", token);
+        }
+        for row in rows {
+            insert.write(row).await.map_err(failure)?;
+        }
+        insert.end().await.map_err(failure)
+    }
+}
+
+fn client_of(url: &reqwest::Url) -> anyhow::Result<Client> {
+    let mut base = url.clone();
+    base.set_path("/");
+    base.set_query(None);
+    // Cannot fail for http, and credentials travel in headers instead.
+    let _ = base.set_username("");
+    let _ = base.set_password(None);
+    let mut client = Client::default()
+        .with_url(base.as_str())
+        .with_compression(Compression::None);
+    let decode = |text: &str| {
+        let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+        decoded
+            .map(String::from)
+            .context("CLICKHOUSE_URL: credentials are not UTF-8")
+    };
+    if !url.username().is_empty() {
+        client = client.with_user(decode(url.username())?);
+    }
+    if let Some(password) = url.password() {
+        client = client.with_password(decode(password)?);
+    }
+    Ok(client)
+}
+
+/// The server gives up when this side does.
+fn with_time_limit(client: &Client, limit: Duration) -> Client {
+    let client = client.clone();
+    client.with_setting("max_execution_time", limit.as_secs().to_string())
+}
+
+/// ClickHouse's codes after which the same call may succeed later: limits of time, memory, threads,
+/// connections, parts and disk, a read-only replica, a query that was killed.
+const RETRYABLE_CODES: [u32; 15] = [
+    159, 160, 164, 202, 203, 209, 210, 241, 242, 243, 252, 319, 394, 425, 439,
+];
+
+/// A refusal by its code is ClickHouse's own answer. Anything else is a connection that broke, or
+/// something that does not speak ClickHouse: the store is not there.
+fn failure(error: Error) -> Failure {
+    let refused = match &error {
+        Error::BadResponse(text) => {
+            code_of(text).is_some_and(|code| !RETRYABLE_CODES.contains(&code))
+        }
+        Error::InvalidParams(_) | Error::RowNotFound | Error::SchemaMismatch(_) => true,
+        _ => false,
+    };
+    Failure {
+        retryable: !refused,
+        source: error.into(),
+    }
+}
+
+/// The number in `Code: 60. DB::Exception: …`.
+fn code_of(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("Code: ")?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+/// ClickHouse counts milliseconds of `DateTime64` in an `Int64`.
+fn to_ticks(at_ms: UnixMs) -> i64 {
+    i64::try_from(at_ms).unwrap_or(i64::MAX)
+}
+
+/// Times before 1970 do not occur here.
+fn from_ticks(ticks: i64) -> UnixMs {
+    UnixMs::try_from(ticks).unwrap_or(0)
+}
+
+/// The start of the hour that contains `at_ms`, in seconds as `DateTime` counts them.
+fn hour_of(at_ms: UnixMs) -> u32 {
+    u32::try_from(at_ms / HOUR_MS * (HOUR_MS / 1000)).unwrap_or(u32::MAX)
+}
+
+/// The first hourly bucket of the 90 days.
+fn first_hour_of_window(now_ms: UnixMs) -> u32 {
+    hour_of(now_ms.saturating_sub(AGGREGATE_WINDOW_MS))
+}
+
+/// The first daily bucket of the 90 days, as `Date` counts days.
+fn first_day_of_window(now_ms: UnixMs) -> u16 {
+    u16::try_from(now_ms.saturating_sub(AGGREGATE_WINDOW_MS) / DAY_MS).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_known_by_its_code_and_everything_else_is_a_store_that_is_not_there() {
+        let retryable = |text: &str| failure(Error::BadResponse(text.to_owned())).retryable;
+        assert!(!retryable(
+            "Code: 60. DB::Exception: Table nova.posts does not exist"
+        ));
+        assert!(retryable("Code: 241. DB::Exception: Memory limit exceeded"));
+        assert!(retryable("<html>502 Bad Gateway</html>"));
+        assert!(failure(Error::TimedOut).retryable);
+        assert!(failure(Error::NotEnoughData).retryable);
+    }
+
+    #[test]
+    fn credentials_and_database_are_taken_out_of_the_url() -> anyhow::Result<()> {
+        let store = ClickHouseStore::connect("http://nova:p%40ss@localhost:8123/feeds")?;
+        assert_eq!(store.database, "feeds");
+        assert_eq!(
+            ClickHouseStore::connect("http://localhost:8123")?.database,
+            "nova"
+        );
+        assert!(ClickHouseStore::connect("https://localhost:8443").is_err());
+        Ok(())
+    }
+}

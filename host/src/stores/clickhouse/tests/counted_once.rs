@@ -1,0 +1,116 @@
+//! A batch counts once, in the raw table and in every aggregate, however often and however badly it
+//! was stored before.
+
+use super::TestDatabase;
+use super::conformance::store_run;
+use crate::clock::unix_ms;
+use crate::stores::clickhouse::PartitionRun;
+use crate::stores::{AcceptedEvent, Action};
+use uuid::Uuid;
+
+/// Raw rows, then what each aggregate counts of the likes.
+const LEDGER: [&str; 5] = [
+    "SELECT count() FROM events",
+    "SELECT sum(likes) FROM post_metrics_1h",
+    "SELECT sum(likes) FROM trending_1h",
+    "SELECT sum(likes) FROM user_author_90d",
+    "SELECT count() FROM event_ids",
+];
+
+fn likes(count: u64) -> Vec<AcceptedEvent> {
+    let now_ms = unix_ms();
+    let like = |number: u64| AcceptedEvent {
+        event_id: Uuid::from_u128(number.into()),
+        event_time_ms: now_ms - number * 60_000,
+        accepted_ms: now_ms,
+        user_id: number % 7 + 1,
+        post_id: number,
+        author_id: number % 5 + 1,
+        action: Action::Like,
+        dwell_ms: None,
+        device: "ios".into(),
+        app_ver: "1.0.0".into(),
+        ranking_id: None,
+    };
+    (1..=count).map(like).collect()
+}
+
+async fn ledger(database: &TestDatabase) -> [u64; 5] {
+    let mut counts = [0; 5];
+    for (count, query) in counts.iter_mut().zip(LEDGER) {
+        *count = database.number(query).await;
+    }
+    counts
+}
+
+#[tokio::test]
+async fn the_same_batch_twice_is_one_in_the_raw_table_and_in_every_aggregate() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let events = likes(500);
+    let run = PartitionRun {
+        partition: 0,
+        first_offset: 0,
+        last_offset: 499,
+    };
+    let rows: Vec<(i64, &AcceptedEvent)> = (0..).zip(&events).collect();
+    for _ in 0..3 {
+        let insert = database.store.insert_events(run, &rows, "events:0:0-499");
+        insert.await.unwrap();
+    }
+    assert_eq!(ledger(&database).await, [500; 5]);
+}
+
+#[tokio::test]
+async fn a_batch_that_one_view_refused_is_whole_after_a_retry() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let refuse = "CREATE MATERIALIZED VIEW refuses TO imported_rows AS \
+                  SELECT toString(throwIf(post_id = 7)) AS import_id FROM events";
+    database.execute(refuse).await;
+    let events = likes(500);
+    let run = PartitionRun {
+        partition: 0,
+        first_offset: 0,
+        last_offset: 499,
+    };
+    let rows: Vec<(i64, &AcceptedEvent)> = (0..).zip(&events).collect();
+    let insert = async || {
+        let insert = database.store.insert_events(run, &rows, "events:0:0-499");
+        insert.await
+    };
+    assert!(insert().await.is_err());
+    database.execute("DROP VIEW refuses").await;
+    insert().await.unwrap();
+    insert().await.unwrap();
+    assert_eq!(ledger(&database).await, [500; 5]);
+}
+
+#[tokio::test]
+async fn repeats_are_known_by_key_and_by_event_id_but_never_by_the_runs_own_rows() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let store = &database.store;
+    let events = likes(5_000);
+    assert_eq!(store_run(store, 0, &events, 2).await, 5_000);
+    // The same messages again, as after a spool whose broker's answer was lost.
+    assert_eq!(store_run(store, 5_000, &events, 1).await, 0);
+
+    let mut again = events.get(10).unwrap().clone();
+    again.event_id = Uuid::new_v4();
+    again.event_time_ms = again.event_time_ms / 1000 * 1000 + (again.event_time_ms + 500) % 1000;
+    let mut same_id = events.get(11).unwrap().clone();
+    same_id.event_time_ms -= 10 * 60 * 60_000;
+    let mut other_user = same_id.clone();
+    other_user.user_id += 100;
+    let mut refused_id = other_user.clone();
+    refused_id.event_id = again.event_id;
+    refused_id.user_id = again.user_id;
+    // An id that only a repeat had is still free.
+    let batch = [again, same_id, other_user, refused_id];
+    assert_eq!(store_run(store, 10_000, &batch, 2).await, 2);
+    assert_eq!(database.number("SELECT count() FROM events").await, 5_002);
+}

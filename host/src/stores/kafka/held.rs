@@ -1,0 +1,266 @@
+//! The messages of each owned partition that are not stored yet, and how they are cut into batches.
+//!
+//! Pure: what a batch contains depends on the messages and the intent alone, never on when they came.
+
+use super::batch::{Batch, Row};
+use super::dead_letter::DeadLetter;
+use super::group::PartitionKey;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// What became of a message.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content<T> {
+    Row(T),
+    /// Nothing to store, and nothing wrong with that.
+    Nothing,
+    Dead(DeadLetter),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Taken<T> {
+    pub offset: i64,
+    /// The message's own time.
+    pub at_ms: u64,
+    pub content: Content<T>,
+}
+
+/// A batch with what else its messages brought.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cut<T> {
+    pub batch: Batch<T>,
+    pub dead: Vec<DeadLetter>,
+    pub messages: u64,
+    /// Of the last message.
+    pub last_at_ms: u64,
+}
+
+#[derive(Debug)]
+pub struct Held<T> {
+    partitions: BTreeMap<PartitionKey, Partition<T>>,
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Partition<T> {
+    intent: Intent,
+    messages: VecDeque<Taken<T>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    /// The group was not asked yet; nothing is cut before it was.
+    Unknown,
+    Free,
+    /// The next batch ends here.
+    Through(i64),
+}
+
+impl<T> Default for Held<T> {
+    fn default() -> Self {
+        Self {
+            partitions: BTreeMap::new(),
+            count: 0,
+        }
+    }
+}
+
+impl<T> Held<T> {
+    pub fn assign(&mut self, key: PartitionKey) {
+        self.revoke(&key);
+        let partition = Partition {
+            intent: Intent::Unknown,
+            messages: VecDeque::new(),
+        };
+        self.partitions.insert(key, partition);
+    }
+
+    /// What is not stored is the next owner's.
+    pub fn revoke(&mut self, key: &PartitionKey) {
+        if let Some(partition) = self.partitions.remove(key) {
+            self.count -= partition.messages.len();
+        }
+    }
+
+    /// Partitions whose intent is to be asked for.
+    pub fn unknown(&self) -> Vec<PartitionKey> {
+        let unknown = self
+            .partitions
+            .iter()
+            .filter(|(_, partition)| partition.intent == Intent::Unknown);
+        unknown.map(|(key, _)| key.clone()).collect()
+    }
+
+    pub fn set_intent(&mut self, key: &PartitionKey, intent: Option<i64>) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.intent = intent.map_or(Intent::Free, Intent::Through);
+        }
+    }
+
+    /// A message of a partition that is owned no more is left to its owner.
+    pub fn push(&mut self, key: &PartitionKey, taken: Taken<T>) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.messages.push_back(taken);
+            self.count += 1;
+        }
+    }
+
+    /// Messages that wait.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Takes at most `batch_max` messages from the front of each partition; a partition with an intent gives
+    /// exactly that batch once it is complete, and nothing before.
+    pub fn cut(&mut self, batch_max: usize) -> Vec<Cut<T>> {
+        let cuts: Vec<Cut<T>> = self
+            .partitions
+            .iter_mut()
+            .filter_map(|(key, partition)| {
+                let messages = partition.take(batch_max)?;
+                Some(cut(key, messages))
+            })
+            .collect();
+        self.count -= cuts.iter().map(|cut| cut.messages as usize).sum::<usize>();
+        cuts
+    }
+}
+
+impl<T> Partition<T> {
+    fn take(&mut self, batch_max: usize) -> Option<VecDeque<Taken<T>>> {
+        let (first, newest) = (self.messages.front()?.offset, self.messages.back()?.offset);
+        let count = match self.intent {
+            Intent::Unknown => return None,
+            Intent::Through(last) if first <= last && newest < last => return None,
+            Intent::Through(last) if first <= last => {
+                self.messages.partition_point(|taken| taken.offset <= last)
+            }
+            // An intent that lies behind what the broker still has was overtaken by the topic's retention.
+            Intent::Free | Intent::Through(_) => self.messages.len().min(batch_max),
+        };
+        self.intent = Intent::Free;
+        let rest = self.messages.split_off(count);
+        Some(std::mem::replace(&mut self.messages, rest))
+    }
+}
+
+fn cut<T>((topic, partition): &PartitionKey, messages: VecDeque<Taken<T>>) -> Cut<T> {
+    let offsets = |end: Option<&Taken<T>>| end.map_or(0, |taken| taken.offset);
+    let mut cut = Cut {
+        messages: messages.len() as u64,
+        last_at_ms: messages.back().map_or(0, |taken| taken.at_ms),
+        dead: Vec::new(),
+        batch: Batch {
+            topic: Arc::from(topic.as_str()),
+            partition: *partition,
+            first: offsets(messages.front()),
+            last: offsets(messages.back()),
+            rows: Vec::with_capacity(messages.len()),
+        },
+    };
+    for Taken {
+        offset, content, ..
+    } in messages
+    {
+        match content {
+            Content::Row(value) => cut.batch.rows.push(Row { offset, value }),
+            Content::Nothing => {}
+            Content::Dead(letter) => cut.dead.push(letter),
+        }
+    }
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(partition: i32) -> PartitionKey {
+        ("events".to_owned(), partition)
+    }
+
+    fn held(partition: i32, intent: Option<i64>, offsets: std::ops::Range<i64>) -> Held<i64> {
+        let mut held = Held::default();
+        held.assign(key(partition));
+        held.set_intent(&key(partition), intent);
+        push(&mut held, partition, offsets);
+        held
+    }
+
+    fn push(held: &mut Held<i64>, partition: i32, offsets: std::ops::Range<i64>) {
+        for offset in offsets {
+            let taken = Taken {
+                offset,
+                at_ms: 1,
+                content: Content::Row(offset),
+            };
+            held.push(&key(partition), taken);
+        }
+    }
+
+    fn tokens(held: &mut Held<i64>, batch_max: usize) -> Vec<String> {
+        let cuts = held.cut(batch_max);
+        cuts.iter().map(|cut| cut.batch.token()).collect()
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_size_and_the_rest_is_the_next() {
+        let mut held = held(3, None, 10..17);
+        assert_eq!(tokens(&mut held, 5), ["events:3:10-14"]);
+        assert_eq!(held.len(), 2);
+        assert_eq!(tokens(&mut held, 5), ["events:3:15-16"]);
+        assert!(tokens(&mut held, 5).is_empty() && held.is_empty());
+    }
+
+    #[test]
+    fn a_begun_batch_is_repeated_exactly_whatever_came_since_and_whatever_the_size() {
+        let mut held = held(0, Some(14), 10..13);
+        assert!(tokens(&mut held, 2).is_empty(), "not complete yet");
+        push(&mut held, 0, 13..20);
+        assert_eq!(tokens(&mut held, 2), ["events:0:10-14"]);
+        assert_eq!(tokens(&mut held, 100), ["events:0:15-19"]);
+    }
+
+    #[test]
+    fn an_intent_that_the_broker_has_forgotten_binds_nobody() {
+        let mut held = held(0, Some(14), 20..22);
+        assert_eq!(tokens(&mut held, 100), ["events:0:20-21"]);
+    }
+
+    #[test]
+    fn nothing_is_cut_before_the_intent_is_known_and_nothing_after_a_revocation() {
+        let mut held = Held::default();
+        held.assign(key(1));
+        push(&mut held, 1, 0..3);
+        assert_eq!(held.unknown(), [key(1)]);
+        assert!(tokens(&mut held, 10).is_empty());
+        held.revoke(&key(1));
+        held.set_intent(&key(1), None);
+        push(&mut held, 1, 3..5);
+        assert!(tokens(&mut held, 10).is_empty() && held.is_empty());
+    }
+
+    #[test]
+    fn messages_without_rows_still_move_the_batch_on() {
+        let mut held = held(0, None, 0..1);
+        for (offset, content) in [(1, Content::Nothing), (2, Content::Nothing)] {
+            held.push(
+                &key(0),
+                Taken {
+                    offset,
+                    at_ms: 9,
+                    content,
+                },
+            );
+        }
+        let cuts = held.cut(10);
+        let cut = cuts
+            .first()
+            .map(|cut| (cut.batch.last, cut.batch.rows.len(), cut.last_at_ms));
+        assert_eq!(cut, Some((2, 1, 9)));
+    }
+}

@@ -1,0 +1,364 @@
+//! Reads topics as a member of a group and has every batch stored before its offsets are committed.
+//!
+//! One thread does everything in turn: gather a round of batches, note the intents, store, commit. Rebalances
+//! happen only while it polls, that is, never while a batch is being stored: so no two members ever store the
+//! same partition at once. A store that is down holds the round up; the thread then polls with everything
+//! paused, which keeps its place in the group, and gives up batches whose partitions were taken away.
+
+use super::batch::Batch;
+use super::dead_letter::{DeadLetter, DeadLetters};
+use super::group::{Change, Group, PartitionKey, Position};
+use super::held::{Content, Cut, Held, Taken};
+use super::message::Undecodable;
+use super::{KafkaSettings, Producer, Topic};
+use crate::clock::unix_ms;
+use crate::metrics::METRICS;
+use crate::stores::StoreResult;
+use rdkafka::Message;
+use rdkafka::message::BorrowedMessage;
+use std::future::Future;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long a poll waits at most, and so how soon a stop is noticed.
+const POLL: Duration = Duration::from_millis(100);
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// What becomes of messages.
+pub trait BatchHandler: Send + Sync + 'static {
+    type Item: Send + Sync + 'static;
+
+    /// `None` for a message that asks for nothing.
+    ///
+    /// # Errors
+    /// The message becomes a dead letter.
+    fn decode(
+        &self,
+        topic: &str,
+        payload: Option<&[u8]>,
+    ) -> Result<Option<Self::Item>, Undecodable>;
+
+    /// Stores batches of different partitions. May be called again with the same batches, also by another host after a crash.
+    fn store(&self, batches: &[Batch<Self::Item>]) -> impl Future<Output = StoreResult<()>> + Send;
+}
+
+/// Who reads what, and in which portions.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    pub group: &'static str,
+    pub topics: Vec<Topic>,
+    pub dead_letters: Topic,
+    /// How long the first message of a round waits for company.
+    pub linger: Duration,
+    /// Messages of one partition stored together.
+    pub batch_max: usize,
+    /// Messages in memory that end a round early.
+    pub round_max: usize,
+}
+
+pub struct Reader<H: BatchHandler> {
+    group: Group,
+    handler: H,
+    dead_letters: DeadLetters,
+    subscription: Subscription,
+    held: Held<H::Item>,
+    runtime: Handle,
+    stop: CancellationToken,
+}
+
+impl<H: BatchHandler> std::fmt::Debug for Reader<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("subscription", &self.subscription)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Batches on their way into the store, and how far they got.
+struct Round<T> {
+    batches: Vec<Batch<T>>,
+    receipts: Vec<Receipt>,
+    step: Step,
+}
+
+struct Receipt {
+    dead: Vec<DeadLetter>,
+    messages: u64,
+    last_at_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Cut,
+    Intended,
+    Buried,
+    Stored,
+    Committed,
+}
+
+impl<H: BatchHandler> Reader<H> {
+    /// Starts the reading thread; it ends after `stop`, with the round it is in.
+    ///
+    /// # Errors
+    /// When the settings are invalid. Brokers that are down are waited for.
+    pub fn start(
+        settings: &KafkaSettings,
+        producer: &Producer,
+        subscription: Subscription,
+        handler: H,
+        stop: CancellationToken,
+    ) -> anyhow::Result<JoinHandle<()>> {
+        let topics: Vec<String> = subscription
+            .topics
+            .iter()
+            .map(|topic| settings.topic(*topic))
+            .collect();
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let reader = Self {
+            group: Group::join(settings, subscription.group, &names)?,
+            handler,
+            dead_letters: DeadLetters::new(
+                producer.clone(),
+                settings.topic(subscription.dead_letters),
+            ),
+            subscription,
+            held: Held::default(),
+            runtime: Handle::current(),
+            stop,
+        };
+        Ok(tokio::task::spawn_blocking(move || reader.run()))
+    }
+
+    fn run(mut self) {
+        while !self.stop.is_cancelled() {
+            self.gather();
+            let cuts = self.held.cut(self.subscription.batch_max);
+            if !cuts.is_empty() {
+                self.settle(Round::of(cuts));
+            }
+        }
+    }
+
+    /// Polls until the round is full or its first message has waited long enough.
+    fn gather(&mut self) {
+        let mut due = (!self.held.is_empty()).then(Instant::now);
+        while !self.stop.is_cancelled() && self.held.len() < self.subscription.round_max {
+            let wait = due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
+            if due.is_some() && wait.is_zero() {
+                return;
+            }
+            self.poll(wait.min(POLL));
+            if due.is_none() && !self.held.is_empty() {
+                due = Some(Instant::now() + self.subscription.linger);
+            }
+        }
+    }
+
+    /// Takes at most one message, and serves the group. Returns the partitions that were taken away.
+    fn poll(&mut self, wait: Duration) -> Vec<PartitionKey> {
+        let polled = self.group.consumer().poll(wait);
+        let taken = match polled {
+            None => None,
+            Some(Ok(message)) => Some(take(&self.handler, &message)),
+            Some(Err(error)) => {
+                tracing::warn!(group = self.subscription.group, %error, "kafka consumer");
+                None
+            }
+        };
+        // An assignment may have happened in the poll that brought its first message.
+        let revoked = self.follow_group();
+        if let Some((key, taken)) = taken {
+            self.held.push(&key, taken);
+        }
+        revoked
+    }
+
+    fn follow_group(&mut self) -> Vec<PartitionKey> {
+        let mut revoked = Vec::new();
+        for change in self.group.changes() {
+            match change {
+                Change::Assigned(key) => self.held.assign(key),
+                Change::Revoked(key) => {
+                    self.held.revoke(&key);
+                    let labels = [key.0.as_str(), &key.1.to_string()];
+                    // Absent when nothing was reported yet.
+                    let _ = METRICS.kafka_consumer_lag.remove_label_values(&labels);
+                    let _ = METRICS
+                        .kafka_consumer_lag_seconds
+                        .remove_label_values(&labels);
+                    revoked.push(key);
+                }
+            }
+        }
+        let unknown = self.held.unknown();
+        if !unknown.is_empty() {
+            match self.group.intents(&unknown) {
+                Ok(intents) => {
+                    for (key, intent) in intents {
+                        self.held.set_intent(&key, intent);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(group = self.subscription.group, %error, "committed offsets")
+                }
+            }
+        }
+        revoked
+    }
+
+    /// Repeats until the round is stored and committed, or is somebody else's.
+    fn settle(&mut self, mut round: Round<H::Item>) {
+        let mut wait = RETRY_FIRST;
+        while !round.batches.is_empty() {
+            match self.advance(&mut round) {
+                Ok(()) => return self.report(&round),
+                Err(error) => {
+                    tracing::error!(
+                        group = self.subscription.group,
+                        error = format!("{error:#}"),
+                        "a round cannot be stored yet; its messages stay in the topic"
+                    );
+                }
+            }
+            if self.stop.is_cancelled() {
+                return;
+            }
+            self.wait_polling(wait, &mut round);
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn advance(&self, round: &mut Round<H::Item>) -> anyhow::Result<()> {
+        if round.step < Step::Intended {
+            self.group.commit(&round.intents())?;
+            round.step = Step::Intended;
+        }
+        if round.step < Step::Buried {
+            for receipt in &round.receipts {
+                self.runtime
+                    .block_on(self.dead_letters.put(&receipt.dead))?;
+            }
+            round.step = Step::Buried;
+        }
+        if round.step < Step::Stored {
+            self.runtime.block_on(self.handler.store(&round.batches))?;
+            round.step = Step::Stored;
+        }
+        if round.step < Step::Committed {
+            self.group.commit(&round.positions())?;
+            round.step = Step::Committed;
+        }
+        Ok(())
+    }
+
+    /// Keeps the place in the group without taking more than what is held.
+    fn wait_polling(&mut self, wait: Duration, round: &mut Round<H::Item>) {
+        if let Err(error) = self.group.pause() {
+            tracing::warn!(group = self.subscription.group, %error, "pausing partitions");
+        }
+        let until = Instant::now() + wait;
+        while !self.stop.is_cancelled() && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            round.give_up(&self.poll(left.min(POLL)));
+        }
+        if let Err(error) = self.group.resume() {
+            tracing::warn!(group = self.subscription.group, %error, "resuming partitions");
+        }
+    }
+
+    fn report(&self, round: &Round<H::Item>) {
+        let now_ms = unix_ms();
+        for (batch, receipt) in round.batches.iter().zip(&round.receipts) {
+            let topic = batch.topic.as_ref();
+            METRICS
+                .kafka_messages_consumed_total
+                .with_label_values(&[topic, self.subscription.group])
+                .inc_by(receipt.messages);
+            METRICS
+                .kafka_consumer_lag_seconds
+                .with_label_values(&[topic, &batch.partition.to_string()])
+                .set(now_ms.saturating_sub(receipt.last_at_ms) as f64 / 1_000.0);
+        }
+    }
+}
+
+impl<T> Round<T> {
+    fn of(cuts: Vec<Cut<T>>) -> Self {
+        let (batches, receipts) = cuts
+            .into_iter()
+            .map(|cut| {
+                let receipt = Receipt {
+                    dead: cut.dead,
+                    messages: cut.messages,
+                    last_at_ms: cut.last_at_ms,
+                };
+                (cut.batch, receipt)
+            })
+            .unzip();
+        Self {
+            batches,
+            receipts,
+            step: Step::Cut,
+        }
+    }
+
+    /// The offsets unchanged, with the end of what is about to be stored beside them.
+    fn intents(&self) -> Vec<Position> {
+        self.each(|batch| (batch.first, Some(batch.last)))
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        self.each(|batch| (batch.last + 1, None))
+    }
+
+    fn each(&self, position: impl Fn(&Batch<T>) -> (i64, Option<i64>)) -> Vec<Position> {
+        let of = |batch: &Batch<T>| {
+            let (next, intent) = position(batch);
+            Position {
+                topic: batch.topic.as_ref().to_owned(),
+                partition: batch.partition,
+                next,
+                intent,
+            }
+        };
+        self.batches.iter().map(of).collect()
+    }
+
+    fn give_up(&mut self, revoked: &[PartitionKey]) {
+        for (topic, partition) in revoked {
+            let at = self.batches.iter().position(|batch| {
+                batch.partition == *partition && batch.topic.as_ref() == topic.as_str()
+            });
+            if let Some(at) = at {
+                self.batches.remove(at);
+                self.receipts.remove(at);
+            }
+        }
+    }
+}
+
+fn take<H: BatchHandler>(
+    handler: &H,
+    message: &BorrowedMessage<'_>,
+) -> (PartitionKey, Taken<H::Item>) {
+    let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+    let content = match handler.decode(topic, message.payload()) {
+        Ok(Some(item)) => Content::Row(item),
+        Ok(None) => Content::Nothing,
+        Err(why) => Content::Dead(DeadLetter::new(
+            (topic, partition, offset),
+            (message.key(), message.payload()),
+            &why,
+        )),
+    };
+    let at_ms = message.timestamp().to_millis().unwrap_or(0).max(0) as u64;
+    let taken = Taken {
+        offset,
+        at_ms,
+        content,
+    };
+    ((topic.to_owned(), partition), taken)
+}

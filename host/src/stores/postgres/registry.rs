@@ -1,0 +1,322 @@
+//! The policy registry in PostgreSQL: one truth for all hosts. A change, its audit entry and the
+//! new revision are one transaction, ordered by a lock on the revision's row; its commit notifies
+//! every host that listens.
+
+use super::{connect_options, pool, to_sql};
+use crate::clock::unix_ms;
+use crate::policy::artifact::{Digest, PolicyRef};
+use crate::policy::registry::{
+    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState,
+};
+use crate::stores::breaker::Breaker;
+use crate::stores::guard::{Failure, Guard};
+use crate::stores::{StoreError, UnixMs};
+use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use sqlx::postgres::{PgArguments, PgListener, PgPool, PgPoolOptions};
+use sqlx::query::Query;
+use sqlx::{PgConnection, Postgres};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
+/// The label in metrics: it shares the server with the timeline, but neither connections nor fate.
+const STORE_NAME: &str = "registry";
+const CHANNEL: &str = "nova_registry";
+
+/// Changes are made one at a time, so a host needs one connection to look and one to change.
+const CONNECTIONS_MAX: u32 = 2;
+/// What is small. A host that starts waits for it, and an operator for a 503.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Modules: twenty megabytes of a policy in another language, over a network that is not the best.
+const MODULES_TIMEOUT: Duration = Duration::from_secs(10);
+/// A host that asks once a second is no load for a server that comes up, and a rollback that waits
+/// for a breaker is late.
+const CIRCUIT_OPEN: Duration = Duration::from_secs(1);
+/// Between attempts to listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct PostgresRegistry {
+    pool: PgPool,
+    guard: Guard,
+    modules_guard: Guard,
+    changes: Arc<Notify>,
+    _listener: AbortOnDropHandle<()>,
+}
+
+impl PostgresRegistry {
+    /// Nothing is connected yet. Must be called within a runtime: it listens in the background.
+    ///
+    /// # Errors
+    /// When `url` is no PostgreSQL URL.
+    pub fn new(url: &str) -> anyhow::Result<Self> {
+        let changes = Arc::new(Notify::new());
+        // A pool of its own: a listener keeps its connection for ever.
+        let listening = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(connect_options(url)?);
+        let guard = Guard::with_breaker(STORE_NAME, TIMEOUT, Breaker::new(CIRCUIT_OPEN));
+        Ok(Self {
+            pool: pool(url, CONNECTIONS_MAX, TIMEOUT, MODULES_TIMEOUT)?,
+            modules_guard: guard.with_timeout(MODULES_TIMEOUT),
+            guard,
+            _listener: AbortOnDropHandle::new(tokio::spawn(listen(listening, changes.clone()))),
+            changes,
+        })
+    }
+}
+
+/// Announces every notification, and every new connection: what changed before it was heard by nobody.
+async fn listen(pool: PgPool, changes: Arc<Notify>) {
+    loop {
+        if let Err(error) = listen_once(&pool, &changes).await {
+            tracing::debug!(%error, "the registry's notifications are not to be had; polling it");
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
+async fn listen_once(pool: &PgPool, changes: &Notify) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.eager_reconnect(false);
+    listener.listen(CHANNEL).await?;
+    changes.notify_one();
+    while listener.try_recv().await?.is_some() {
+        changes.notify_one();
+    }
+    Ok(())
+}
+
+fn unavailable(error: StoreError) -> RegistryError {
+    RegistryError::Unavailable(error.into())
+}
+
+fn parse<T: DeserializeOwned>(json: &str) -> Result<T, Failure> {
+    serde_json::from_str(json).map_err(corrupt)
+}
+
+fn corrupt(error: impl std::fmt::Display) -> Failure {
+    Failure::permanent(anyhow::anyhow!("unreadable registry row: {error}"))
+}
+
+#[async_trait]
+impl Registry for PostgresRegistry {
+    async fn load(&self) -> Result<RegistryState, RegistryError> {
+        let load = async {
+            // One snapshot: the parts must be of one revision.
+            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+            let mut tx = self.pool.begin_with(begin).await?;
+            Ok(RegistryState {
+                revision: revision(&mut tx).await?,
+                policies: policies(&mut tx).await?,
+                activations: activations(&mut tx).await?,
+                experiments: by_key(&mut tx, "SELECT key, body::text FROM experiments").await?,
+                cohorts: by_key(&mut tx, "SELECT key, rule::text FROM cohorts").await?,
+                flags: sqlx::query_as("SELECT name, enabled FROM flags")
+                    .fetch_all(&mut *tx)
+                    .await?
+                    .into_iter()
+                    .collect(),
+            })
+        };
+        self.guard.run("load", load).await.map_err(unavailable)
+    }
+
+    async fn revision(&self) -> Result<i64, RegistryError> {
+        let ask = async { Ok(revision(&mut *self.pool.acquire().await?).await?) };
+        self.guard.run("revision", ask).await.map_err(unavailable)
+    }
+
+    async fn apply(
+        &self,
+        change: &Change,
+        actor: &str,
+        expected_revision: i64,
+    ) -> Result<i64, RegistryError> {
+        let apply = async {
+            let mut tx = self.pool.begin().await?;
+            // Who comes second waits here for the first one's commit, and then sees its revision.
+            let lock = "SELECT revision FROM registry_revision WHERE id = 1 FOR UPDATE";
+            let found: i64 = sqlx::query_scalar(lock).fetch_one(&mut *tx).await?;
+            if found != expected_revision {
+                return Ok(None);
+            }
+            let revision = found + 1;
+            write(&mut tx, change).await?;
+            audit(&mut tx, change, actor, revision).await?;
+            let advance = "UPDATE registry_revision SET revision = $1 WHERE id = 1";
+            run(&mut tx, sqlx::query(advance).bind(revision)).await?;
+            tx.commit().await?;
+            Ok(Some(revision))
+        };
+        let guard = match change {
+            Change::Publish { .. } => &self.modules_guard,
+            _ => &self.guard,
+        };
+        let applied = guard.run("apply", apply).await.map_err(unavailable)?;
+        applied.ok_or_else(|| {
+            RegistryError::Conflict(
+                "the registry was changed meanwhile; look again and repeat".into(),
+            )
+        })
+    }
+
+    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+        let read = async {
+            let find = sqlx::query_scalar("SELECT bytes FROM policy_modules WHERE digest = $1")
+                .bind(digest.to_string());
+            Ok(find.fetch_optional(&self.pool).await?)
+        };
+        self.modules_guard
+            .run("module", read)
+            .await
+            .map_err(unavailable)
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
+        type Row = (i64, i64, String, String, String, String);
+        let read = async {
+            let newest = "SELECT id, at_ms, actor, action, subject, detail::text FROM audit ORDER BY id DESC LIMIT $1";
+            let rows: Vec<Row> = sqlx::query_as(newest)
+                .bind(i64::from(limit))
+                .fetch_all(&self.pool)
+                .await?;
+            let entry = |(id, at_ms, actor, action, subject, detail): Row| {
+                Ok(AuditEntry {
+                    id,
+                    at: chrono::DateTime::from_timestamp_millis(at_ms).unwrap_or_default(),
+                    actor,
+                    action,
+                    subject,
+                    detail: parse(&detail)?,
+                })
+            };
+            rows.into_iter().map(entry).collect()
+        };
+        self.guard.run("audit", read).await.map_err(unavailable)
+    }
+
+    async fn changed(&self) {
+        self.changes.notified().await;
+    }
+}
+
+async fn revision(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT revision FROM registry_revision WHERE id = 1")
+        .fetch_one(connection)
+        .await
+}
+
+async fn policies(connection: &mut PgConnection) -> Result<Vec<PublishedPolicy>, Failure> {
+    let all = "SELECT digest, spec::text, published_at_ms FROM policies ORDER BY published_at_ms, name, version";
+    let rows: Vec<(String, String, i64)> = sqlx::query_as(all).fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|(digest, spec, published_at_ms)| {
+            Ok(PublishedPolicy {
+                spec: parse(&spec)?,
+                digest: digest.parse().map_err(corrupt)?,
+                published_at_ms: UnixMs::try_from(published_at_ms).map_err(corrupt)?,
+            })
+        })
+        .collect()
+}
+
+async fn activations(connection: &mut PgConnection) -> Result<Vec<PolicyRef>, Failure> {
+    let rows: Vec<String> = sqlx::query_scalar("SELECT policy FROM policy_activations ORDER BY id")
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|policy| policy.parse().map_err(corrupt))
+        .collect()
+}
+
+async fn by_key<T: DeserializeOwned>(
+    connection: &mut PgConnection,
+    rows: &'static str,
+) -> Result<BTreeMap<String, T>, Failure> {
+    let rows: Vec<(String, String)> = sqlx::query_as(rows).fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|(key, json)| Ok((key, parse(&json)?)))
+        .collect()
+}
+
+async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Failure> {
+    match change {
+        Change::Publish {
+            spec,
+            digest,
+            modules,
+        } => {
+            let keep =
+                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            for (digest, bytes) in modules {
+                let keep = sqlx::query(keep).bind(digest.to_string()).bind(bytes);
+                run(connection, keep).await?;
+            }
+            let insert = "INSERT INTO policies (name, version, digest, spec, published_at_ms) VALUES ($1, $2, $3, $4::json, $5)";
+            let PolicyRef { name, version } = &spec.policy;
+            let insert = sqlx::query(insert)
+                .bind(name)
+                .bind(version.to_string())
+                .bind(digest.to_string())
+                .bind(serde_json::to_string(spec).map_err(corrupt)?)
+                .bind(to_sql(unix_ms()));
+            run(connection, insert).await
+        }
+        Change::Activate { policy } => {
+            let insert = sqlx::query("INSERT INTO policy_activations (policy) VALUES ($1)");
+            run(connection, insert.bind(policy.to_string())).await
+        }
+        Change::Rollback { to, .. } => {
+            // Everything above the last activation of the target goes: what lies between was quarantined.
+            let delete = "DELETE FROM policy_activations WHERE id > \
+                 (SELECT max(id) FROM policy_activations WHERE policy = $1 AND id < (SELECT max(id) FROM policy_activations))";
+            run(connection, sqlx::query(delete).bind(to.to_string())).await
+        }
+        Change::PutExperiment { key, experiment } => {
+            let put = "INSERT INTO experiments (key, body) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET body = excluded.body";
+            let body = serde_json::to_string(experiment).map_err(corrupt)?;
+            run(connection, sqlx::query(put).bind(key).bind(body)).await
+        }
+        Change::PutCohort { key, rule } => {
+            let put = "INSERT INTO cohorts (key, rule) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET rule = excluded.rule";
+            let rule = serde_json::to_string(rule).map_err(corrupt)?;
+            run(connection, sqlx::query(put).bind(key).bind(rule)).await
+        }
+        Change::SetFlag { name, enabled } => {
+            let put = "INSERT INTO flags (name, enabled) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled";
+            run(connection, sqlx::query(put).bind(name).bind(enabled)).await
+        }
+    }
+}
+
+async fn audit(
+    connection: &mut PgConnection,
+    change: &Change,
+    actor: &str,
+    revision: i64,
+) -> Result<(), Failure> {
+    let insert = "INSERT INTO audit (id, at_ms, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5, $6::json)";
+    let insert = sqlx::query(insert)
+        .bind(revision)
+        .bind(to_sql(unix_ms()))
+        .bind(actor)
+        .bind(change.action())
+        .bind(change.subject())
+        .bind(change.detail().to_string());
+    run(connection, insert).await
+}
+
+async fn run(
+    connection: &mut PgConnection,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<(), Failure> {
+    query.execute(connection).await?;
+    Ok(())
+}

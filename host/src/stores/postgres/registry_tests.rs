@@ -1,0 +1,223 @@
+//! The registry: the same assertions against SQLite and PostgreSQL, and what PostgreSQL alone can do.
+
+use super::registry::PostgresRegistry;
+use super::testing::TestDatabase;
+use crate::experiments::cohort::Rule;
+use crate::policy::artifact::{Digest, PolicyRef, PolicySpec};
+use crate::policy::registry::{Change, Registry, RegistryError, RegistryState};
+use crate::stores::embedded::EmbeddedStore;
+use crate::stores::embedded::registry::SqliteRegistry;
+use futures::future::join_all;
+use std::sync::Arc;
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+async fn on_both(check: impl AsyncFn(Arc<dyn Registry>)) {
+    let data_dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(data_dir.path()).await.unwrap();
+    check(Arc::new(SqliteRegistry::open(&store).await.unwrap())).await;
+    if let Some(database) = TestDatabase::migrated().await {
+        check(Arc::new(PostgresRegistry::new(&database.url).unwrap())).await;
+    }
+}
+
+fn module() -> (Digest, Vec<u8>) {
+    let bytes = vec![0, 0x61, 0x73, 0x6d, 0xff];
+    (Digest::of(&bytes), bytes)
+}
+
+/// A policy whose parameters are easily lost on the way through a database.
+fn policy(version: &str) -> PolicySpec {
+    let (digest, _) = module();
+    let stage = |value: f64| serde_json::json!({"module": digest, "params": {"w": value}});
+    let spec = serde_json::json!({
+        "policy": format!("p@{version}"),
+        "description": "ünïcode",
+        "stages": {"dedup": stage(0.1 + 0.2), "score": stage(-0.0), "saturation": stage(1e300)},
+        "limits": {"deadline_ms": 20, "memory_mb": 16, "instance": "fresh"},
+    });
+    serde_json::from_value(spec).unwrap()
+}
+
+fn publish(version: &str) -> Change {
+    let spec = policy(version);
+    Change::Publish {
+        digest: spec.digest(),
+        spec,
+        modules: vec![module()],
+    }
+}
+
+fn reference(version: &str) -> PolicyRef {
+    policy(version).policy
+}
+
+async fn apply_all(registry: &dyn Registry, changes: &[Change]) -> i64 {
+    let mut revision = registry.revision().await.unwrap();
+    for change in changes {
+        revision = registry.apply(change, "ada", revision).await.unwrap();
+    }
+    revision
+}
+
+#[tokio::test]
+async fn what_was_published_comes_back_bit_for_bit() {
+    on_both(async |registry| {
+        assert_eq!(registry.load().await.unwrap(), RegistryState::default());
+        apply_all(&*registry, &[publish("1.0.0")]).await;
+        let state = registry.load().await.unwrap();
+        let published = state.policy(&reference("1.0.0")).unwrap();
+        assert_eq!(published.spec.digest(), published.digest);
+        assert_eq!(published.spec, policy("1.0.0"));
+        let (digest, bytes) = module();
+        assert_eq!(registry.module(digest).await.unwrap(), Some(bytes));
+        assert_eq!(registry.module(Digest::of(b"?")).await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_against_an_older_revision_is_refused_and_leaves_no_trace() {
+    on_both(async |registry| {
+        let before = apply_all(&*registry, &[publish("1.0.0")]).await;
+        let flag = |enabled| Change::SetFlag {
+            name: "enable_caching".into(),
+            enabled,
+        };
+        let revision = registry.apply(&flag(false), "ada", before).await.unwrap();
+        assert!(revision > before);
+        let late = registry.apply(&flag(true), "bob", before).await;
+        assert!(matches!(late, Err(RegistryError::Conflict(_))), "{late:?}");
+        let state = registry.load().await.unwrap();
+        assert_eq!(state.revision, revision);
+        assert!(!state.flags["enable_caching"]);
+        assert_eq!(registry.audit(10).await.unwrap().len(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_changes_made_at_once_against_one_revision_one_wins() {
+    on_both(async |registry| {
+        let changes = (0..8).map(|n| {
+            let registry = registry.clone();
+            async move {
+                let change = Change::PutCohort {
+                    key: format!("c{n}"),
+                    rule: Rule::everybody(),
+                };
+                registry.apply(&change, "ada", 0).await
+            }
+        });
+        let done = join_all(changes).await;
+        assert_eq!(done.iter().filter(|result| result.is_ok()).count(), 1);
+        assert_eq!(registry.load().await.unwrap().cohorts.len(), 1);
+        assert_eq!(registry.audit(10).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rollback_takes_off_the_stack_what_lies_above_its_target() {
+    on_both(async |registry| {
+        let activate = |version| Change::Activate {
+            policy: reference(version),
+        };
+        let rollback = Change::Rollback {
+            from: reference("3.0.0"),
+            to: reference("1.0.0"),
+            reason: "2.0.0 is quarantined".into(),
+        };
+        let changes = [
+            activate("1.0.0"),
+            activate("2.0.0"),
+            activate("1.0.0"),
+            activate("2.0.0"),
+            activate("3.0.0"),
+            rollback,
+        ];
+        apply_all(&*registry, &changes).await;
+        let activations = registry.load().await.unwrap().activations;
+        let expected = ["1.0.0", "2.0.0", "1.0.0"].map(reference);
+        assert_eq!(activations, expected);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_audit_log_newest_first() {
+    on_both(async |registry| {
+        let revision = apply_all(
+            &*registry,
+            &[
+                publish("1.0.0"),
+                Change::SetFlag {
+                    name: "f".into(),
+                    enabled: true,
+                },
+            ],
+        )
+        .await;
+        let entries = registry.audit(10).await.unwrap();
+        let actions: Vec<_> = entries
+            .iter()
+            .map(|entry| (entry.action.as_str(), entry.subject.as_str()))
+            .collect();
+        assert_eq!(actions, [("set_flag", "f"), ("publish", "p@1.0.0")]);
+        assert_eq!(entries[0].id, revision);
+        assert_eq!(entries[0].actor, "ada");
+        assert_eq!(entries[0].detail, serde_json::json!({"enabled": true}));
+        assert_eq!(registry.audit(1).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_is_announced_to_every_other_host() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let here = PostgresRegistry::new(&database.url).unwrap();
+    let there = PostgresRegistry::new(&database.url).unwrap();
+    // The first is for the connection itself: what changed before it was heard by nobody.
+    there.changed().await;
+    let heard = tokio::spawn(async move {
+        there.changed().await;
+        there.revision().await.unwrap()
+    });
+    let change = Change::SetFlag {
+        name: "f".into(),
+        enabled: true,
+    };
+    let revision = here.apply(&change, "ada", 0).await.unwrap();
+    assert_eq!(heard.await.unwrap(), revision);
+}
+
+#[tokio::test]
+async fn a_listener_whose_connection_was_cut_listens_again() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let registry = PostgresRegistry::new(&database.url).unwrap();
+    registry.changed().await;
+    let pool = super::pool(&database.url, 1, TIMEOUT, TIMEOUT).unwrap();
+    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()")
+        .execute(&pool)
+        .await
+        .unwrap();
+    registry.changed().await;
+}
+
+#[tokio::test]
+async fn a_registry_that_is_down_is_unavailable_and_not_empty() {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nobody@{}/nothing", unused.local_addr().unwrap());
+    drop(unused);
+    let registry = PostgresRegistry::new(&url).unwrap();
+    let state = registry.load().await;
+    assert!(
+        matches!(state, Err(RegistryError::Unavailable(_))),
+        "{state:?}"
+    );
+}

@@ -1,0 +1,253 @@
+//! The connection to Redis: one, shared by every caller, whose concurrent commands travel in one write.
+//!
+//! It is made by whoever needs it first and made again when it breaks. A command that finds it broken is sent once
+//! more within the same deadline: after a restart of Redis nobody should notice more than a slow answer, so every
+//! command here may be sent twice.
+
+use super::STORE_NAME;
+use crate::stores::StoreResult;
+use crate::stores::guard::{Failure, Guard};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, RedisResult,
+    RetryMethod, ScriptInvocation,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A cache that takes longer costs more than it saves.
+pub const CALL_TIMEOUT: Duration = Duration::from_millis(50);
+/// Commands that wait for their turn to be written; beyond it callers wait to get in line.
+const PIPELINE_COMMANDS: usize = 1_024;
+
+#[derive(Clone)]
+pub struct Redis {
+    client: Client,
+    manager: Arc<ArcSwap<ConnectionManager>>,
+    guard: Guard,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The client's own form may show the password of its URL.
+        f.debug_struct("Redis").finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Asks nothing of Redis yet. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// When `url` is no Redis URL.
+    pub fn new(url: &str) -> anyhow::Result<Self> {
+        Self::with_guard(url, Guard::new(STORE_NAME, CALL_TIMEOUT), CALL_TIMEOUT)
+    }
+
+    /// With another breaker than the usual one; `timeout` is the guard's.
+    ///
+    /// # Errors
+    /// When `url` is no Redis URL.
+    pub fn with_guard(url: &str, guard: Guard, timeout: Duration) -> anyhow::Result<Self> {
+        let info = url
+            .into_connection_info()
+            .context("REDIS_URL is no address of Redis: redis://host:port/database")?
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = Client::open(info).context("REDIS_URL")?;
+        let manager = connect_lazily(&client).context("REDIS_URL")?;
+        Ok(Self {
+            client,
+            manager: Arc::new(ArcSwap::from_pointee(manager)),
+            guard,
+            timeout,
+        })
+    }
+
+    /// The same connection and breaker with another deadline, for work in the background.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            guard: self.guard.with_timeout(timeout),
+            timeout,
+            ..self.clone()
+        }
+    }
+
+    /// For connections of one's own, as a subscription needs it.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Sends a command, a pipeline or a script, and reads its answer.
+    ///
+    /// # Errors
+    /// Redis did not answer in time, or refused, or the circuit is open.
+    pub(super) async fn ask<'a, T: FromRedisValue + Send>(
+        &self,
+        query: &'static str,
+        request: impl Into<Request<'a>>,
+    ) -> StoreResult<T> {
+        let request = request.into();
+        self.guard
+            .run(query, async {
+                let mut turn = Turn::new(self);
+                let mut answer = request.send(&turn.manager).await;
+                if answer.as_ref().is_err_and(connection_broke) {
+                    answer = request.send(&turn.manager).await;
+                }
+                turn.end = if answer.as_ref().is_err_and(connection_broke) {
+                    End::Broken
+                } else {
+                    End::Answered
+                };
+                answer.map_err(Failure::from)
+            })
+            .await
+    }
+
+    /// # Errors
+    /// Redis did not answer.
+    pub async fn ping(&self) -> StoreResult<()> {
+        self.ask("ping", redis::cmd("PING")).await
+    }
+}
+
+/// Attempts are the callers', one each: who waits for a series of them waits for nothing when Redis is down.
+fn connect_lazily(client: &Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_number_of_retries(0)
+        .set_pipeline_buffer_size(PIPELINE_COMMANDS)
+        // The guard has the deadline.
+        .set_response_timeout(None);
+    ConnectionManager::new_lazy_with_config(client.clone(), config)
+}
+
+fn connection_broke(error: &RedisError) -> bool {
+    error.is_io_error() || error.is_unrecoverable_error()
+}
+
+/// Something that can be sent, and sent again.
+pub(super) enum Request<'a> {
+    Command(Cmd),
+    Pipeline(Pipeline),
+    Script(ScriptInvocation<'a>),
+}
+
+impl From<Cmd> for Request<'_> {
+    fn from(command: Cmd) -> Self {
+        Self::Command(command)
+    }
+}
+
+impl From<Pipeline> for Request<'_> {
+    fn from(pipeline: Pipeline) -> Self {
+        Self::Pipeline(pipeline)
+    }
+}
+
+impl<'a> From<ScriptInvocation<'a>> for Request<'a> {
+    fn from(script: ScriptInvocation<'a>) -> Self {
+        Self::Script(script)
+    }
+}
+
+impl Request<'_> {
+    async fn send<T: FromRedisValue>(&self, manager: &ConnectionManager) -> RedisResult<T> {
+        let mut connection = manager.clone();
+        match self {
+            Self::Command(command) => command.query_async(&mut connection).await,
+            Self::Pipeline(pipeline) => pipeline.query_async(&mut connection).await,
+            Self::Script(script) => script.invoke_async(&mut connection).await,
+        }
+    }
+}
+
+/// One caller's use of the connection. Who could not use it leaves a fresh one to those who come after: a peer that
+/// went away without a word gives no error for many minutes, and the manager makes no second attempt after a
+/// handshake that was answered with garbage.
+struct Turn<'a> {
+    redis: &'a Redis,
+    manager: Arc<ConnectionManager>,
+    began: Instant,
+    end: End,
+}
+
+enum End {
+    /// Not yet: the caller's patience may end first.
+    Waiting,
+    Answered,
+    Broken,
+}
+
+impl<'a> Turn<'a> {
+    fn new(redis: &'a Redis) -> Self {
+        Self {
+            redis,
+            manager: redis.manager.load_full(),
+            began: Instant::now(),
+            end: End::Waiting,
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let unusable = match self.end {
+            End::Answered => false,
+            End::Broken => true,
+            // A caller who hung up early proves nothing.
+            End::Waiting => self.began.elapsed() >= self.redis.timeout / 2,
+        };
+        if unusable && let Ok(fresh) = connect_lazily(&self.redis.client) {
+            // Of many who shared one connection, the first replaces it.
+            self.redis
+                .manager
+                .compare_and_swap(&self.manager, Arc::new(fresh));
+        }
+    }
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        let refused = match error.kind() {
+            // Errors of the transport are classed by the library as if this were about one cluster node.
+            ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => false,
+            _ => {
+                matches!(error.retry_method(), RetryMethod::NoRetry) && error.code() != Some("BUSY")
+            }
+        };
+        Self {
+            retryable: !refused,
+            source: error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redis::ServerErrorKind;
+
+    #[test]
+    fn a_refusal_is_permanent_and_a_lost_connection_is_not() {
+        let retryable = |error: RedisError| Failure::from(error).retryable;
+        assert!(retryable(std::io::Error::other("no answer").into()));
+        assert!(retryable((ErrorKind::Parse, "garbage").into()));
+        let loading = ErrorKind::Server(ServerErrorKind::BusyLoading);
+        assert!(retryable((loading, "loading").into()));
+        let refused = ErrorKind::Server(ServerErrorKind::ResponseError);
+        assert!(!retryable((refused, "no such command").into()));
+        assert!(!retryable(
+            (ErrorKind::UnexpectedReturnType, "not a number").into()
+        ));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_none_is_refused_and_the_password_is_not_shown() {
+        assert!(Redis::new("http://localhost").is_err());
+        let redis = Redis::new("redis://:geheim@127.0.0.1:1/0");
+        assert!(!format!("{redis:?}").contains("geheim"));
+    }
+}

@@ -1,0 +1,66 @@
+-- Marks posts in the filter of one slice; bloom.rs says how it is built. KEYS: the filter, the viewer's version.
+-- ARGV: format, life of the filter in ms, the next version, its life in ms, hashes, divisor at which a layer is full,
+-- number of layers, the bits of each, then two numbers for each post. Returns 1 when a post was new.
+local filter, version = KEYS[1], KEYS[2]
+local format, hashes, divisor, layers = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local posts = 8 + layers
+
+if redis.call('TYPE', filter).ok ~= 'string' or redis.call('GETRANGE', filter, 0, #format - 1) ~= format then
+  redis.call('SET', filter, format)
+end
+
+-- The layers that are there, and among them the first with room for all these posts.
+local room = (#ARGV - posts + 1) / 2 * hashes
+local length = redis.call('STRLEN', filter)
+local starts, sizes, open = {}, {}, nil
+local start = #format
+for layer = 1, layers do
+  local bits = tonumber(ARGV[7 + layer])
+  local finish = start + bits / 8
+  starts[layer], sizes[layer] = start * 8, bits
+  if layer == layers then
+    open = layer
+  elseif length <= finish then
+    local set = redis.call('BITCOUNT', filter, start, finish - 1)
+    if set + room <= bits / divisor then
+      open = layer
+    end
+  end
+  if open then
+    break
+  end
+  start = finish
+end
+
+local function has(first, step)
+  for layer = 1, open do
+    local all = true
+    for i = 0, hashes - 1 do
+      if redis.call('GETBIT', filter, starts[layer] + (first + i * step) % sizes[layer]) == 0 then
+        all = false
+        break
+      end
+    end
+    if all then
+      return true
+    end
+  end
+  return false
+end
+
+local joined = 0
+for at = posts, #ARGV, 2 do
+  local first, step = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  if not has(first, step) then
+    joined = 1
+    for i = 0, hashes - 1 do
+      redis.call('SETBIT', filter, starts[open] + (first + i * step) % sizes[open], 1)
+    end
+  end
+end
+
+redis.call('PEXPIRE', filter, ARGV[2])
+if joined == 1 then
+  redis.call('SET', version, ARGV[3], 'PX', ARGV[4])
+end
+return joined

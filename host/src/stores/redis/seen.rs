@@ -1,0 +1,131 @@
+//! Seen posts in Redis: a Bloom filter for each viewer and each slice of three hours. The slices that reach into the
+//! last 24 hours are asked together, so a post is seen for at least 24 hours and for at most three more.
+
+use super::bloom::{FORMAT, FULL_DIVISOR, Filter, HASHES, Hash, LAYERS_BITS};
+use super::{Redis, STORE_NAME, keys};
+use crate::metrics::METRICS;
+use crate::stores::{DAY_MS, HOUR_MS, SeenAmong, SeenPosts, StoreResult, UnixMs};
+use async_trait::async_trait;
+use prometheus::Histogram;
+use redis::{Script, cmd};
+use std::sync::LazyLock;
+
+/// Shorter slices would be more keys to read; longer ones keep a post from its viewer for longer than promised.
+const SLICE_MS: u64 = 3 * HOUR_MS;
+/// The version outlives every filter that it speaks for.
+const VERSION_LIFE_MS: u64 = DAY_MS + 2 * SLICE_MS;
+/// The version of a viewer who has seen nothing of late; 0 is that of a filter that could not be read.
+const UNSEEN: u64 = 1;
+/// One call of the script stops Redis for as long as it takes; more posts than this are several calls.
+const POSTS_PER_CALL: usize = 100;
+
+static MARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("mark_seen.lua")));
+
+#[derive(Debug, Clone)]
+pub struct RedisSeen {
+    redis: Redis,
+    duration_seconds: Histogram,
+}
+
+impl RedisSeen {
+    pub fn new(redis: Redis) -> Self {
+        Self {
+            redis,
+            duration_seconds: METRICS.cache_duration_seconds.with_label_values(&["seen"]),
+        }
+    }
+
+    /// The version and the filters that cover the 24 hours before `now_ms`, all of one moment.
+    async fn read(
+        &self,
+        query: &'static str,
+        viewer: u64,
+        now_ms: UnixMs,
+    ) -> StoreResult<(u64, Vec<Vec<u8>>)> {
+        let _timer = self.duration_seconds.start_timer();
+        let oldest = now_ms.saturating_sub(DAY_MS) / SLICE_MS;
+        let mut command = cmd("MGET");
+        command.arg(keys::seen_version(viewer));
+        for slice in oldest..=now_ms / SLICE_MS {
+            command.arg(keys::seen(viewer, slice));
+        }
+        let mut values: Vec<Option<Vec<u8>>> = self.redis.ask(query, command).await?;
+        let slices = values.split_off(1.min(values.len()));
+        let version = version_of(values.pop().flatten());
+        Ok((version, slices.into_iter().flatten().collect()))
+    }
+
+    async fn mark_some(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()> {
+        let slice = accepted_ms / SLICE_MS;
+        let filter_life_ms = (slice + 1) * SLICE_MS + DAY_MS - accepted_ms;
+        // Never a number that was used before, not even after Redis forgot the last one.
+        let next_version = rand::random_range(UNSEEN + 1..=u64::MAX);
+        let mut script = MARK.key(keys::seen(viewer, slice));
+        script
+            .key(keys::seen_version(viewer))
+            .arg(FORMAT)
+            .arg(filter_life_ms)
+            .arg(next_version)
+            .arg(VERSION_LIFE_MS)
+            .arg(HASHES)
+            .arg(FULL_DIVISOR)
+            .arg(LAYERS_BITS.len());
+        for bits in LAYERS_BITS {
+            script.arg(bits);
+        }
+        for Hash { first, step } in posts.iter().map(|post| Hash::of(*post)) {
+            script.arg(first).arg(step);
+        }
+        self.redis.ask("mark_seen", script).await
+    }
+}
+
+fn version_of(stored: Option<Vec<u8>>) -> u64 {
+    stored
+        .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
+        .unwrap_or(UNSEEN)
+}
+
+#[async_trait]
+impl SeenPosts for RedisSeen {
+    fn name(&self) -> &'static str {
+        STORE_NAME
+    }
+
+    async fn version(&self, viewer: u64) -> StoreResult<u64> {
+        let _timer = self.duration_seconds.start_timer();
+        let command = cmd("MGET").arg(keys::seen_version(viewer)).to_owned();
+        let [version] = self.redis.ask("seen_version", command).await?;
+        Ok(version_of(version))
+    }
+
+    async fn among(&self, viewer: u64, posts: &[u64], now_ms: UnixMs) -> StoreResult<SeenAmong> {
+        let (version, slices) = self.read("seen_among", viewer, now_ms).await?;
+        let filters: Vec<Filter> = slices
+            .iter()
+            .filter_map(|bytes| Filter::read(bytes))
+            .collect();
+        let is_seen = |post: &u64| {
+            let hash = Hash::of(*post);
+            filters.iter().any(|filter| filter.contains(hash))
+        };
+        Ok(SeenAmong {
+            version,
+            seen: posts.iter().map(is_seen).collect(),
+        })
+    }
+
+    async fn mark(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()> {
+        let _timer = self.duration_seconds.start_timer();
+        for posts in posts.chunks(POSTS_PER_CALL) {
+            self.mark_some(viewer, posts, accepted_ms).await?;
+        }
+        Ok(())
+    }
+
+    async fn count(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<u64> {
+        let (_, slices) = self.read("seen_count", viewer, now_ms).await?;
+        let filters = slices.iter().filter_map(|bytes| Filter::read(bytes));
+        Ok(filters.map(Filter::estimate).sum::<f64>().round() as u64)
+    }
+}

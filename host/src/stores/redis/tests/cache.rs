@@ -1,0 +1,218 @@
+//! The feed cache and the small values.
+
+use super::Trial;
+use crate::feed::snapshot::Algo;
+use crate::metrics::METRICS;
+use crate::stores::conformance::cache::{candidates, digest, keeps_its_promises, snapshot};
+use crate::stores::embedded::cache::ProcessCache;
+use crate::stores::redis::cache::RedisCache;
+use crate::stores::redis::values::RedisValues;
+use crate::stores::redis::{Redis, keys};
+use crate::stores::{FeedCache, ValueCache};
+use redis::AsyncCommands as _;
+use std::time::Duration;
+
+const LIFE: Duration = Duration::from_secs(120);
+
+fn host(redis: &Redis) -> RedisCache {
+    RedisCache::new(redis.clone(), 64 << 20, LIFE)
+}
+
+/// A host that remembers nothing, so that each answer comes from Redis.
+fn forgetful(redis: &Redis) -> RedisCache {
+    RedisCache::new(redis.clone(), 0, LIFE)
+}
+
+#[tokio::test]
+async fn redis_keeps_the_promises_of_a_feed_cache() {
+    let Some(trial) = Trial::begin().await else {
+        return;
+    };
+    keeps_its_promises(&host(&trial.redis), trial.ids).await;
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn it_keeps_them_without_the_memory_of_the_host_as_well() {
+    let Some(trial) = Trial::begin().await else {
+        return;
+    };
+    keeps_its_promises(&forgetful(&trial.redis), trial.ids).await;
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn the_process_keeps_the_promises_of_a_feed_cache() {
+    let ids = crate::stores::conformance::Ids::fresh();
+    keeps_its_promises(&ProcessCache::new(64 << 20), ids).await;
+}
+
+#[tokio::test]
+async fn what_one_host_keeps_another_finds() {
+    let Some(trial) = Trial::begin().await else {
+        return;
+    };
+    let (one, other) = (host(&trial.redis), host(&trial.redis));
+    let (viewer, ranking) = (trial.ids.viewer(0), trial.ids.ranking(0));
+    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    one.put_snapshot(put.clone(), Some(0)).await.unwrap();
+    let found = other.latest_snapshot(viewer, digest("a")).await.unwrap();
+    assert_eq!(found.unwrap().posts, put.posts);
+    other.overtake(viewer).await.unwrap();
+    let found = one.latest_snapshot(viewer, digest("a")).await.unwrap();
+    assert!(found.is_none());
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn everything_expires() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let cache = host(&trial.redis);
+    let viewer = trial.ids.viewer(0);
+    cache.overtake(viewer).await.unwrap();
+    let epoch = cache.epoch(viewer).await.unwrap();
+    let put = snapshot(viewer, trial.ids.ranking(0), Algo::Ch, "a");
+    cache.put_snapshot(put, Some(epoch)).await.unwrap();
+    cache
+        .put_candidates(viewer, epoch, candidates(3))
+        .await
+        .unwrap();
+    let keys = trial.keys().await;
+    assert_eq!(keys.len(), 5, "{keys:?}");
+    for key in keys {
+        let left_s: i64 = trial.raw.ttl(&key).await.unwrap();
+        assert!(left_s > 0, "{key}: {left_s}");
+    }
+    let left_s: i64 = trial.raw.ttl(keys::candidates(viewer)).await.unwrap();
+    assert!(left_s <= LIFE.as_secs() as i64, "{left_s}");
+    let snapshot_key = keys::snapshot(trial.ids.ranking(0));
+    let left_s: i64 = trial.raw.ttl(snapshot_key).await.unwrap();
+    assert!(left_s >= 600, "ten minutes from its last use: {left_s}");
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn candidates_that_are_too_old_already_are_not_kept() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let cache = host(&trial.redis);
+    let viewer = trial.ids.viewer(0);
+    let mut old = candidates(3);
+    let made = std::time::Instant::now().checked_sub(LIFE).unwrap();
+    std::sync::Arc::get_mut(&mut old).unwrap().fetched = made;
+    cache.put_candidates(viewer, 0, old).await.unwrap();
+    assert_eq!(trial.keys().await, Vec::<String>::new());
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn reading_a_snapshot_prolongs_its_life() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let ranking = trial.ids.ranking(0);
+    let put = snapshot(trial.ids.viewer(0), ranking, Algo::Ch, "a");
+    host(&trial.redis).put_snapshot(put, None).await.unwrap();
+    let key = keys::snapshot(ranking);
+    let () = trial.raw.expire(&key, 30).await.unwrap();
+    let found = host(&trial.redis).snapshot(ranking).await.unwrap();
+    assert!(found.is_some());
+    let left_s: i64 = trial.raw.ttl(&key).await.unwrap();
+    assert!(left_s >= 600, "{left_s}");
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn a_poisoned_value_is_a_miss_and_counted() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let viewer = trial.ids.viewer(0);
+    let undecodable = |cache| {
+        let operations = &METRICS.cache_operations_total;
+        operations.with_label_values(&[cache, "undecodable"]).get()
+    };
+    for poison in [&b""[..], b"\x01", b"\x02of another format", b"\xff\xfe\xfd"] {
+        let ranking = trial.ids.ranking(0);
+        let id = ranking.as_bytes();
+        let () = trial
+            .raw
+            .set(keys::snapshot(ranking), poison)
+            .await
+            .unwrap();
+        let () = trial.raw.set(keys::newest(viewer), id).await.unwrap();
+        let () = trial
+            .raw
+            .set(keys::candidates(viewer), poison)
+            .await
+            .unwrap();
+        let () = trial.raw.set(keys::epoch(viewer), poison).await.unwrap();
+        let cache = host(&trial.redis);
+        let before = (undecodable("snapshot"), undecodable("candidates"));
+        assert!(cache.snapshot(ranking).await.unwrap().is_none());
+        assert!(cache.newest_snapshot(viewer).await.unwrap().is_none());
+        let found = cache.candidates(viewer).await.unwrap();
+        assert_eq!((found.epoch, found.candidates.is_none()), (0, true));
+        let after = (undecodable("snapshot"), undecodable("candidates"));
+        assert!(after.0 >= before.0 + 2 && after.1 > before.1, "{poison:?}");
+    }
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_a_miss_and_heals() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let (viewer, ranking) = (trial.ids.viewer(0), trial.ids.ranking(0));
+    for key in [
+        keys::snapshot(ranking),
+        keys::newest(viewer),
+        keys::latest(viewer),
+        keys::candidates(viewer),
+        keys::epoch(viewer),
+    ] {
+        let () = trial.raw.lpush(key, "poison").await.unwrap();
+    }
+    let cache = host(&trial.redis);
+    assert!(cache.snapshot(ranking).await.unwrap().is_none());
+    assert!(cache.newest_snapshot(viewer).await.unwrap().is_none());
+    let latest = cache.latest_snapshot(viewer, digest("a")).await.unwrap();
+    assert!(latest.is_none());
+    assert!(cache.candidates(viewer).await.unwrap().candidates.is_none());
+    cache.overtake(viewer).await.unwrap();
+    let epoch = cache.epoch(viewer).await.unwrap();
+    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    cache.put_snapshot(put, Some(epoch)).await.unwrap();
+    let latest = cache.latest_snapshot(viewer, digest("a")).await.unwrap();
+    assert!(latest.is_some());
+    cache
+        .put_candidates(viewer, epoch, candidates(3))
+        .await
+        .unwrap();
+    assert!(cache.candidates(viewer).await.unwrap().candidates.is_some());
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn a_value_is_kept_for_its_time_and_removed_at_once() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let values = RedisValues::new(trial.redis.clone());
+    let key = format!("hot:posts:{}", trial.ids.viewer(0));
+    assert_eq!(values.get(&key).await.unwrap(), None);
+    values.put(&key, vec![0, 255], LIFE).await.unwrap();
+    assert_eq!(values.get(&key).await.unwrap(), Some(vec![0, 255]));
+    let left_s: i64 = trial.raw.ttl(&key).await.unwrap();
+    assert!((1..=120).contains(&left_s), "{left_s}");
+    values.remove(&key).await.unwrap();
+    assert_eq!(values.get(&key).await.unwrap(), None);
+    values.put(&key, vec![1], LIFE).await.unwrap();
+    values.put(&key, vec![2], Duration::ZERO).await.unwrap();
+    assert_eq!(values.get(&key).await.unwrap(), None);
+    trial.end().await;
+}

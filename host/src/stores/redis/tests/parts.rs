@@ -1,0 +1,130 @@
+//! Leases, deleted posts and the scan.
+
+use super::Trial;
+use crate::stores::Lease;
+use crate::stores::redis::lease::RedisLease;
+use crate::stores::redis::scan::scan_report;
+use crate::stores::redis::tombstones::Tombstones;
+use crate::stores::redis::{Redis, keys};
+use futures::StreamExt as _;
+use redis::AsyncCommands as _;
+use std::time::Duration;
+
+const TTL: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn one_host_of_many_holds_a_lease_until_it_releases_it() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let (one, other) = (
+        RedisLease::new(trial.redis.clone()),
+        RedisLease::new(trial.redis.clone()),
+    );
+    let job = trial.ids.viewer(0).to_string();
+    assert!(one.hold(&job, TTL).await.unwrap());
+    assert!(!other.hold(&job, TTL).await.unwrap());
+    assert!(one.hold(&job, TTL * 10).await.unwrap(), "renewed");
+    let left_s: i64 = trial.raw.ttl(keys::lease(&job)).await.unwrap();
+    assert!(left_s > TTL.as_secs() as i64, "{left_s}");
+    other.release(&job).await.unwrap();
+    assert!(
+        !other.hold(&job, TTL).await.unwrap(),
+        "it is not theirs to end"
+    );
+    one.release(&job).await.unwrap();
+    assert!(other.hold(&job, TTL).await.unwrap());
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn of_many_hosts_at_once_one_gets_the_lease() {
+    let Some(trial) = Trial::begin().await else {
+        return;
+    };
+    let job = trial.ids.viewer(0).to_string();
+    let hosts: Vec<RedisLease> = (0..32)
+        .map(|_| RedisLease::new(trial.redis.clone()))
+        .collect();
+    let held = futures::future::join_all(hosts.iter().map(|host| host.hold(&job, TTL))).await;
+    assert_eq!(
+        held.into_iter()
+            .filter(|held| *held.as_ref().unwrap())
+            .count(),
+        1
+    );
+    trial.end().await;
+}
+
+/// Deleted posts stand in one set, shared with whoever else tests here: these ids are known, others are ignored.
+async fn forget(trial: &mut Trial, posts: &[u64]) {
+    let () = trial.raw.zrem(keys::DELETED, posts).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deletion_reaches_who_follows_and_who_comes_later() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let [before, after] = [trial.ids.viewer(1), trial.ids.viewer(2)];
+    let (here, there) = (
+        Tombstones::new(trial.redis.clone()),
+        Tombstones::new(Redis::new(&std::env::var("REDIS_URL").unwrap()).unwrap()),
+    );
+    here.delete(&[before]).await.unwrap();
+    let mut followed = Box::pin(there.follow());
+    let mut told = Vec::new();
+    while !told.contains(&before) {
+        told.extend(
+            followed
+                .next()
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|(post, _)| post),
+        );
+    }
+    here.delete(&[after]).await.unwrap();
+    while !told.contains(&after) {
+        told.extend(
+            followed
+                .next()
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|(post, _)| post),
+        );
+    }
+    let times_told = told.iter().filter(|post| **post == before).count();
+    assert_eq!(times_told, 1, "what is known is no news");
+    let recent = there.recent(0).await.unwrap();
+    let at_ms = |post| recent.iter().find(|(other, _)| *other == post).unwrap().1;
+    assert!(at_ms(before) <= at_ms(after));
+    let later = there.recent(at_ms(after) + 1).await.unwrap();
+    assert!(!later.iter().any(|(post, _)| *post == after));
+    forget(&mut trial, &[before, after]).await;
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn the_scan_counts_weighs_and_finds_what_never_expires() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let viewers: Vec<u64> = (0..40).map(|n| trial.ids.viewer(n)).collect();
+    for viewer in &viewers {
+        let key = keys::candidates(*viewer);
+        let () = trial.raw.set_ex(key, vec![0_u8; 5_000], 60).await.unwrap();
+    }
+    let for_ever = keys::newest(viewers[0]);
+    let () = trial.raw.set(&for_ever, "x").await.unwrap();
+    let report = scan_report(&trial.redis, 1_000_000).await.unwrap();
+    assert!(report.complete);
+    let feeds = &report.prefixes["feed:v1:"];
+    assert!(feeds.keys >= 40, "{feeds:?}");
+    assert!(feeds.bytes_estimate > 10_000, "{feeds:?}");
+    assert!(report.prefixes["newest:v1:"].without_ttl >= 1);
+    let bounded = scan_report(&trial.redis, 1).await.unwrap();
+    assert!(bounded.keys >= 1 && bounded.keys <= report.keys);
+    trial.end().await;
+}

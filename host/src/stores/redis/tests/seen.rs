@@ -1,0 +1,99 @@
+//! Seen posts: the promises of both sets, and that the script builds the filter that the host reads.
+
+use super::Trial;
+use crate::clock::unix_ms;
+use crate::events::spool::Spool;
+use crate::stores::conformance::Ids;
+use crate::stores::conformance::seen::keeps_its_promises;
+use crate::stores::embedded::EmbeddedStore;
+use crate::stores::embedded::seen::ProcessSeen;
+use crate::stores::redis::bloom::tests::mark;
+use crate::stores::redis::keys;
+use crate::stores::redis::seen::RedisSeen;
+use crate::stores::{HOUR_MS, SeenPosts};
+use redis::AsyncCommands as _;
+
+#[tokio::test]
+async fn redis_keeps_the_promises_of_seen_posts() {
+    let Some(trial) = Trial::begin().await else {
+        return;
+    };
+    keeps_its_promises(&RedisSeen::new(trial.redis.clone()), trial.ids).await;
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn the_process_keeps_the_promises_of_seen_posts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path()).await.unwrap();
+    let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
+    keeps_its_promises(&ProcessSeen::new(spool, store), Ids::fresh()).await;
+}
+
+/// The host's own model of the script is what the property test of the filter is about.
+#[tokio::test]
+async fn the_script_sets_the_bits_of_the_model() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let seen = RedisSeen::new(trial.redis.clone());
+    let viewer = trial.ids.viewer(0);
+    let accepted_ms = unix_ms();
+    let key = keys::seen(viewer, accepted_ms / (3 * HOUR_MS));
+    let mut model = Vec::new();
+    let mut next = 1_u64;
+    for batch in [1, 30, 100, 7, 100, 100, 1].into_iter().cycle().take(60) {
+        let posts: Vec<u64> = (next..next + batch).map(|n| n * n).collect();
+        // Batches overlap by half: a post that is known already sets no bit in a later layer.
+        next += batch / 2 + 1;
+        seen.mark(viewer, &posts, accepted_ms).await.unwrap();
+        mark(&mut model, &posts);
+        let stored: Vec<u8> = trial.raw.get(&key).await.unwrap();
+        assert!(stored == model, "after {} posts", next);
+    }
+    assert!(model.len() > 516 + 4_096, "all layers are in use");
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn a_poisoned_filter_is_empty_and_heals() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let seen = RedisSeen::new(trial.redis.clone());
+    let (viewer, now_ms) = (trial.ids.viewer(0), unix_ms());
+    let key = keys::seen(viewer, now_ms / (3 * HOUR_MS));
+    let () = trial.raw.set(&key, vec![0xff_u8; 600]).await.unwrap();
+    let found = seen.among(viewer, &[1], now_ms).await.unwrap();
+    assert_eq!(found.seen, [false]);
+    seen.mark(viewer, &[1], now_ms).await.unwrap();
+    let found = seen.among(viewer, &[1, 2], now_ms).await.unwrap();
+    assert_eq!(found.seen, [true, false]);
+
+    let () = trial.raw.unlink(&key).await.unwrap();
+    let () = trial.raw.lpush(&key, "poison").await.unwrap();
+    let version = keys::seen_version(viewer);
+    let () = trial.raw.set(&version, "no number").await.unwrap();
+    let found = seen.among(viewer, &[1], now_ms).await.unwrap();
+    assert_eq!((found.version, found.seen), (1, vec![false]));
+    seen.mark(viewer, &[1], now_ms).await.unwrap();
+    let found = seen.among(viewer, &[1], now_ms).await.unwrap();
+    assert_eq!(found.seen, [true]);
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn a_filter_lives_until_no_day_reaches_it() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let seen = RedisSeen::new(trial.redis.clone());
+    let (viewer, now_ms) = (trial.ids.viewer(0), unix_ms());
+    seen.mark(viewer, &[1], now_ms).await.unwrap();
+    let key = keys::seen(viewer, now_ms / (3 * HOUR_MS));
+    let filter_s: i64 = trial.raw.ttl(key).await.unwrap();
+    assert!((24 * 3_600 - 60..=27 * 3_600).contains(&filter_s));
+    let version_s: i64 = trial.raw.ttl(keys::seen_version(viewer)).await.unwrap();
+    assert!(version_s > filter_s, "{version_s} {filter_s}");
+    trial.end().await;
+}

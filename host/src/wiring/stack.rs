@@ -1,0 +1,227 @@
+//! The real stack: ClickHouse, PostgreSQL, Redis and Kafka. Nothing here waits for a server: each is asked when it
+//! is needed, behind a circuit breaker, and a host that starts before them serves what it can.
+
+use super::{Beside, Wired};
+use crate::app::{App, StoreSet};
+use crate::cdc::consumer::{self as capture, Capture};
+use crate::cdc::invalidation::Invalidator;
+use crate::clock::unix_ms;
+use crate::config::{Config, StackUrls};
+use crate::events::consumer::{self as judge, Judge};
+use crate::events::drain::Counted;
+use crate::events::spool::Spool;
+use crate::experiments::served::{self, ServedRecorder};
+use crate::jobs::PoolSample;
+use crate::jobs::profile::{watch_cache, watch_pool};
+use crate::policy::last_good::LastGood;
+use crate::policy::registry::Registry;
+use crate::stores::breaker::Breaker;
+use crate::stores::clickhouse::ClickHouseStore;
+use crate::stores::guard::Guard;
+use crate::stores::kafka::exposures::KafkaExposures;
+use crate::stores::kafka::{KafkaSettings, KafkaSink, Producer, Reader};
+use crate::stores::postgres;
+use crate::stores::postgres::PostgresStore;
+use crate::stores::postgres::registry::PostgresRegistry;
+use crate::stores::redis::cache::RedisCache;
+use crate::stores::redis::lease::RedisLease;
+use crate::stores::redis::seen::RedisSeen;
+use crate::stores::redis::tombstones::Tombstones;
+use crate::stores::redis::values::RedisValues;
+use crate::stores::redis::{self, Redis};
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The servers behind the interfaces, for what runs beside the host.
+struct Servers {
+    clickhouse: ClickHouseStore,
+    postgres: PostgresStore,
+    redis: Redis,
+    kafka: KafkaSettings,
+    producer: Producer,
+}
+
+pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Wired> {
+    let servers = Servers::new(config, urls)?;
+    let spool = Spool::open(&config.data_dir, config.spool_bytes_max, 0).await?;
+    let (cache_bytes_max, candidates_life) = (config.cache_mb << 20, config.live.ttl.candidates());
+    let redis = &servers.redis;
+    let stores = StoreSet {
+        candidates: Arc::new(servers.clickhouse.clone()),
+        relational: Arc::new(servers.postgres.clone()),
+        exposures: Arc::new(KafkaExposures::new(
+            servers.producer.clone(),
+            Arc::new(servers.clickhouse.clone()),
+        )),
+        sink: Arc::new(KafkaSink::new(servers.producer.clone())),
+        cache: Arc::new(RedisCache::new(
+            redis.clone(),
+            cache_bytes_max,
+            candidates_life,
+        )),
+        values: Arc::new(RedisValues::new(redis.clone())),
+        seen: Arc::new(RedisSeen::new(redis.clone())),
+        lease: Arc::new(RedisLease::new(redis.clone())),
+    };
+    Ok(Wired {
+        stores,
+        registry: registry(config, urls)?,
+        spool,
+        embedded: None,
+        beside: servers.beside(),
+    })
+}
+
+/// The registry that all hosts share, and what this host last saw of it.
+pub(super) fn registry(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Arc<dyn Registry>> {
+    let registry = PostgresRegistry::new(urls.postgres)?;
+    Ok(Arc::new(LastGood::new(registry, &config.data_dir)?))
+}
+
+impl Servers {
+    fn new(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Self> {
+        let open = Duration::from_millis(config.stores.circuit_open_ms);
+        let breaker = || Breaker::new(open);
+        let timeline_timeout = Duration::from_millis(config.live.feed.timeline_timeout_ms);
+        let kafka = KafkaSettings {
+            brokers: urls.kafka.to_owned(),
+            prefix: config.stores.kafka_prefix.clone(),
+            instance: Some(host_id(&config.data_dir)?),
+        };
+        Ok(Self {
+            clickhouse: ClickHouseStore::connect(urls.clickhouse)?.with_breaker(breaker()),
+            postgres: PostgresStore::new(
+                urls.postgres,
+                config.stores.postgres_connections_max,
+                timeline_timeout,
+            )?
+            .with_breaker(breaker()),
+            redis: Redis::with_guard(
+                urls.redis,
+                Guard::with_breaker(redis::STORE_NAME, redis::CALL_TIMEOUT, breaker()),
+                redis::CALL_TIMEOUT,
+            )?,
+            producer: Producer::start(&kafka)?,
+            kafka,
+        })
+    }
+
+    fn beside(self) -> Beside {
+        Box::new(move |app, stop| match self.start(app, stop) {
+            Ok(consumers) => consumers,
+            Err(error) => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "no consumer runs on this host"
+                );
+                Vec::new()
+            }
+        })
+    }
+
+    /// Starts the consumers, which finish their batches before the host ends, and what may end with it at any time.
+    fn start(
+        self,
+        app: &Arc<App>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Vec<JoinHandle<()>>> {
+        let tombstones = Tombstones::new(self.redis.clone());
+        tokio::spawn(follow_deletions(app.clone(), tombstones.clone()));
+        tokio::spawn(watch_cache(
+            app.clone(),
+            self.redis.clone(),
+            app.stores.lease.clone(),
+        ));
+        let postgres = self.postgres.clone();
+        let sample = move || {
+            let (open, idle) = postgres.connections();
+            let idle = u32::try_from(idle).unwrap_or(open);
+            PoolSample {
+                in_use: open.saturating_sub(idle),
+                idle,
+                max: postgres.connections_max(),
+            }
+        };
+        tokio::spawn(watch_pool(
+            app.clone(),
+            postgres::STORE_NAME,
+            "stores.postgres_connections_max",
+            sample,
+        ));
+        self.consumers(app, tombstones, stop)
+    }
+
+    /// Every host is a member of every group; the groups share the partitions out.
+    fn consumers(
+        &self,
+        app: &Arc<App>,
+        tombstones: Tombstones,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Vec<JoinHandle<()>>> {
+        let (kafka, producer) = (&self.kafka, &self.producer);
+        let judge = Judge::new(self.clickhouse.clone(), overtake_counted(app.clone()));
+        let recorder = ServedRecorder::new(Arc::new(self.clickhouse.clone()));
+        let invalidator = Invalidator {
+            relational: app.stores.relational.clone(),
+            cache: app.stores.cache.clone(),
+            values: app.stores.values.clone(),
+            bury: Arc::new(move |posts| {
+                let tombstones = tombstones.clone();
+                Box::pin(async move { tombstones.delete(&posts).await })
+            }),
+        };
+        let capture = Capture::new(self.clickhouse.clone(), invalidator, kafka);
+        Ok(vec![
+            Reader::start(kafka, producer, judge::subscription(), judge, stop.clone())?,
+            Reader::start(
+                kafka,
+                producer,
+                served::subscription(),
+                recorder,
+                stop.clone(),
+            )?,
+            Reader::start(
+                kafka,
+                producer,
+                capture::subscription(),
+                capture,
+                stop.clone(),
+            )?,
+        ])
+    }
+}
+
+/// What was counted is in no feed that was ranked before.
+fn overtake_counted(app: Arc<App>) -> Counted {
+    Arc::new(move |events| {
+        let (app, events) = (app.clone(), events.to_vec());
+        tokio::spawn(async move { app.overtake(&events).await });
+    })
+}
+
+/// A name for this data directory among the members of a consumer group: a host that comes back takes its partitions
+/// over at once.
+fn host_id(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("host.id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        _ => {
+            let id = uuid::Uuid::new_v4().to_string();
+            std::fs::write(&path, &id).with_context(|| format!("{}", path.display()))?;
+            Ok(id)
+        }
+    }
+}
+
+/// What any host captured as deleted disappears from this host's answers.
+async fn follow_deletions(app: Arc<App>, tombstones: Tombstones) {
+    let mut deletions = Box::pin(tombstones.follow());
+    while let Some(posts) = deletions.next().await {
+        app.deleted.add(&posts, unix_ms());
+    }
+}

@@ -1,0 +1,308 @@
+//! Topics, the producer and the batch reader on a real broker, with a store made for the purpose.
+
+use crate::services::Servers;
+use nova::clock::unix_ms;
+use nova::stores::kafka::message::{Undecodable, decode_event};
+use nova::stores::kafka::producer::Outgoing;
+use nova::stores::kafka::reader::{BatchHandler, Subscription};
+use nova::stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader, Topic, topics};
+use nova::stores::{AcceptedEvent, Action, EventSink, StoreError, StoreResult};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Headers;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Topics of this test's own, made.
+async fn topics() -> Option<(KafkaSettings, Producer)> {
+    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
+    let servers = Servers::from_environment()?;
+    let settings = KafkaSettings {
+        prefix: format!("test-{}.", Uuid::new_v4().simple()),
+        ..KafkaSettings::new(servers.kafka)
+    };
+    topics::create(&settings).await.unwrap();
+    let producer = Producer::start(&settings).unwrap();
+    Some((settings, producer))
+}
+
+pub fn event(user_id: u64, post_id: u64) -> AcceptedEvent {
+    let now_ms = unix_ms();
+    AcceptedEvent {
+        event_id: Uuid::now_v7(),
+        event_time_ms: now_ms,
+        accepted_ms: now_ms,
+        user_id,
+        post_id,
+        author_id: 2,
+        action: Action::View,
+        dwell_ms: None,
+        device: "ios".to_owned(),
+        app_ver: "1.0.0".to_owned(),
+        ranking_id: None,
+    }
+}
+
+fn events(posts: std::ops::Range<u64>) -> Vec<AcceptedEvent> {
+    posts.map(|post| event(post % 97 + 1, post + 1)).collect()
+}
+
+/// A store that remembers what it was given, and is down on demand.
+#[derive(Clone, Default)]
+struct Memory {
+    attempts: Arc<Mutex<Vec<String>>>,
+    stored: Arc<Mutex<Vec<(String, Vec<u64>)>>>,
+    busy: Arc<Mutex<BTreeSet<i32>>>,
+    down: Arc<AtomicBool>,
+}
+
+impl Memory {
+    fn posts(&self) -> Vec<u64> {
+        let stored = self.stored.lock().unwrap();
+        let mut posts: Vec<u64> = stored.iter().flat_map(|(_, posts)| posts.clone()).collect();
+        posts.sort_unstable();
+        posts
+    }
+
+    fn attempts(&self) -> Vec<String> {
+        self.attempts.lock().unwrap().clone()
+    }
+}
+
+impl BatchHandler for Memory {
+    type Item = AcceptedEvent;
+
+    fn decode(
+        &self,
+        _: &str,
+        payload: Option<&[u8]>,
+    ) -> Result<Option<AcceptedEvent>, Undecodable> {
+        decode_event(payload).map(Some)
+    }
+
+    async fn store(&self, batches: &[Batch<AcceptedEvent>]) -> StoreResult<()> {
+        let partitions = || batches.iter().map(|batch| batch.partition);
+        for partition in partitions() {
+            let alone = self.busy.lock().unwrap().insert(partition);
+            assert!(alone, "partition {partition} is being stored already");
+        }
+        let tokens = batches.iter().map(Batch::token);
+        self.attempts.lock().unwrap().extend(tokens);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let down = self.down.load(Ordering::Relaxed);
+        if !down {
+            let stored = batches.iter().map(|batch| {
+                let posts = batch.rows.iter().map(|row| row.value.post_id);
+                (batch.token(), posts.collect())
+            });
+            self.stored.lock().unwrap().extend(stored);
+        }
+        for partition in partitions() {
+            self.busy.lock().unwrap().remove(&partition);
+        }
+        if !down {
+            return Ok(());
+        }
+        Err(StoreError {
+            store: "memory",
+            query: "store",
+            retryable: true,
+            source: anyhow::anyhow!("down"),
+        })
+    }
+}
+
+struct Member {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Member {
+    fn start(
+        (settings, producer): &(KafkaSettings, Producer),
+        memory: &Memory,
+        batch_max: usize,
+    ) -> Self {
+        let subscription = Subscription {
+            group: "nova-test",
+            topics: vec![Topic::Events],
+            dead_letters: Topic::EventsDeadLetters,
+            linger: Duration::from_millis(50),
+            batch_max,
+            round_max: 5_000,
+        };
+        let stop = CancellationToken::new();
+        let task = Reader::start(
+            settings,
+            producer,
+            subscription,
+            memory.clone(),
+            stop.clone(),
+        );
+        Self {
+            stop,
+            task: task.unwrap(),
+        }
+    }
+
+    async fn stop(mut self) {
+        self.stop.cancel();
+        (&mut self.task).await.unwrap();
+    }
+}
+
+/// A test that fails must not wait for its members.
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !reached() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_are_made_once_and_asking_again_changes_nothing() {
+    let Some((settings, _)) = topics().await else {
+        return;
+    };
+    assert!(topics::create(&settings).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left() {
+    let Some(kafka) = topics().await else { return };
+    let sink = KafkaSink::new(kafka.1.clone());
+    sink.ping().await.unwrap();
+    assert_eq!(sink.write(&events(0..3_000), 1).await.unwrap(), 3_000);
+    let memory = Memory::default();
+    let first = Member::start(&kafka, &memory, 100);
+    until("all stored", || memory.posts().len() >= 3_000).await;
+    first.stop().await;
+    assert_eq!(memory.posts(), (1..=3_000).collect::<Vec<_>>());
+    let second = Member::start(&kafka, &memory, 100);
+    sink.write(&events(3_000..3_100), 2).await.unwrap();
+    until("the rest stored", || memory.posts().len() >= 3_100).await;
+    second.stop().await;
+    assert_eq!(memory.posts(), (1..=3_100).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
+    let Some(kafka) = topics().await else { return };
+    let sink = KafkaSink::new(kafka.1.clone());
+    sink.write(&events(0..500), 1).await.unwrap();
+    let failing = Memory::default();
+    failing.down.store(true, Ordering::Relaxed);
+    let first = Member::start(&kafka, &failing, 7);
+    until("a second attempt at every partition", || {
+        failing.attempts().len() >= 24
+    })
+    .await;
+    first.stop().await;
+    let begun: BTreeSet<String> = failing.attempts().into_iter().collect();
+    assert_eq!(begun.len(), 12, "every attempt was at the same batches");
+    sink.write(&events(500..900), 2).await.unwrap();
+    let healthy = Memory::default();
+    let second = Member::start(&kafka, &healthy, 1_000);
+    until("all stored", || healthy.posts().len() >= 900).await;
+    second.stop().await;
+    let attempts: BTreeSet<String> = healthy.attempts().into_iter().take(12).collect();
+    assert_eq!(attempts, begun);
+    assert_eq!(healthy.posts(), (1..=900).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides() {
+    let Some(kafka) = topics().await else { return };
+    let sink = KafkaSink::new(kafka.1.clone());
+    let memory = Memory::default();
+    let one = Member::start(&kafka, &memory, 50);
+    sink.write(&events(0..2_000), 1).await.unwrap();
+    until("the first works", || !memory.attempts().is_empty()).await;
+    let two = Member::start(&kafka, &memory, 50);
+    sink.write(&events(2_000..6_000), 2).await.unwrap();
+    until("half stored", || memory.posts().len() >= 3_000).await;
+    memory.down.store(true, Ordering::Relaxed);
+    let three = Member::start(&kafka, &memory, 50);
+    one.stop().await;
+    sink.write(&events(6_000..8_000), 3).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    memory.down.store(false, Ordering::Relaxed);
+    until("all stored", || {
+        memory.posts().iter().collect::<BTreeSet<_>>().len() >= 8_000
+    })
+    .await;
+    two.stop().await;
+    three.stop().await;
+    let by_token: BTreeMap<String, Vec<u64>> =
+        memory.stored.lock().unwrap().clone().into_iter().collect();
+    let mut once: Vec<u64> = by_token.into_values().flatten().collect();
+    once.sort_unstable();
+    assert_eq!(
+        once,
+        (1..=8_000).collect::<Vec<_>>(),
+        "what was stored twice was stored under one token"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_event_is_put_aside_with_its_reason_and_its_place() {
+    let Some(kafka) = topics().await else { return };
+    let (settings, producer) = &kafka;
+    let broken = Outgoing {
+        key: Some(b"7".to_vec()),
+        payload: b"{\"v\":1,".to_vec(),
+        timestamp_ms: unix_ms(),
+        headers: None,
+    };
+    let topic = settings.topic(Topic::Events);
+    producer.send("test", &topic, [broken]).await.unwrap();
+    let memory = Memory::default();
+    let member = Member::start(&kafka, &memory, 50);
+    KafkaSink::new(producer.clone())
+        .write(&events(0..10), 1)
+        .await
+        .unwrap();
+    until("the good ones stored", || memory.posts().len() == 10).await;
+    let letter = tokio::task::spawn_blocking({
+        let settings = settings.clone();
+        move || first_message(&settings, Topic::EventsDeadLetters)
+    });
+    let (payload, headers) = letter.await.unwrap();
+    member.stop().await;
+    assert_eq!(payload, b"{\"v\":1,");
+    assert_eq!(headers["reason"], "malformed");
+    assert_eq!(headers["source.topic"], topic);
+    assert_eq!(headers["source.offset"], "0");
+    assert!(headers["source.partition"].parse::<i32>().is_ok());
+}
+
+fn first_message(settings: &KafkaSettings, topic: Topic) -> (Vec<u8>, BTreeMap<String, String>) {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &settings.brokers)
+        .set("group.id", "unused")
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&settings.topic(topic), 0, Offset::Beginning)
+        .unwrap();
+    consumer.assign(&list).unwrap();
+    let message = consumer.poll(Duration::from_secs(30)).unwrap().unwrap();
+    let headers = message.headers().unwrap().iter().map(|header| {
+        let value = String::from_utf8(header.value.unwrap().to_vec()).unwrap();
+        (header.key.to_owned(), value)
+    });
+    (message.payload().unwrap().to_vec(), headers.collect())
+}

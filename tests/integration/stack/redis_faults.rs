@@ -1,0 +1,228 @@
+//! Redis behind a proxy that misbehaves: every fault is an error or a miss within the deadline, opens the circuit
+//! after three calls, and leaves nothing behind once it is over.
+
+use crate::fault_proxy::{Fault, FaultProxy};
+use crate::services::redis_url;
+use nova::clock::unix_ms;
+use nova::feed::snapshot::{Algo, CachedCandidates, ServedBy, ServedPolicy, Snapshot};
+use nova::policy::features::CandidateSet;
+use nova::stores::breaker::{Breaker, Circuit};
+use nova::stores::guard::Guard;
+use nova::stores::redis::cache::RedisCache;
+use nova::stores::redis::seen::RedisSeen;
+use nova::stores::redis::tombstones::Tombstones;
+use nova::stores::redis::{CALL_TIMEOUT, Redis};
+use nova::stores::{FeedCache, SeenPosts};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const LIFE: Duration = Duration::from_secs(60);
+/// Long enough that no call of a test falls into the time after it, and short enough to wait for.
+const CIRCUIT_OPEN: Duration = Duration::from_millis(300);
+/// A call that takes so long had no deadline; two busy cores explain the rest.
+const NO_DEADLINE: Duration = Duration::from_secs(2);
+
+const FAULTS: [Fault; 6] = [
+    Fault::Refuse,
+    Fault::Silent,
+    Fault::ResetAfter(0),
+    Fault::ResetAfter(3),
+    Fault::Garbage,
+    Fault::Slow(Duration::from_secs(3)),
+];
+
+struct Faulty {
+    proxy: FaultProxy,
+    guard: Guard,
+    cache: RedisCache,
+    seen: RedisSeen,
+    redis: Redis,
+    viewer: u64,
+}
+
+impl Faulty {
+    async fn start() -> Option<Self> {
+        let (proxy, url) = FaultProxy::in_front_of(&redis_url()?).await;
+        let guard = Guard::with_breaker("redis_faults", CALL_TIMEOUT, Breaker::new(CIRCUIT_OPEN));
+        let redis = Redis::with_guard(&url, guard.clone(), CALL_TIMEOUT).unwrap();
+        Some(Self {
+            proxy,
+            guard,
+            // Nothing is remembered, so that whatever is found came through the proxy.
+            cache: RedisCache::new(redis.clone(), 0, LIFE),
+            seen: RedisSeen::new(redis.clone()),
+            redis,
+            viewer: rand::random_range(1 << 40..1 << 50),
+        })
+    }
+
+    /// Fills what the faults are to keep from the reader.
+    async fn fill(&self) {
+        let snapshot = snapshot(self.viewer);
+        self.cache.put_snapshot(snapshot, Some(0)).await.unwrap();
+        let candidates = Arc::new(CachedCandidates {
+            set: Arc::new(CandidateSet::default()),
+            fetched: Instant::now(),
+        });
+        self.cache
+            .put_candidates(self.viewer, 0, candidates)
+            .await
+            .unwrap();
+    }
+
+    async fn finds_candidates(&self) -> bool {
+        let found = self.cache.candidates(self.viewer).await;
+        found.is_ok_and(|found| found.candidates.is_some())
+    }
+
+    async fn recovers(&self) {
+        self.proxy.set(Fault::None);
+        crate::harness::eventually(Duration::from_secs(20), "the circuit closes", || async {
+            self.finds_candidates().await
+        })
+        .await;
+        assert_eq!(self.guard.circuit(), Circuit::Closed);
+    }
+
+    async fn end(self) {
+        self.proxy.set(Fault::None);
+        self.cache.overtake(self.viewer).await.unwrap();
+    }
+}
+
+fn snapshot(viewer: u64) -> Arc<Snapshot> {
+    Arc::new(Snapshot {
+        ranking_id: Uuid::now_v7(),
+        viewer,
+        algo: Algo::Ch,
+        served_by: ServedBy::Native,
+        fallback: false,
+        degraded: Vec::new(),
+        policy: ServedPolicy::native(Algo::Ch),
+        assignment: None,
+        created: Instant::now(),
+        created_at_ms: unix_ms(),
+        seen_version: 1,
+        posts: Vec::new(),
+        first_page: OnceLock::new(),
+        whole_in: AtomicU64::new(0),
+    })
+}
+
+#[tokio::test]
+async fn every_fault_is_a_miss_in_time_and_three_open_the_circuit_until_it_is_over() {
+    let Some(faulty) = Faulty::start().await else {
+        return;
+    };
+    faulty.fill().await;
+    let digest = ServedPolicy::native(Algo::Ch).effective_digest;
+    for fault in FAULTS {
+        assert!(faulty.finds_candidates().await);
+        faulty.proxy.set(fault);
+        let began = Instant::now();
+        let latest = faulty.cache.latest_snapshot(faulty.viewer, digest).await;
+        assert!(!latest.is_ok_and(|found| found.is_some()), "{fault:?}");
+        assert!(!faulty.finds_candidates().await, "{fault:?}");
+        let put = faulty.cache.put_snapshot(snapshot(faulty.viewer), None);
+        assert!(put.await.is_err(), "{fault:?}");
+        assert_eq!(faulty.guard.circuit(), Circuit::Open, "{fault:?}");
+        let refused = faulty.seen.version(faulty.viewer).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("circuit"), "{refused:#}");
+        assert!(began.elapsed() < NO_DEADLINE, "{fault:?}");
+        faulty.recovers().await;
+    }
+    faulty.end().await;
+}
+
+#[tokio::test]
+async fn callers_at_once_share_the_wait_for_a_silent_redis() {
+    let Some(faulty) = Faulty::start().await else {
+        return;
+    };
+    faulty.fill().await;
+    faulty.proxy.set(Fault::Silent);
+    let began = Instant::now();
+    let waiting = (0..200).map(|_| faulty.seen.among(faulty.viewer, &[1, 2], unix_ms()));
+    for found in futures::future::join_all(waiting).await {
+        assert!(found.is_err());
+    }
+    assert!(began.elapsed() < NO_DEADLINE);
+    faulty.recovers().await;
+    faulty.end().await;
+}
+
+#[tokio::test]
+async fn answers_that_come_too_late_reach_nobody_else() {
+    let Some(faulty) = Faulty::start().await else {
+        return;
+    };
+    faulty.fill().await;
+    // Long enough to be too late, short enough to arrive while others ask.
+    faulty.proxy.set(Fault::Slow(CALL_TIMEOUT * 2));
+    assert!(!faulty.finds_candidates().await);
+    faulty.proxy.set(Fault::None);
+    for n in 1..200 {
+        let stranger = faulty.viewer + n;
+        if let Ok(found) = faulty.cache.candidates(stranger).await {
+            assert!(found.candidates.is_none());
+        }
+    }
+    assert!(faulty.finds_candidates().await);
+    faulty.end().await;
+}
+
+#[tokio::test]
+async fn a_host_started_while_redis_is_away_finds_it_later() {
+    let Some(faulty) = Faulty::start().await else {
+        return;
+    };
+    faulty.proxy.set(Fault::Refuse);
+    assert!(faulty.cache.ping().await.is_err());
+    faulty.proxy.set(Fault::None);
+    crate::harness::eventually(Duration::from_secs(20), "it answers", || async {
+        faulty.cache.ping().await.is_ok()
+    })
+    .await;
+    faulty.end().await;
+}
+
+#[tokio::test]
+async fn a_deletion_during_an_outage_is_told_afterwards() {
+    use futures::StreamExt as _;
+    let Some(faulty) = Faulty::start().await else {
+        return;
+    };
+    let elsewhere = Tombstones::new(Redis::new(&redis_url().unwrap()).unwrap());
+    let [before, during] = [faulty.viewer, faulty.viewer + 1];
+    let mut followed = Box::pin(Tombstones::new(faulty.redis.clone()).follow());
+    let mut told = Vec::new();
+    elsewhere.delete(&[before]).await.unwrap();
+    while !told.contains(&before) {
+        told.extend(
+            followed
+                .next()
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|(post, _)| post),
+        );
+    }
+    faulty.proxy.set(Fault::Refuse);
+    elsewhere.delete(&[during]).await.unwrap();
+    let outage = tokio::time::timeout(Duration::from_millis(100), followed.next()).await;
+    assert!(outage.is_err(), "nothing can be told");
+    faulty.proxy.set(Fault::None);
+    while !told.contains(&during) {
+        told.extend(
+            followed
+                .next()
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|(post, _)| post),
+        );
+    }
+    faulty.end().await;
+}
