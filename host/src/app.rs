@@ -3,6 +3,7 @@
 use crate::config::{Config, Flags, Live};
 use crate::discover::suggested::Suggestions;
 use crate::discover::trending::Trending;
+use crate::events::drain::Counted;
 use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
 use crate::experiments::routing::Lookup;
@@ -192,6 +193,15 @@ impl App {
                 tracing::warn!(%error, "candidate cache");
             }
         }
+    }
+
+    /// For whoever counts events.
+    pub fn overtake_counted(self: &Arc<Self>) -> Counted {
+        let app = self.clone();
+        Arc::new(move |events| {
+            let (app, events) = (app.clone(), events.to_vec());
+            tokio::spawn(async move { app.overtake(&events).await });
+        })
     }
 
     pub fn uptime(&self) -> Duration {

@@ -82,6 +82,7 @@ impl Host {
             embedded,
             beside,
         } = wiring::connect(&config).await?;
+        let into_stores = embedded.is_some();
         let engine = Engine::start()?;
         let deploy = Deploy::start(engine, registry, development).await?;
         let stop_draining = CancellationToken::new();
@@ -111,7 +112,7 @@ impl Host {
             config: config_file,
         });
         let mut draining = beside(&app, &stop_draining);
-        draining.push(start_drain(&app, spool, stop_draining.clone()));
+        draining.push(start_drain(&app, spool, into_stores, stop_draining.clone()));
         draining.push(exposures_task);
         Ok(Self {
             app,
@@ -149,17 +150,22 @@ impl Host {
     }
 }
 
-fn start_drain(app: &Arc<App>, spool: Spool, stop: CancellationToken) -> JoinHandle<()> {
-    let (app, sink) = (app.clone(), app.stores.sink.clone());
-    let counted: drain::Counted = Arc::new(move |events| {
-        let (app, events) = (app.clone(), events.to_vec());
-        tokio::spawn(async move { app.overtake(&events).await });
-    });
+/// What leaves the spool for the stores is counted; what leaves it for the broker is not yet.
+fn start_drain(
+    app: &Arc<App>,
+    spool: Spool,
+    into_stores: bool,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
     let drain = Drain {
         spool,
-        sink,
-        counted: Some(counted),
-        batch_events: drain::STORE_BATCH_EVENTS,
+        sink: app.stores.sink.clone(),
+        counted: into_stores.then(|| app.overtake_counted()),
+        batch_events: if into_stores {
+            drain::STORE_BATCH_EVENTS
+        } else {
+            drain::BROKER_BATCH_EVENTS
+        },
     };
     tokio::spawn(drain.run(stop, FLUSH_BOUND))
 }

@@ -43,12 +43,20 @@ pub struct Setup {
     imported: Option<PathBuf>,
     config: Option<String>,
     variables: Vec<(String, String)>,
+    serve_variables: Vec<(String, String)>,
 }
 
 impl Setup {
     /// Files of a configuration file; the host follows it.
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
+        self
+    }
+
+    /// For the host alone, not for the import before it.
+    pub fn serve_variable(mut self, name: &str, value: &str) -> Self {
+        self.serve_variables
+            .push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -96,6 +104,7 @@ impl Setup {
         let mut command = nova();
         command
             .envs(self.variables)
+            .envs(self.serve_variables)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&data_dir);
         let config_path = temporary.path().join("nova.toml");
@@ -204,6 +213,7 @@ impl Host {
             imported: None,
             config: None,
             variables: Vec::new(),
+            serve_variables: Vec::new(),
         }
     }
 

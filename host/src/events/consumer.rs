@@ -11,7 +11,7 @@ use crate::stores::kafka::message::{Undecodable, decode_event};
 use crate::stores::kafka::reader::{BatchHandler, Subscription};
 use crate::stores::kafka::{Batch, Topic};
 use crate::stores::{AcceptedEvent, StoreResult};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use std::time::Duration;
 
 pub const GROUP: &str = "nova-events";
@@ -90,10 +90,12 @@ impl BatchHandler for Judge {
     async fn store(&self, batches: &[Batch<AcceptedEvent>]) -> StoreResult<()> {
         failpoint::hit("after_intent");
         let judging: Vec<_> = batches.iter().map(|batch| self.judge(batch)).collect();
-        let judged: Vec<Vec<&AcceptedEvent>> = futures::stream::iter(judging)
+        // All of them, though one fails: an insert that is dropped half way helps nobody.
+        let judged: Vec<StoreResult<Vec<&AcceptedEvent>>> = futures::stream::iter(judging)
             .buffer_unordered(PARALLEL)
-            .try_collect()
-            .await?;
+            .collect()
+            .await;
+        let judged = judged.into_iter().collect::<StoreResult<Vec<_>>>()?;
         failpoint::hit("after_insert");
         let counted: Vec<AcceptedEvent> = judged.into_iter().flatten().cloned().collect();
         (self.counted)(&counted);

@@ -22,7 +22,7 @@ pub struct Fetched {
     pub set: CandidateSet,
     /// Stores that failed; empty when whole.
     pub degraded: Vec<&'static str>,
-    /// No source answered at all: this is a failure, not an empty feed.
+    /// No source answered at all, or nobody knows what the posts are worth: this is a failure, not an empty feed.
     pub failed: bool,
 }
 
@@ -67,8 +67,12 @@ pub async fn fetch(
         .await;
         merge.source(Sources::RECENT, recent, RECENT_FILL);
     }
-    let failed = merge.answered == 0;
-    let (set, mut failures) = hydrate(store, viewer, now_ms, timeout, merge.posts).await;
+    let no_source = merge.answered == 0;
+    let Hydrated {
+        set,
+        mut failures,
+        without_counters,
+    } = hydrate(store, viewer, now_ms, timeout, merge.posts).await;
     failures += merge.failures;
     Fetched {
         set,
@@ -77,7 +81,8 @@ pub async fn fetch(
         } else {
             Vec::new()
         },
-        failed,
+        // Without counters every post would rank as one that nobody ever saw: an older ranking is better.
+        failed: no_source || without_counters,
     }
 }
 
@@ -110,6 +115,12 @@ impl Merge {
     }
 }
 
+struct Hydrated {
+    set: CandidateSet,
+    failures: usize,
+    without_counters: bool,
+}
+
 /// Adds the features that do not depend on the moment. What cannot be had is zero, and counted as a failure.
 async fn hydrate(
     store: &dyn CandidateStore,
@@ -117,9 +128,13 @@ async fn hydrate(
     now_ms: UnixMs,
     timeout: Duration,
     posts: Vec<(Post, Sources)>,
-) -> (CandidateSet, usize) {
+) -> Hydrated {
     if posts.is_empty() {
-        return (CandidateSet::default(), 0);
+        return Hydrated {
+            set: CandidateSet::default(),
+            failures: 0,
+            without_counters: false,
+        };
     }
     let ids: Vec<u64> = posts.iter().map(|(post, _)| post.post_id).collect();
     let (counters, affinities, impressions) = futures::join!(
@@ -141,6 +156,7 @@ async fn hydrate(
         .into_iter()
         .filter(|failed| *failed)
         .count();
+    let without_counters = counters.is_err();
     let (counters, affinities, impressions) = (
         counters.unwrap_or_default(),
         affinities.unwrap_or_default(),
@@ -164,7 +180,11 @@ async fn hydrate(
         author_recent_impressions: by_author(&impressions),
         post_ids: ids,
     };
-    (set, failures)
+    Hydrated {
+        set,
+        failures,
+        without_counters,
+    }
 }
 
 /// Runs a query under a deadline and logs its failure; the caller decides what is left.

@@ -8,7 +8,6 @@ use crate::cdc::invalidation::Invalidator;
 use crate::clock::unix_ms;
 use crate::config::{Config, StackUrls};
 use crate::events::consumer::{self as judge, Judge};
-use crate::events::drain::Counted;
 use crate::events::spool::Spool;
 use crate::experiments::served::{self, ServedRecorder};
 use crate::jobs::PoolSample;
@@ -164,7 +163,7 @@ impl Servers {
         stop: &CancellationToken,
     ) -> anyhow::Result<Vec<JoinHandle<()>>> {
         let (kafka, producer) = (&self.kafka, &self.producer);
-        let judge = Judge::new(self.clickhouse.clone(), overtake_counted(app.clone()));
+        let judge = Judge::new(self.clickhouse.clone(), app.overtake_counted());
         let recorder = ServedRecorder::new(Arc::new(self.clickhouse.clone()));
         let invalidator = Invalidator {
             relational: app.stores.relational.clone(),
@@ -194,14 +193,6 @@ impl Servers {
             )?,
         ])
     }
-}
-
-/// What was counted is in no feed that was ranked before.
-fn overtake_counted(app: Arc<App>) -> Counted {
-    Arc::new(move |events| {
-        let (app, events) = (app.clone(), events.to_vec());
-        tokio::spawn(async move { app.overtake(&events).await });
-    })
 }
 
 /// A name for this data directory among the members of a consumer group: a host that comes back takes its partitions

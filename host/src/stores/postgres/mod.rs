@@ -21,6 +21,7 @@ use super::guard::{Failure, Guard};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use std::borrow::Cow;
 use std::str::FromStr as _;
 use std::time::Duration;
 
@@ -100,14 +101,19 @@ pub(crate) fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
 /// be had (55), an operator or a timeout that intervened (57), and the server's own troubles (58, XX).
 const RETRYABLE_CLASSES: [&str; 7] = ["08", "40", "53", "55", "57", "58", "XX"];
 
+/// Undefined table and undefined column.
+const SCHEMA_CODES: [&str; 2] = ["42P01", "42703"];
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
+        let code = error
+            .as_database_error()
+            .and_then(|refusal| refusal.code().map(Cow::into_owned))
+            .unwrap_or_default();
         let retryable = match &error {
-            sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| {
-                RETRYABLE_CLASSES
-                    .iter()
-                    .any(|class| code.starts_with(class))
-            }),
+            sqlx::Error::Database(_) => RETRYABLE_CLASSES
+                .iter()
+                .any(|class| code.starts_with(class)),
             // What is not PostgreSQL's protocol does not come from PostgreSQL.
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
@@ -118,10 +124,11 @@ impl From<sqlx::Error> for Failure {
             | sqlx::Error::BeginFailed => true,
             _ => false,
         };
-        Self {
-            retryable,
-            source: error.into(),
+        let mut source = anyhow::Error::from(error);
+        if SCHEMA_CODES.contains(&&*code) {
+            source = source.context("the schema is not this nova's; run `nova migrate`");
         }
+        Self { retryable, source }
     }
 }
 

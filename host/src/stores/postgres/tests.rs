@@ -238,6 +238,7 @@ async fn a_missing_table_is_permanent_and_a_statement_that_runs_out_of_time_is_n
     let store = PostgresStore::new(&database.url, 1, TIMEOUT).unwrap();
     let error = store.viewer_attributes(VIEWER).await.unwrap_err();
     assert!(!error.retryable, "{error}");
+    assert!(error.to_string().contains("run `nova migrate`"), "{error}");
     let timed_out = sqlx::raw_sql("SET statement_timeout = 10; SELECT pg_sleep(60)")
         .execute(&store.pool)
         .await
@@ -263,4 +264,22 @@ async fn a_second_migration_changes_nothing_and_a_newer_schema_is_refused() {
     let text = format!("{refusal:#}");
     assert!(text.contains("version 9999"), "{text}");
     assert!(text.contains("use the newer nova"), "{text}");
+}
+
+#[tokio::test]
+async fn changes_of_these_five_tables_are_captured_with_the_whole_old_row() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let store = PostgresStore::new(&database.url, 1, TIMEOUT).unwrap();
+    let captured = "SELECT t.tablename, c.relreplident::text
+        FROM pg_publication_tables t JOIN pg_class c ON c.oid = (t.schemaname || '.' || t.tablename)::regclass
+        WHERE t.pubname = 'nova_pub' ORDER BY 1";
+    let tables: Vec<(String, String)> = sqlx::query_as(captured)
+        .fetch_all(&store.pool)
+        .await
+        .unwrap();
+    let full = |table: &str| (table.to_owned(), "f".to_owned());
+    let expected = ["comments", "follows", "likes", "posts", "users"].map(full);
+    assert_eq!(tables, expected);
 }

@@ -179,7 +179,7 @@ pub(super) mod tests {
                 likes: n,
                 ..Counters::default()
             },
-            score: (n % 2 == 0).then_some(n as f32 / 3.0),
+            score: n.is_multiple_of(2).then_some(n as f32 / 3.0),
             sources,
         }
     }

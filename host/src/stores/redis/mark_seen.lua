@@ -32,8 +32,8 @@ for layer = 1, layers do
   start = finish
 end
 
-local function has(first, step)
-  for layer = 1, open do
+local function in_earlier_layer(first, step)
+  for layer = 1, open - 1 do
     local all = true
     for i = 0, hashes - 1 do
       if redis.call('GETBIT', filter, starts[layer] + (first + i * step) % sizes[layer]) == 0 then
@@ -48,13 +48,25 @@ local function has(first, step)
   return false
 end
 
-local joined = 0
+-- One command for all bits of all posts, because what a script calls costs more than what it sets. It answers with the
+-- bits as they were: a zero among them belongs to a post that is new.
+local set = {'BITFIELD', filter}
 for at = posts, #ARGV, 2 do
   local first, step = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  if not has(first, step) then
-    joined = 1
+  if not in_earlier_layer(first, step) then
     for i = 0, hashes - 1 do
-      redis.call('SETBIT', filter, starts[open] + (first + i * step) % sizes[open], 1)
+      set[#set + 1] = 'SET'
+      set[#set + 1] = 'u1'
+      set[#set + 1] = starts[open] + (first + i * step) % sizes[open]
+      set[#set + 1] = '1'
+    end
+  end
+end
+local joined = 0
+if #set > 2 then
+  for _, was in ipairs(redis.call(unpack(set))) do
+    if was == 0 then
+      joined = 1
     end
   end
 end

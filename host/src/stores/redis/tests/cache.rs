@@ -5,7 +5,7 @@ use crate::feed::snapshot::Algo;
 use crate::metrics::METRICS;
 use crate::stores::conformance::cache::{candidates, digest, keeps_its_promises, snapshot};
 use crate::stores::embedded::cache::ProcessCache;
-use crate::stores::redis::cache::RedisCache;
+use crate::stores::redis::cache::{RedisCache, keep_alive};
 use crate::stores::redis::values::RedisValues;
 use crate::stores::redis::{Redis, keys};
 use crate::stores::{FeedCache, ValueCache};
@@ -122,6 +122,19 @@ async fn reading_a_snapshot_prolongs_its_life() {
     assert!(found.is_some());
     let left_s: i64 = trial.raw.ttl(&key).await.unwrap();
     assert!(left_s >= 600, "{left_s}");
+    trial.end().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_in_use_that_redis_lost_is_given_back() {
+    let Some(trial) = Trial::begin().await else {
+        return;
+    };
+    let ranking = trial.ids.ranking(0);
+    let known = snapshot(trial.ids.viewer(0), ranking, Algo::Ch, "a");
+    keep_alive(trial.redis.clone(), known).await;
+    let found = host(&trial.redis).snapshot(ranking).await.unwrap();
+    assert!(found.is_some());
     trial.end().await;
 }
 

@@ -8,7 +8,16 @@ mod seen;
 
 use super::Redis;
 use crate::stores::conformance::Ids;
+use crate::stores::guard::Guard;
 use redis::{AsyncCommands as _, aio::MultiplexedConnection};
+use std::time::Duration;
+
+/// On a busy machine an answer may take longer than a feed would wait for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn patient(url: &str) -> Redis {
+    Redis::with_guard(url, Guard::new("redis_tests", PATIENCE), PATIENCE).unwrap()
+}
 
 /// Whether a test may leave itself out because a server is missing.
 fn left_out(what: &str) {
@@ -32,7 +41,7 @@ impl Trial {
         };
         let client = redis::Client::open(url.as_str()).unwrap();
         Some(Self {
-            redis: Redis::new(&url).unwrap(),
+            redis: patient(&url),
             raw: client.get_multiplexed_async_connection().await.unwrap(),
             ids: Ids::fresh(),
         })

@@ -1,11 +1,11 @@
 //! Leases, deleted posts and the scan.
 
-use super::Trial;
+use super::{Trial, patient};
 use crate::stores::Lease;
+use crate::stores::redis::keys;
 use crate::stores::redis::lease::RedisLease;
 use crate::stores::redis::scan::scan_report;
 use crate::stores::redis::tombstones::Tombstones;
-use crate::stores::redis::{Redis, keys};
 use futures::StreamExt as _;
 use redis::AsyncCommands as _;
 use std::time::Duration;
@@ -69,7 +69,7 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
     let [before, after] = [trial.ids.viewer(1), trial.ids.viewer(2)];
     let (here, there) = (
         Tombstones::new(trial.redis.clone()),
-        Tombstones::new(Redis::new(&std::env::var("REDIS_URL").unwrap()).unwrap()),
+        Tombstones::new(patient(&std::env::var("REDIS_URL").unwrap())),
     );
     here.delete(&[before]).await.unwrap();
     let mut followed = Box::pin(there.follow());

@@ -1,15 +1,15 @@
 //! A Redis of this test's own, stopped and started again in the middle.
 
-use super::left_out;
+use super::{PATIENCE, left_out, patient};
 use crate::clock::unix_ms;
 use crate::feed::snapshot::Algo;
 use crate::stores::breaker::{Breaker, Circuit};
 use crate::stores::conformance::Ids;
 use crate::stores::conformance::cache::{candidates, digest, snapshot};
 use crate::stores::guard::Guard;
+use crate::stores::redis::Redis;
 use crate::stores::redis::cache::RedisCache;
 use crate::stores::redis::seen::RedisSeen;
-use crate::stores::redis::{CALL_TIMEOUT, Redis};
 use crate::stores::{FeedCache, SeenPosts};
 use redis::InfoDict;
 use std::net::TcpListener;
@@ -87,7 +87,7 @@ async fn a_restart_between_two_calls_is_no_failure() {
     let Some(mut server) = Server::start().await else {
         return;
     };
-    let redis = Redis::new(&server.url()).unwrap();
+    let redis = patient(&server.url());
     let cache = RedisCache::new(redis.clone(), 64 << 20, LIFE);
     let (viewer, ranking) = (1, Ids::fresh().ranking(0));
     let put = snapshot(viewer, ranking, Algo::Ch, "a");
@@ -119,10 +119,10 @@ async fn while_redis_is_down_cursors_of_this_host_go_on_and_it_comes_back_by_its
     server.down();
     let guard = Guard::with_breaker(
         "redis_restart_test",
-        CALL_TIMEOUT,
+        PATIENCE,
         Breaker::new(Duration::from_millis(100)),
     );
-    let redis = Redis::with_guard(&server.url(), guard.clone(), CALL_TIMEOUT).unwrap();
+    let redis = Redis::with_guard(&server.url(), guard.clone(), PATIENCE).unwrap();
     let cache = RedisCache::new(redis.clone(), 64 << 20, LIFE);
     let seen = RedisSeen::new(redis);
     let (viewer, ranking) = (1, Ids::fresh().ranking(0));
@@ -148,7 +148,7 @@ async fn a_hit_on_a_snapshot_this_host_knows_is_one_small_command() {
     let Some(server) = Server::start().await else {
         return;
     };
-    let redis = Redis::new(&server.url()).unwrap();
+    let redis = patient(&server.url());
     let cache = RedisCache::new(redis.clone(), 64 << 20, LIFE);
     let put = snapshot(1, Ids::fresh().ranking(0), Algo::Ch, "a");
     cache.put_snapshot(put, Some(0)).await.unwrap();

@@ -1,0 +1,311 @@
+//! PostgreSQL → Debezium → Kafka → ClickHouse, and what a change overtakes.
+
+use crate::harness::eventually;
+use crate::services::Stack;
+use nova::cdc::consumer::{self, Capture};
+use nova::cdc::invalidation::Invalidator;
+use nova::stores::clickhouse::ClickHouseStore;
+use nova::stores::embedded::cache::ProcessCache;
+use nova::stores::kafka::{KafkaSettings, Producer, Reader};
+use nova::stores::postgres::PostgresStore;
+use nova::stores::{FeedCache, ValueCache};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const CAPTURED_WITHIN: Duration = Duration::from_secs(90);
+
+/// A connector of this test's own, gone with it.
+struct Connector {
+    stack: Stack,
+    name: String,
+    connect: String,
+}
+
+impl Connector {
+    /// `None` where there is no Kafka Connect.
+    fn deployed(stack: Stack) -> Option<Self> {
+        let Ok(connect) = std::env::var("KAFKA_CONNECT_URL") else {
+            let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
+            assert!(
+                !required,
+                "KAFKA_CONNECT_URL not set, and NOVA_REQUIRE_SERVICES=1"
+            );
+            eprintln!("not run with Debezium: KAFKA_CONNECT_URL not set");
+            return None;
+        };
+        let name = stack.kafka_prefix.trim_end_matches('.').to_owned();
+        let connector = Self {
+            stack,
+            name,
+            connect,
+        };
+        connector.deploy(&[]);
+        Some(connector)
+    }
+
+    fn deploy(&self, arguments: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/debezium/deploy");
+        let output = Command::new(script)
+            .args(arguments)
+            .envs(self.stack.variables())
+            .env("KAFKA_CONNECT_URL", &self.connect)
+            .env("NOVA_CONNECTOR", &self.name)
+            .env("NOVA_SLOT", &self.name)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output
+    }
+
+    fn validate(&self, patience: &str) -> (bool, Value) {
+        let output = self
+            .stack
+            .nova()
+            .args([
+                "cdc",
+                "validate",
+                "--json",
+                "--patience",
+                patience,
+                "--slot",
+            ])
+            .arg(&self.name)
+            .output()
+            .unwrap();
+        let report = serde_json::from_slice(&output.stdout);
+        let report = report.unwrap_or_else(|_| {
+            panic!("{}", String::from_utf8_lossy(&output.stderr));
+        });
+        (output.status.success(), report)
+    }
+
+    async fn rows(&self, query: &str) -> Vec<Value> {
+        self.stack.clickhouse(query).await
+    }
+}
+
+impl Drop for Connector {
+    /// The slot would keep PostgreSQL's log for ever, and the database with it.
+    fn drop(&mut self) {
+        let client = reqwest::Url::parse(&self.connect).unwrap();
+        let url = client.join(&format!("/connectors/{}", self.name)).unwrap();
+        let (postgres, name) = (self.stack.postgres_url.clone(), self.name.clone());
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let _ = reqwest::Client::new().delete(url).send().await;
+                drop_slot(&postgres, &name).await;
+            });
+        });
+        let _ = dropped.join();
+    }
+}
+
+/// Busy until the connector has let go of it.
+async fn drop_slot(postgres: &str, name: &str) {
+    use sqlx::Connection as _;
+    let mut connection = sqlx::PgConnection::connect(postgres).await.unwrap();
+    for _ in 0..50 {
+        let dropped = sqlx::query("SELECT pg_drop_replication_slot($1)")
+            .bind(name)
+            .execute(&mut connection)
+            .await;
+        if dropped.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The consumer, with caches that can be looked into.
+struct Consumer {
+    cache: ProcessCache,
+    buried: Arc<Mutex<Vec<u64>>>,
+    _member: DropGuard,
+}
+
+fn consume(stack: &Stack) -> Consumer {
+    let settings = KafkaSettings {
+        prefix: stack.kafka_prefix.clone(),
+        ..KafkaSettings::new(&stack.kafka_brokers)
+    };
+    let producer = Producer::start(&settings).unwrap();
+    let store = ClickHouseStore::connect(&stack.clickhouse_url).unwrap();
+    let cache = ProcessCache::new(1 << 20);
+    let buried = Arc::new(Mutex::new(Vec::new()));
+    let grave = buried.clone();
+    let postgres = PostgresStore::new(&stack.postgres_url, 2, Duration::from_secs(2)).unwrap();
+    let invalidator = Invalidator {
+        relational: Arc::new(postgres),
+        cache: Arc::new(cache.clone()),
+        values: Arc::new(cache.clone()),
+        bury: Arc::new(move |posts| {
+            grave.lock().unwrap().extend(posts);
+            Box::pin(async { Ok(()) })
+        }),
+    };
+    let stop = CancellationToken::new();
+    let capture = Capture::new(store, invalidator, &settings);
+    let subscription = consumer::subscription();
+    Reader::start(&settings, &producer, subscription, capture, stop.clone()).unwrap();
+    Consumer {
+        cache,
+        buried,
+        _member: stop.drop_guard(),
+    }
+}
+
+const COMMUNITY: &str = "
+INSERT INTO users (user_id, username, bio, created_at) SELECT id, 'user ' || id, repeat('é|', id::int), now() - id * interval '7 hours' FROM generate_series(1, 40) id;
+INSERT INTO posts (post_id, author_id, created_at) SELECT id, id % 40 + 1, now() - id * interval '3 hours' FROM generate_series(1, 200) id;
+INSERT INTO follows (follower_id, following_id, created_at) SELECT f, t, now() - f * interval '1 day' FROM generate_series(1, 20) f, generate_series(21, 30) t;
+INSERT INTO comments (comment_id, post_id, user_id, created_at) SELECT id, id % 200 + 1, id % 40 + 1, now() FROM generate_series(1, 300) id;
+INSERT INTO likes (like_id, post_id, user_id, created_at) SELECT id, id % 200 + 1, CASE WHEN id % 3 > 0 THEN id % 40 + 1 END, now() FROM generate_series(1, 300) id;";
+
+/// Every kind of change, more than once to the same row, in one transaction and in several.
+const CHANGES: &str = "
+UPDATE posts SET deleted = true WHERE post_id % 10 = 1;
+DELETE FROM posts WHERE post_id % 10 = 2;
+UPDATE posts SET author_id = author_id % 40 + 1 WHERE post_id % 10 = 3;
+UPDATE posts SET created_at = created_at - interval '40 days' WHERE post_id % 10 = 4;
+UPDATE posts SET post_id = post_id + 10000 WHERE post_id % 10 = 5;
+BEGIN; DELETE FROM follows WHERE follower_id = 1; INSERT INTO follows SELECT 1, t, now() FROM generate_series(31, 35) t;
+       DELETE FROM follows WHERE follower_id = 1 AND following_id = 31; INSERT INTO follows VALUES (1, 31, now()); COMMIT;
+DELETE FROM likes WHERE like_id % 7 = 0;
+INSERT INTO likes VALUES (7, 1, NULL, now());
+UPDATE users SET bio = (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 3000) i) WHERE user_id = 3;
+UPDATE users SET country = 'NL' WHERE user_id IN (3, 4);
+DELETE FROM users WHERE user_id = 40;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clickhouse_follows_every_kind_of_change_and_validation_notices_what_does_not_belong() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    stack.postgres(COMMUNITY).await;
+    let Some(connector) = Connector::deployed(stack) else {
+        return;
+    };
+    let _consumer = consume(&connector.stack);
+    let captured = |validated: (bool, Value)| {
+        let (passes, report) = validated;
+        let states: Vec<_> = report["tables"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|table| table["state"].clone())
+            .collect();
+        (passes, states == vec![json!("equal"); 5], report)
+    };
+    let (passes, equal, report) = captured(connector.validate("90s"));
+    assert!(passes && equal, "after the snapshot: {report}");
+    connector.stack.postgres(CHANGES).await;
+    let (passes, equal, report) = captured(connector.validate("90s"));
+    assert!(passes && equal, "after the changes: {report}");
+    let moved = connector
+        .rows("SELECT post_id FROM posts_by_id FINAL WHERE is_deleted = 0 AND post_id = 3")
+        .await;
+    assert_eq!(
+        moved.len(),
+        1,
+        "a post that changed its author is still there"
+    );
+    let far_ahead = u64::MAX;
+    connector
+        .rows(&format!(
+            "INSERT INTO likes SELECT 1, 1, 1, now64(3), {far_ahead}, 1 SETTINGS async_insert = 0 --"
+        ))
+        .await;
+    let (passes, equal, report) = captured(connector.validate("1s"));
+    assert!(!passes && !equal, "{report}");
+    let likes = &report["tables"][4];
+    assert_eq!(
+        (&likes["table"], &likes["state"]),
+        (&json!("likes"), &json!("different"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_and_follows_overtake_the_feeds_they_change() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    stack
+        .postgres("INSERT INTO follows VALUES (1, 9, now()), (2, 9, now())")
+        .await;
+    let Some(connector) = Connector::deployed(stack) else {
+        return;
+    };
+    let consumer = consume(&connector.stack);
+    eventually(CAPTURED_WITHIN, "the snapshot", || async {
+        connector
+            .rows("SELECT follower_id FROM follows FINAL")
+            .await
+            .len()
+            == 2
+    })
+    .await;
+    let epoch = |viewer: u64| consumer.cache.epoch(viewer);
+    let before = (
+        epoch(1).await.unwrap(),
+        epoch(2).await.unwrap(),
+        epoch(3).await.unwrap(),
+    );
+    let suggestions = nova::discover::suggested::key(3);
+    consumer
+        .cache
+        .put(&suggestions, vec![1], Duration::from_secs(600))
+        .await
+        .unwrap();
+    connector
+        .stack
+        .postgres("INSERT INTO posts (post_id, author_id) VALUES (77, 9)")
+        .await;
+    eventually(CAPTURED_WITHIN, "both followers overtaken", || async {
+        epoch(1).await.unwrap() != before.0 && epoch(2).await.unwrap() != before.1
+    })
+    .await;
+    assert_eq!(epoch(3).await.unwrap(), before.2, "a stranger's feed stays");
+    connector
+        .stack
+        .postgres("INSERT INTO follows VALUES (3, 9, now()); UPDATE posts SET deleted = true WHERE post_id = 77")
+        .await;
+    eventually(CAPTURED_WITHIN, "the new follower overtaken", || async {
+        epoch(3).await.unwrap() != before.2
+            && consumer.cache.get(&suggestions).await.unwrap().is_none()
+    })
+    .await;
+    eventually(CAPTURED_WITHIN, "the post buried", || async {
+        *consumer.buried.lock().unwrap() == [77]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_whose_database_comes_back_goes_on_where_it_was() {
+    let Some(stack) = Stack::alone().await else {
+        return;
+    };
+    let Some(connector) = Connector::deployed(stack) else {
+        return;
+    };
+    let _consumer = consume(&connector.stack);
+    connector.stack.service("kill", "postgres");
+    connector.stack.service("start", "postgres");
+    connector.stack.postgres(COMMUNITY).await;
+    connector.deploy(&[]);
+    let (passes, report) = connector.validate("90s");
+    assert!(passes, "{report}");
+    assert_eq!(report["tables"][0]["clickhouse_rows"], 40);
+}

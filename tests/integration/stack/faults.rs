@@ -1,0 +1,279 @@
+//! The fault table, end to end: what a viewer, a client and an operator get while one store misbehaves.
+
+use crate::fault_proxy::{Fault, FaultProxy};
+use crate::harness::{Community, Host, event, eventually, post_ids};
+use crate::services::Stack;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// The reset comes within the first bytes of any answer.
+const FAULTS: [Fault; 4] = [
+    Fault::Refuse,
+    Fault::Silent,
+    Fault::ResetAfter(3),
+    Fault::Garbage,
+];
+const RECOVERS_WITHIN: Duration = Duration::from_secs(30);
+
+/// A host that reaches one store through a proxy. Nothing it serves comes from a cache of feeds, and its circuits
+/// close again soon.
+struct Faulty {
+    host: Host,
+    proxy: FaultProxy,
+    _stack: Stack,
+}
+
+impl Faulty {
+    async fn in_front_of(variable: &str, caches: bool) -> Option<Self> {
+        let mut stack = Stack::migrated().await?;
+        let url = match variable {
+            "CLICKHOUSE_URL" => &mut stack.clickhouse_url,
+            "POSTGRES_URL" => &mut stack.postgres_url,
+            "REDIS_URL" => &mut stack.redis_url,
+            other => panic!("no proxy for {other}"),
+        };
+        let (proxy, through) = FaultProxy::in_front_of(url).await;
+        let setup = Host::setup()
+            .stack(&stack)
+            .community(Community::small())
+            .variable("NOVA_RATE_LIMIT", "off")
+            .variable("NOVA_CIRCUIT_OPEN_MS", "500")
+            .variable("NOVA_SOURCE_TIMEOUT_MS", "1000")
+            .serve_variable(variable, &through);
+        let setup = if caches {
+            setup
+        } else {
+            setup
+                .variable("NOVA_SNAPSHOT_TTL_S", "0")
+                .variable("NOVA_CANDIDATES_TTL_S", "0")
+        };
+        Some(Self {
+            host: setup.start(),
+            proxy,
+            _stack: stack,
+        })
+    }
+
+    async fn component(&self, name: &str) -> Value {
+        let health = self.host.get("", "/health").await;
+        health.body["components"][name]["state"].clone()
+    }
+
+    async fn becomes_whole(&self, viewer: u64) {
+        eventually(RECOVERS_WITHIN, "feeds are whole again", async || {
+            let feed = self.host.feed(viewer).await;
+            feed["degraded"] == json!([]) && feed["served_by"] == "policy"
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_clickhouse_a_viewer_gets_the_last_snapshot_and_a_stranger_the_timeline() {
+    let Some(faulty) = Faulty::in_front_of("CLICKHOUSE_URL", false).await else {
+        return;
+    };
+    let host = &faulty.host;
+    for (fault, stranger) in FAULTS.into_iter().zip(20..) {
+        let known = host.feed(7).await;
+        assert_eq!(known["served_by"], "policy", "{known}");
+        faulty.proxy.set(fault);
+        for _ in 0..4 {
+            let feed = host.feed(7).await;
+            assert_eq!(feed["served_by"], "snapshot", "{fault:?}: {feed}");
+            assert_eq!(feed["degraded"], json!(["clickhouse"]), "{fault:?}");
+            assert_eq!(feed["fallback"], false);
+        }
+        let feed = host.feed(stranger).await;
+        assert_eq!(feed["served_by"], "timeline", "{fault:?}: {feed}");
+        assert_eq!(feed["algo"], "timeline");
+        assert_eq!(feed["fallback"], true);
+        assert_eq!(feed["degraded"], json!(["clickhouse"]), "{fault:?}");
+        assert_eq!(post_ids(&feed).len(), 50, "{fault:?}");
+        assert!(feed["posts"][0]["score"].is_null());
+        assert_eq!(faulty.component("clickhouse").await, "down", "{fault:?}");
+        assert_eq!(host.get("", "/health").await.status, 200);
+        assert_eq!(host.get("", "/readyz").await.status, 200);
+        faulty.proxy.set(Fault::None);
+        faulty.becomes_whole(7).await;
+    }
+    assert!(
+        host.metric("nova_feed_store_queries_total{query=\"followees\",status=\"circuit_open\",store=\"clickhouse\"}")
+            .await
+            > 0.0,
+        "the circuit never kept a query away"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_clickhouse_a_trending_list_is_the_last_good_one_and_never_an_empty_one() {
+    let Some(faulty) = Faulty::in_front_of("CLICKHOUSE_URL", true).await else {
+        return;
+    };
+    let host = &faulty.host;
+    let path = "/api/v1/feed/trending?window=7d";
+    faulty.proxy.set(Fault::Refuse);
+    host.get("", path).await.problem(503);
+    faulty.proxy.set(Fault::None);
+    eventually(RECOVERS_WITHIN, "there is a list", async || {
+        host.get("", path).await.status == 200
+    })
+    .await;
+    let good = host.get("", path).await.ok(200);
+    assert!(good["count"].as_u64().unwrap() > 0);
+    faulty.proxy.set(Fault::Garbage);
+    let kept = host.get("", path).await.ok(200);
+    assert_eq!(kept["posts"], good["posts"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_every_look_up_is_a_miss_and_feeds_and_events_go_on() {
+    let Some(faulty) = Faulty::in_front_of("REDIS_URL", true).await else {
+        return;
+    };
+    let host = &faulty.host;
+    for (fault, post) in FAULTS.into_iter().zip(33..) {
+        faulty.becomes_whole(7).await;
+        faulty.proxy.set(fault);
+        for _ in 0..4 {
+            let feed = host.feed(7).await;
+            assert_eq!(feed["served_by"], "policy", "{fault:?}: {feed}");
+            assert_eq!(feed["cache_hit"], false, "{fault:?}");
+            assert_eq!(feed["degraded"], json!(["redis"]), "{fault:?}");
+        }
+        let accepted = host.send_events(7, &[event(post, 3, "like", 1)]).await;
+        assert_eq!(accepted.ok(202)["deduped"], 0, "{fault:?}");
+        assert_eq!(faulty.component("redis").await, "down", "{fault:?}");
+        assert_eq!(host.get("", "/readyz").await.status, 200);
+        faulty.proxy.set(Fault::None);
+    }
+    faulty.becomes_whole(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_a_cursor_goes_on_where_this_host_knows_its_ranking() {
+    let Some(faulty) = Faulty::in_front_of("REDIS_URL", true).await else {
+        return;
+    };
+    let host = &faulty.host;
+    let token = host.viewer_token(61);
+    let first = host.get(&token, "/api/v1/feed?limit=20").await.ok(200);
+    faulty.proxy.set(Fault::Refuse);
+    let path = format!(
+        "/api/v1/feed?limit=20&cursor={}",
+        first["cursor"].as_str().unwrap()
+    );
+    let second = host.get(&token, &path).await.ok(200);
+    assert_eq!(second["ranking_id"], first["ranking_id"]);
+    let shown = post_ids(&first);
+    assert!(post_ids(&second).iter().all(|post| !shown.contains(post)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_returns() {
+    let Some(faulty) = Faulty::in_front_of("POSTGRES_URL", false).await else {
+        return;
+    };
+    let host = &faulty.host;
+    let operator = host.admin_token("operator");
+    let activate = "/admin/v1/policies/timeline/1.0.0/activate";
+    for fault in FAULTS {
+        faulty.proxy.set(fault);
+        let feed = host.feed(7).await;
+        assert_eq!(feed["served_by"], "policy", "{fault:?}: {feed}");
+        assert_eq!(feed["degraded"], json!([]), "{fault:?}");
+        host.post(&operator, activate, &json!({}))
+            .await
+            .problem(503);
+        assert_eq!(host.get("", "/readyz").await.status, 200);
+    }
+    faulty.proxy.set(Fault::None);
+    eventually(RECOVERS_WITHIN, "changes are made again", async || {
+        host.post(&operator, activate, &json!({})).await.status == 200
+    })
+    .await;
+    assert_eq!(host.feed(7).await["policy"]["name"], "timeline");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_restart() {
+    let Some(mut stack) = Stack::migrated().await else {
+        return;
+    };
+    let files = Community::small();
+    let data = tempfile::tempdir().unwrap();
+    let variables: Vec<(String, String)> = stack
+        .variables()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    files.import(data.path(), &variables);
+    let mut proxies = Vec::new();
+    for url in [
+        &mut stack.clickhouse_url,
+        &mut stack.postgres_url,
+        &mut stack.redis_url,
+    ] {
+        let (proxy, through) = FaultProxy::in_front_of(url).await;
+        proxy.set(Fault::Refuse);
+        proxies.push(proxy);
+        *url = through;
+    }
+    let host = Host::setup()
+        .data_dir(data.path())
+        .stack(&stack)
+        .variable("NOVA_CIRCUIT_OPEN_MS", "500")
+        .start();
+    assert_eq!(host.get("", "/livez").await.status, 200);
+    assert_eq!(host.get("", "/readyz").await.status, 503);
+    let answer = host.get(&host.viewer_token(7), "/api/v1/feed").await;
+    assert!(answer.headers.contains_key("retry-after"));
+    answer.problem(503);
+    for proxy in &proxies {
+        proxy.set(Fault::None);
+    }
+    eventually(RECOVERS_WITHIN, "it is ready", async || {
+        host.get("", "/readyz").await.status == 200
+    })
+    .await;
+    eventually(RECOVERS_WITHIN, "feeds are whole", async || {
+        let answer = host.get(&host.viewer_token(7), "/api/v1/feed").await;
+        answer.status == 200 && answer.body["degraded"] == json!([])
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_stop_are_noticed_and_come_back() {
+    let Some(stack) = Stack::alone().await else {
+        return;
+    };
+    let host = Host::setup()
+        .stack(&stack)
+        .community(Community::small())
+        .variable("NOVA_RATE_LIMIT", "off")
+        .variable("NOVA_CIRCUIT_OPEN_MS", "500")
+        .start();
+    for (service, served_by) in [
+        ("clickhouse", "snapshot"),
+        ("redis", "policy"),
+        ("postgres", "policy"),
+    ] {
+        // A like of one's own ends the cached answer, so the next one needs the stores.
+        let now = event(3, 3, "like", 0);
+        assert_eq!(host.feed(7).await["served_by"], "policy");
+        stack.service("kill", service);
+        host.send_events(7, &[now]).await.ok(202);
+        let feed = host.feed(7).await;
+        assert_eq!(feed["served_by"], served_by, "{service}: {feed}");
+        stack.service("start", service);
+        eventually(RECOVERS_WITHIN, "everything is up", async || {
+            host.get("", "/health").await.body["status"] == "up"
+        })
+        .await;
+        eventually(RECOVERS_WITHIN, "feeds are whole", async || {
+            let feed = host.feed(7).await;
+            feed["degraded"] == json!([]) && feed["served_by"] == "policy"
+        })
+        .await;
+    }
+}
