@@ -4,8 +4,8 @@
 --
 -- Events that clients send have no row here. Duplicates among them are found by the consumer, in
 -- the store it inserts into; the claims that let `POST /api/v1/events` say `deduped` at once live
--- in Redis, because here they would be thousands of rows a second in the very log that change data
--- capture reads.
+-- in the spool of the host that took them, because here they would be thousands of rows a second in
+-- the very log that change data capture reads.
 CREATE TABLE events_dedup (
     event_id uuid PRIMARY KEY,
     user_id  bigint NOT NULL,

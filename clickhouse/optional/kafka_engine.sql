@@ -1,8 +1,8 @@
 -- Optional: ClickHouse reads `events` from Kafka by itself (T017, T018, T071), where the host's own
 -- consumer does it by default. `nova migrate` never applies this file. Apply it by hand, after
--- putting your brokers, and your topic if it has a prefix, into the two settings below; and let no
--- host consume `events` then, because the two know nothing of each other and each event would count
--- twice.
+-- putting your brokers, and your topic if it has a prefix, into the two settings below; and set
+-- `stores.consume_events = false` (NOVA_CONSUME_EVENTS) on every host, because the two know nothing
+-- of each other and each event would count twice.
 --
 -- What it gives up, which is why it is not the default:
 --   * Exactly once. The engine commits offsets after its insert and names no batch: whatever it

@@ -16,13 +16,16 @@ use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::WatchReport;
+use crate::stores::guard;
 use crate::stores::{
-    AcceptedEvent, Action, CandidateStore, EventSink, ExposureStore, FeedCache, Lease,
-    RelationalStore, SeenPosts, StoreError, ValueCache, ViewerAttributes,
+    CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
+    StoreError, ValueCache, ViewerAttributes,
 };
 use arc_swap::ArcSwap;
+use futures::StreamExt as _;
 use moka::future::Cache;
 use prometheus::IntCounter;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -96,6 +99,8 @@ pub struct Parts {
 
 /// Fetches are over within the sources' deadlines; locks idle for longer guard nothing.
 const FLIGHT_IDLE: Duration = Duration::from_secs(60);
+/// Calls to the cache on their way at once.
+const OVERTAKE_PARALLEL: usize = 64;
 /// How long a changed user row may go unnoticed by cohorts.
 const ATTRIBUTES_LIFE: Duration = Duration::from_secs(60);
 
@@ -165,7 +170,7 @@ impl App {
             Ok::<_, StoreError>(attributes.map(Arc::new))
         };
         let timeout = Duration::from_millis(self.live().feed.timeline_timeout_ms);
-        match tokio::time::timeout(timeout, self.attributes.try_get_with(viewer, load)).await {
+        match guard::within(timeout, self.attributes.try_get_with(viewer, load)).await {
             Ok(Ok(attributes)) => Lookup::Known(attributes),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "viewer attributes");
@@ -178,29 +183,26 @@ impl App {
         }
     }
 
-    /// Read your writes: what was ranked without these events is no answer to their author any
-    /// more. Called when they are accepted, and again when they are counted.
-    pub async fn overtake(&self, events: &[AcceptedEvent]) {
-        let mut viewers: Vec<u64> = events
-            .iter()
-            .filter(|event| matches!(event.action, Action::Like | Action::Comment | Action::Share))
-            .map(|event| event.user_id)
-            .collect();
-        viewers.sort_unstable();
-        viewers.dedup();
-        for viewer in viewers {
-            if let Err(error) = self.stores.cache.overtake(viewer).await {
-                tracing::warn!(%error, "candidate cache");
-            }
-        }
+    /// Read your writes: what was ranked without the events of [`overtaking`](crate::events::drain::overtaking) viewers is no answer to them any
+    /// more. Called when the events are accepted, and again when they are counted.
+    pub async fn overtake(&self, viewers: BTreeSet<u64>) {
+        futures::stream::iter(viewers)
+            .for_each_concurrent(OVERTAKE_PARALLEL, |viewer| async move {
+                if let Err(error) = self.stores.cache.overtake(viewer).await {
+                    tracing::warn!(%error, "candidate cache");
+                }
+            })
+            .await;
     }
 
     /// For whoever counts events.
     pub fn overtake_counted(self: &Arc<Self>) -> Counted {
         let app = self.clone();
-        Arc::new(move |events| {
-            let (app, events) = (app.clone(), events.to_vec());
-            tokio::spawn(async move { app.overtake(&events).await });
+        Arc::new(move |viewers| {
+            if !viewers.is_empty() {
+                let app = app.clone();
+                tokio::spawn(async move { app.overtake(viewers).await });
+            }
         })
     }
 

@@ -63,6 +63,8 @@ pub struct Stores {
     pub postgres_connections_max: u32,
     /// How long a store that failed three times in a row is left alone before it is asked once more, ms. Default 30,000.
     pub circuit_open_ms: u64,
+    /// Whether hosts move events from Kafka into ClickHouse; not where ClickHouse's own Kafka engine does. Default true.
+    pub consume_events: bool,
     /// Before the name of every topic and consumer group, so that two Novas can share a broker. Default empty.
     pub kafka_prefix: String,
 }
@@ -97,6 +99,7 @@ impl Default for Stores {
             redis_url: None,
             postgres_connections_max: 16,
             circuit_open_ms: 30_000,
+            consume_events: true,
             kafka_prefix: String::new(),
         }
     }
@@ -331,6 +334,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
         "stores.postgres_connections_max",
     ),
     ("NOVA_CIRCUIT_OPEN_MS", "stores.circuit_open_ms"),
+    ("NOVA_CONSUME_EVENTS", "stores.consume_events"),
     ("NOVA_KAFKA_PREFIX", "stores.kafka_prefix"),
     ("NOVA_JWT_SECRET", "auth.jwt_secret"),
     ("NOVA_JWT_ISSUER", "auth.issuer"),

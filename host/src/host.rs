@@ -28,6 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a stopping host goes on counting accepted events; the rest waits for the next start.
 const FLUSH_BOUND: Duration = Duration::from_secs(5);
+/// How long it waits for whatever else finishes its work; a batch for a store that does not answer is stored by the
+/// next start, or by another host. Together with the requests in flight less than the grace of whoever stops it.
+const STOP_BOUND: Duration = Duration::from_secs(15);
 
 /// A host that listens.
 #[derive(Debug)]
@@ -111,7 +114,7 @@ impl Host {
             logging,
             config: config_file,
         });
-        let mut draining = beside(&app, &stop_draining);
+        let mut draining = beside(&app, &stop_draining)?;
         draining.push(start_drain(&app, spool, into_stores, stop_draining.clone()));
         draining.push(exposures_task);
         Ok(Self {
@@ -145,7 +148,13 @@ impl Host {
         });
         http::server::serve(self.listener, router, &self.app.config.server, stop).await;
         self.stop_draining.cancel();
-        futures::future::join_all(self.draining).await;
+        let drained = futures::future::join_all(self.draining);
+        if tokio::time::timeout(STOP_BOUND, drained).await.is_err() {
+            tracing::warn!(
+                bound_ms = STOP_BOUND.as_millis() as u64,
+                "stopping with work under way; it is done again after the next start"
+            );
+        }
         tracing::info!("stopped");
     }
 }

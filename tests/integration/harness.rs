@@ -229,6 +229,17 @@ impl Host {
         self.token(&["--user", &user.to_string()])
     }
 
+    /// A viewer's token of hosts that share a key.
+    pub fn token_signed_with(&self, secret: &str, user: u64) -> String {
+        let output = nova()
+            .args(["token", "--user", &user.to_string()])
+            .env("NOVA_JWT_SECRET", secret)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
     pub fn admin_token(&self, role: &str) -> String {
         self.token(&["--user", "1", "--audience", "admin", "--role", role])
     }

@@ -1,10 +1,14 @@
 //! The real stack for one test: databases, topics and keys of its own on the servers that the environment names
 //! (`tests/services env`).
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::MetadataTopic;
 use sqlx::{ConnectOptions as _, Connection as _};
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 /// The program under test, with nothing of this process's environment but what finds programs.
@@ -190,11 +194,8 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        let (servers, name, redis) = (
-            self.servers.clone(),
-            self.name.clone(),
-            self.redis_url.clone(),
-        );
+        let (servers, name) = (self.servers.clone(), self.name.clone());
+        let (redis, prefix) = (self.redis_url.clone(), self.kafka_prefix.clone());
         // The test's own runtime may be the one that unwinds.
         let dropped = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread()
@@ -207,6 +208,7 @@ impl Drop for Stack {
                     let drop = format!("DROP DATABASE IF EXISTS {name}");
                     on_clickhouse(&servers.clickhouse, drop).await;
                     flush_redis(&redis).await;
+                    delete_topics(&servers.kafka, &prefix).await;
                 });
         });
         let _ = dropped.join();
@@ -240,6 +242,20 @@ async fn on_clickhouse(url: &str, statement: String) -> String {
     let (status, text) = (answer.status(), answer.text().await.unwrap());
     assert!(status.is_success(), "{statement}: {text}");
     text
+}
+
+/// Sixty partitions a test would soon be all that the broker looks after. One that does not answer keeps them.
+pub async fn delete_topics(brokers: &str, prefix: &str) {
+    let admin: AdminClient<DefaultClientContext> = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
+        .unwrap();
+    let Ok(metadata) = admin.inner().fetch_metadata(None, Duration::from_secs(5)) else {
+        return;
+    };
+    let names = metadata.topics().iter().map(MetadataTopic::name);
+    let names: Vec<&str> = names.filter(|name| name.starts_with(prefix)).collect();
+    let _ = admin.delete_topics(&names, &AdminOptions::new()).await;
 }
 
 async fn flush_redis(url: &str) {

@@ -88,4 +88,7 @@ clickhouse_ready() {
 }
 
 clickhouse_url() { echo "http://127.0.0.1:$(port_of clickhouse)"; }
-clickhouse_env() { echo "CLICKHOUSE_URL='$(clickhouse_url)'"; }
+clickhouse_env() {
+    echo "CLICKHOUSE_URL='$(clickhouse_url)'"
+    clickhouse_server >/dev/null || echo "NOVA_LIBCHDB='$DOWNLOADS/$(chdb_home)/libchdb.so'"
+}

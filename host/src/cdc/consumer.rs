@@ -100,7 +100,7 @@ impl BatchHandler for Capture {
         let written = self.write(&Rows::of(changes())).await;
         observe(changes(), written.is_ok());
         written?;
-        let overtaken = changes().filter_map(invalidation::of).collect();
+        let overtaken = changes().flat_map(invalidation::of).collect();
         self.invalidator.apply(&overtaken).await;
         Ok(())
     }

@@ -186,23 +186,18 @@ pub fn decode(table: Table, payload: Option<&[u8]>) -> Result<Option<Change>, Un
 fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
     let envelope: Envelope<R> = serde_json::from_slice(payload)
         .map_err(|error| Undecodable::Malformed(error.to_string()))?;
-    let Envelope {
-        before, mut after, ..
-    } = envelope;
-    let rows = match (envelope.op.as_str(), &before, &mut after) {
-        // A row may change its key where the old one is not logged; then there is no knowing what to delete.
-        ("c" | "r", _, Some(_)) | ("u", _, Some(_)) | ("d", Some(_), None) => (before, after),
+    let (op, before, mut after) = (envelope.op, envelope.before, envelope.after);
+    match (op.as_str(), &before, &mut after) {
+        ("c" | "r" | "u", before, Some(after)) => after.fill_in(before.as_ref())?,
+        ("d", Some(_), None) => {}
         (op, before, after) => {
+            let with = |there: bool| if there { "with" } else { "without" };
             return Err(Undecodable::Invalid(format!(
-                "operation {op:?} {} the old row and {} the new one",
-                if before.is_some() { "with" } else { "without" },
-                if after.is_some() { "with" } else { "without" },
+                "operation {op:?} {} an old row and {} a new one",
+                with(before.is_some()),
+                with(after.is_some()),
             )));
         }
-    };
-    let (before, mut after) = rows;
-    if let Some(after) = &mut after {
-        after.fill_in(before.as_ref())?;
     }
     for row in before.iter().chain(&after) {
         let ids = row.ids();
@@ -221,7 +216,7 @@ fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
         after,
         lsn,
         committed_ms: envelope.source.ts_ms,
-        snapshot: envelope.op == "r",
+        snapshot: op == "r",
     })
 }
 

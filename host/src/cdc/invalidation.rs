@@ -3,14 +3,22 @@
 use super::change::{Change, Transition};
 use super::envelope::Post;
 use crate::discover::suggested;
+use crate::feed::deleted::Fate;
 use crate::stores::{FeedCache, HOUR_MS, RelationalStore, StoreResult, ValueCache};
 use futures::StreamExt as _;
-use futures::future::BoxFuture;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Beyond this many followers the TTL does the rest.
 const FOLLOWERS_MAX: u32 = 10_000;
+/// Authors looked up at once.
+const LOOKUPS_PARALLEL: usize = 8;
+/// What all look-ups of one round may take, and bring: the consumer does not poll meanwhile, and a bulk load of posts
+/// has thousands of authors. Beyond that the TTL does the rest, too.
+const LOOKUPS_TIME: Duration = Duration::from_secs(3);
+const VIEWERS_MAX: usize = 100_000;
 /// Followees' posts are candidates for so long; an older one changes no feed that anybody waits for.
 const NEWS_MS: u64 = 72 * HOUR_MS;
 /// Calls to the cache on their way at once.
@@ -20,50 +28,58 @@ const PARALLEL: usize = 64;
 pub enum Invalidation {
     /// The feeds of those who follow its author lack it.
     NewPost { author_id: u64 },
-    /// No answer may show it.
-    DeletedPost { post_id: u64 },
+    /// No answer may show it, or every answer may again.
+    PostFate {
+        post_id: u64,
+        version: u64,
+        deleted: bool,
+    },
     /// Their feed and their suggestions rest on whom they followed before.
     FollowsChanged { follower_id: u64 },
 }
 
 /// What one change overtakes. A row that a snapshot read is no news.
-pub fn of(change: &Change) -> Option<Invalidation> {
+pub fn of(change: &Change) -> Vec<Invalidation> {
     match change {
-        Change::Post(change) => of_post(change),
+        Change::Post(change) if !change.snapshot => of_post(change),
         Change::Follow(change) if !change.snapshot => {
-            let row = change.after.as_ref().or(change.before.as_ref())?;
-            Some(Invalidation::FollowsChanged {
+            let row = change.after.as_ref().or(change.before.as_ref());
+            let changed = row.map(|row| Invalidation::FollowsChanged {
                 follower_id: row.follower_id,
-            })
+            });
+            changed.into_iter().collect()
         }
-        _ => None,
+        _ => Vec::new(),
     }
 }
 
-fn of_post(change: &Transition<Post>) -> Option<Invalidation> {
-    let living = |post: &&Post| !post.deleted;
-    let before = change.before.as_ref().filter(living);
-    match (before, change.after.as_ref()) {
-        _ if change.snapshot => None,
-        (None, Some(post)) if !post.deleted => {
-            let created_ms = post.created_at.timestamp_millis().max(0) as u64;
-            (created_ms + NEWS_MS > change.committed_ms).then_some(Invalidation::NewPost {
-                author_id: post.author_id,
-            })
-        }
+fn of_post(change: &Transition<Post>) -> Vec<Invalidation> {
+    let fate = |post: &Post, deleted| Invalidation::PostFate {
+        post_id: post.post_id,
+        version: change.lsn,
+        deleted,
+    };
+    let lived = change.before.as_ref().is_some_and(|post| !post.deleted);
+    match (change.before.as_ref(), change.after.as_ref()) {
         // An update whose old row was not logged may be the one that deleted the post.
-        (_, Some(post)) if post.deleted => Some(Invalidation::DeletedPost {
-            post_id: post.post_id,
-        }),
-        (Some(post), None) => Some(Invalidation::DeletedPost {
-            post_id: post.post_id,
-        }),
-        _ => None,
+        (_, Some(post)) if post.deleted => vec![fate(post, true)],
+        (_, Some(_)) if lived => Vec::new(),
+        // New, or there again.
+        (_, Some(post)) => {
+            let created_ms = post.created_at.timestamp_millis().max(0) as u64;
+            let news =
+                (created_ms + NEWS_MS > change.committed_ms).then_some(Invalidation::NewPost {
+                    author_id: post.author_id,
+                });
+            std::iter::once(fate(post, false)).chain(news).collect()
+        }
+        (Some(post), None) if lived => vec![fate(post, true)],
+        _ => Vec::new(),
     }
 }
 
-/// Tells every host that posts were deleted.
-pub type Bury = Arc<dyn Fn(Vec<u64>) -> BoxFuture<'static, StoreResult<()>> + Send + Sync>;
+/// Tells every host what became of posts.
+pub type Bury = Arc<dyn Fn(Vec<Fate>) + Send + Sync>;
 
 /// Carries invalidations out. What fails is logged and left to the TTL: a cache that is down must not hold changes up.
 #[derive(Clone)]
@@ -82,28 +98,57 @@ impl std::fmt::Debug for Invalidator {
 
 impl Invalidator {
     pub async fn apply(&self, invalidations: &BTreeSet<Invalidation>) {
-        let (mut buried, mut viewers) = (Vec::new(), BTreeSet::new());
+        let (mut fates, mut viewers, mut authors) = (Vec::new(), BTreeSet::new(), Vec::new());
         for invalidation in invalidations {
             match *invalidation {
-                Invalidation::DeletedPost { post_id } => buried.push(post_id),
+                Invalidation::PostFate {
+                    post_id,
+                    version,
+                    deleted,
+                } => fates.push(Fate {
+                    post_id,
+                    version,
+                    deleted,
+                }),
                 Invalidation::FollowsChanged { follower_id } => {
                     viewers.insert(follower_id);
                     log(self.values.remove(&suggested::key(follower_id)).await);
                 }
-                Invalidation::NewPost { author_id } => {
-                    let followers = self.relational.followers(author_id, FOLLOWERS_MAX).await;
-                    viewers.extend(log(followers).unwrap_or_default());
-                }
+                Invalidation::NewPost { author_id } => authors.push(author_id),
             }
         }
-        if !buried.is_empty() {
-            log((self.bury)(buried).await);
+        if !fates.is_empty() {
+            (self.bury)(fates);
         }
+        self.add_followers(&authors, &mut viewers).await;
         futures::stream::iter(viewers)
             .for_each_concurrent(PARALLEL, |viewer| async move {
                 log(self.cache.overtake(viewer).await);
             })
             .await;
+    }
+
+    /// As many as there is time and room for.
+    async fn add_followers(&self, authors: &[u64], viewers: &mut BTreeSet<u64>) {
+        let mut asked = futures::stream::iter(authors.to_vec())
+            .map(|author| self.relational.followers(author, FOLLOWERS_MAX))
+            .buffer_unordered(LOOKUPS_PARALLEL);
+        let deadline = Instant::now() + LOOKUPS_TIME;
+        let mut answered = 0;
+        while viewers.len() < VIEWERS_MAX
+            && let Ok(Some(followers)) = tokio::time::timeout_at(deadline, asked.next()).await
+        {
+            answered += 1;
+            viewers.extend(log(followers).unwrap_or_default());
+        }
+        let left = authors.len() - answered;
+        if left > 0 {
+            tracing::warn!(
+                authors = left,
+                viewers = viewers.len(),
+                "too many new posts at once: feeds of these authors' followers stay cached until they expire"
+            );
+        }
     }
 }
 
@@ -131,11 +176,7 @@ mod tests {
         })
     }
 
-    fn overtaken(
-        before: Option<Post>,
-        after: Option<Post>,
-        snapshot: bool,
-    ) -> Option<Invalidation> {
+    fn overtaken(before: Option<Post>, after: Option<Post>, snapshot: bool) -> Vec<Invalidation> {
         of(&Change::Post(Transition {
             before,
             after,
@@ -145,23 +186,32 @@ mod tests {
         }))
     }
 
+    fn fate(deleted: bool) -> Invalidation {
+        Invalidation::PostFate {
+            post_id: 10,
+            version: 1,
+            deleted,
+        }
+    }
+
     #[test]
     fn a_new_post_overtakes_its_authors_followers_unless_it_is_history() {
-        let news = Some(Invalidation::NewPost { author_id: 1 });
-        assert_eq!(overtaken(None, post(1, false), false), news);
-        assert_eq!(overtaken(post(1, true), post(1, false), false), news);
-        assert_eq!(overtaken(None, post(73, false), false), None);
-        assert_eq!(overtaken(None, post(1, false), true), None);
-        assert_eq!(overtaken(post(1, false), post(1, false), false), None);
+        let news = Invalidation::NewPost { author_id: 1 };
+        assert_eq!(overtaken(None, post(1, false), false), [fate(false), news]);
+        let back = overtaken(post(1, true), post(1, false), false);
+        assert_eq!(back, [fate(false), news]);
+        assert_eq!(overtaken(None, post(73, false), false), [fate(false)]);
+        assert_eq!(overtaken(None, post(1, false), true), []);
+        assert_eq!(overtaken(post(1, false), post(1, false), false), []);
     }
 
     #[test]
     fn a_post_is_buried_when_its_row_goes_and_when_it_is_marked() {
-        let buried = Some(Invalidation::DeletedPost { post_id: 10 });
+        let buried = [fate(true)];
         assert_eq!(overtaken(post(1, false), None, false), buried);
         assert_eq!(overtaken(post(1, false), post(1, true), false), buried);
         assert_eq!(overtaken(None, post(1, true), false), buried);
-        assert_eq!(overtaken(post(1, true), None, false), None, "it was before");
+        assert_eq!(overtaken(post(1, true), None, false), [], "it was before");
     }
 
     #[test]
@@ -183,7 +233,7 @@ mod tests {
             });
             assert_eq!(
                 of(&change),
-                Some(Invalidation::FollowsChanged { follower_id: 2 })
+                [Invalidation::FollowsChanged { follower_id: 2 }]
             );
         }
     }

@@ -1,6 +1,7 @@
 //! Users worth following, by viewer.
 
 use crate::clock::unix_ms;
+use crate::stores::guard;
 use crate::stores::{CandidateStore, StoreError, SuggestedUser, ValueCache, shared};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +61,7 @@ impl Suggestions {
         timeout: Duration,
     ) -> Result<Vec<SuggestedUser>, StoreError> {
         let query = self.store.suggested_users(viewer, unix_ms(), LIMIT_MAX);
-        let users = tokio::time::timeout(timeout, query)
+        let users = guard::within(timeout, query)
             .await
             .map_err(|_| StoreError {
                 store: self.store.name(),

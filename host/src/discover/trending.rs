@@ -1,6 +1,7 @@
 //! Trending posts by window. One host of many asks the store and shares the list. A list that cannot be renewed is served on, marked; one that never was is an error.
 
 use crate::clock::{rfc3339, unix_ms};
+use crate::stores::guard;
 use crate::stores::shared::{self, Shared};
 use crate::stores::{CandidateStore, StoreError, ValueCache};
 use arc_swap::ArcSwapOption;
@@ -80,6 +81,8 @@ type Made = (Instant, Arc<Vec<TrendingItem>>);
 #[derive(Default)]
 struct Slot {
     made: ArcSwapOption<Made>,
+    /// The store that did not answer when the list was last to be renewed.
+    failed: ArcSwapOption<&'static str>,
     /// Held while the list is renewed, so that of many requests one asks.
     renewing: Mutex<()>,
 }
@@ -143,8 +146,11 @@ impl Trending {
         let known = slot.made.load_full();
         let _turn = match (&known, slot.renewing.try_lock()) {
             (_, Ok(turn)) => turn,
-            // Somebody else is asking: what is there will do until then.
-            (Some(made), Err(_)) => return Ok(TrendingList::of(made, None)),
+            // Somebody else is asking: what is there will do until then, marked if the last one to ask got nothing.
+            (Some(made), Err(_)) => {
+                let failed = slot.failed.load().as_deref().copied();
+                return Ok(TrendingList::of(made, failed));
+            }
             (None, Err(_)) => slot.renewing.lock().await,
         };
         if let Some(list) = slot.fresh(ttl) {
@@ -169,6 +175,7 @@ impl Trending {
             }),
             (Err(error), Some(made)) => {
                 tracing::warn!(%error, window = window.as_str(), "trending cannot be renewed; serving the last good list");
+                slot.failed.store(Some(Arc::new(error.store)));
                 Ok(TrendingList::of(&made, Some(error.store)))
             }
             (Err(error), None) => Err(error),
@@ -187,8 +194,10 @@ impl Trending {
     ) -> Result<Arc<Vec<TrendingItem>>, StoreError> {
         let posts = Arc::new(self.query(window, timeout).await?);
         shared::put(self.values.as_ref(), &window.key(), posts.as_ref(), ttl).await;
-        let made = Arc::new((Instant::now(), posts.clone()));
-        self.slots[window as usize].made.store(Some(made));
+        let slot = &self.slots[window as usize];
+        slot.made
+            .store(Some(Arc::new((Instant::now(), posts.clone()))));
+        slot.failed.store(None);
         Ok(posts)
     }
 
@@ -200,7 +209,7 @@ impl Trending {
         let query = self
             .store
             .trending_window(window.hours(), unix_ms(), LIMIT_MAX);
-        let posts = tokio::time::timeout(timeout, query)
+        let posts = guard::within(timeout, query)
             .await
             .map_err(|_| StoreError {
                 store: self.store.name(),

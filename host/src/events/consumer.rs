@@ -4,7 +4,7 @@
 //! may have left it in the raw table and not in the aggregates, and only the same token heals that. And each event is
 //! looked up before it is stored, because a message that was sent twice has another offset and so another token.
 
-use super::drain::Counted;
+use super::drain::{Counted, overtaking};
 use crate::failpoint;
 use crate::stores::clickhouse::{ClickHouseStore, PartitionRun};
 use crate::stores::kafka::message::{Undecodable, decode_event};
@@ -15,8 +15,8 @@ use futures::StreamExt as _;
 use std::time::Duration;
 
 pub const GROUP: &str = "nova-events";
-/// Each insert is a part in the raw table and in every aggregate, and each partition has its own: a second of
-/// waiting keeps them to a dozen a second, however many events there are.
+/// Each insert is a part of the raw table and of every table behind it, and each partition has its own insert: the
+/// waiting keeps them to some twenty a second, however many events there are, and is most of an event's way.
 const LINGER: Duration = Duration::from_millis(700);
 /// What catches up after an outage takes this many of one partition at once.
 const BATCH_MAX: usize = 4_000;
@@ -47,7 +47,7 @@ pub fn subscription() -> Subscription {
 }
 
 impl Judge {
-    /// `counted` is told of events once every aggregate has them.
+    /// `counted` is told once every aggregate has the events.
     pub fn new(store: ClickHouseStore, counted: Counted) -> Self {
         Self { store, counted }
     }
@@ -97,8 +97,7 @@ impl BatchHandler for Judge {
             .await;
         let judged = judged.into_iter().collect::<StoreResult<Vec<_>>>()?;
         failpoint::hit("after_insert");
-        let counted: Vec<AcceptedEvent> = judged.into_iter().flatten().cloned().collect();
-        (self.counted)(&counted);
+        (self.counted)(overtaking(judged.into_iter().flatten()));
         Ok(())
     }
 }

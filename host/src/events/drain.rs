@@ -6,7 +6,8 @@ use super::spool::{Entry, Spool};
 use crate::clock::unix_ms;
 use crate::failpoint;
 use crate::metrics::METRICS;
-use crate::stores::{AcceptedEvent, EventSink};
+use crate::stores::{AcceptedEvent, Action, EventSink};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -19,8 +20,17 @@ pub const BROKER_BATCH_EVENTS: u32 = 5_000;
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
-/// Told of events once they are counted.
-pub type Counted = Arc<dyn Fn(&[AcceptedEvent]) + Send + Sync>;
+/// Told whose likes, comments and shares are counted now.
+pub type Counted = Arc<dyn Fn(BTreeSet<u64>) + Send + Sync>;
+
+/// The viewers whose feeds these events change: the ones who liked, commented or shared.
+pub fn overtaking<'a>(events: impl IntoIterator<Item = &'a AcceptedEvent>) -> BTreeSet<u64> {
+    let changes_feed = |event: &&AcceptedEvent| {
+        matches!(event.action, Action::Like | Action::Comment | Action::Share)
+    };
+    let events = events.into_iter().filter(changes_feed);
+    events.map(|event| event.user_id).collect()
+}
 
 pub struct Drain {
     pub spool: Spool,
@@ -120,7 +130,7 @@ impl Drain {
         wrote?;
         failpoint::hit("after_broker_ack");
         if let Some(counted) = &self.counted {
-            counted(&events);
+            counted(overtaking(&events));
         }
         forgot?;
         progress.through = Some(through);

@@ -10,6 +10,7 @@ use crate::failpoint;
 use crate::metrics::METRICS;
 use crate::stores::{AcceptedEvent, Action, DAY_MS, HOUR_MS, UnixMs};
 use anyhow::Context;
+use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, SqlitePool};
 use std::collections::HashSet;
@@ -58,7 +59,7 @@ pub struct Accepted {
 }
 
 /// An entry of the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Entry {
     pub id: i64,
     pub event: AcceptedEvent,
@@ -107,11 +108,10 @@ impl Spool {
         let path = data_dir.join("spool.db");
         let mut connection = connect(&path).await.context("event spool")?;
         continue_after(&mut connection, written_through).await?;
-        let row = sqlx::query(
-            "SELECT count(*), coalesce(sum(length(CAST(event AS BLOB))), 0) FROM entries",
-        )
-        .fetch_one(&mut connection)
-        .await?;
+        let row =
+            sqlx::query("SELECT count(*), coalesce(sum(octet_length(event)), 0) FROM entries")
+                .fetch_one(&mut connection)
+                .await?;
         let (events, bytes): (i64, i64) = (row.get(0), row.get(1));
         let reader = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -162,12 +162,31 @@ impl Spool {
     /// # Errors
     /// When the file cannot be read.
     pub async fn read(&self, after: i64, limit: u32) -> anyhow::Result<(Vec<Entry>, Option<i64>)> {
-        let rows = sqlx::query("SELECT id, event FROM entries WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(after)
-            .bind(limit)
-            .fetch_all(&self.reader)
-            .await?;
-        let through = rows.last().map(|row| row.get(0));
+        // One row: fetching each entry by itself costs more than everything else that is done with it.
+        let row = sqlx::query(
+            "SELECT max(id), '[' || group_concat('{\"id\":' || id || ',\"event\":' || event || '}', ',' ORDER BY id) || ']' \
+             FROM (SELECT id, event FROM entries WHERE id > ? ORDER BY id LIMIT ?)",
+        )
+        .bind(after)
+        .bind(limit)
+        .fetch_one(&self.reader)
+        .await?;
+        let through: Option<i64> = row.get(0);
+        let entries = row.get::<Option<&str>, _>(1).unwrap_or("[]");
+        match serde_json::from_str(entries) {
+            Ok(entries) => Ok((entries, through)),
+            Err(_) => Ok((self.read_singly(after, through).await?, through)),
+        }
+    }
+
+    /// The same, when one of them is no event.
+    async fn read_singly(&self, after: i64, through: Option<i64>) -> anyhow::Result<Vec<Entry>> {
+        let rows =
+            sqlx::query("SELECT id, event FROM entries WHERE id > ? AND id <= ? ORDER BY id")
+                .bind(after)
+                .bind(through)
+                .fetch_all(&self.reader)
+                .await?;
         let entries = rows.iter().filter_map(|row| {
             let (id, event): (i64, &str) = (row.get(0), row.get(1));
             let event = serde_json::from_str(event).inspect_err(|error| {
@@ -176,7 +195,7 @@ impl Spool {
             });
             Some(Entry { id, event: event.ok()? })
         });
-        Ok((entries.collect(), through))
+        Ok(entries.collect())
     }
 
     /// Drops what was counted.
@@ -501,7 +520,7 @@ async fn drop_through(
     change: &mut Change,
 ) -> anyhow::Result<()> {
     let row = sqlx::query(
-        "SELECT count(*), coalesce(sum(length(CAST(event AS BLOB))), 0) FROM entries WHERE id <= ?",
+        "SELECT count(*), coalesce(sum(octet_length(event)), 0) FROM entries WHERE id <= ?",
     )
     .bind(through)
     .fetch_one(&mut *tx)
@@ -612,6 +631,25 @@ mod tests {
         spool.forget(entries[1].id).await.unwrap();
         assert_eq!(spool.read(0, 10).await.unwrap().0.len(), 1);
         assert_eq!(spool.pending(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_no_event_is_left_out_and_those_behind_it_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
+        let likes = [1, 2, 3].map(|post| event(post, Action::Like));
+        spool.append(likes.into()).await.unwrap();
+        let mut connection = connect(&dir.path().join("spool.db")).await.unwrap();
+        for broken in ["{", "{}"] {
+            sqlx::query("UPDATE entries SET event = ? WHERE id = 2")
+                .bind(broken)
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            let (entries, through) = spool.read(0, 10).await.unwrap();
+            let posts: Vec<u64> = entries.iter().map(|entry| entry.event.post_id).collect();
+            assert_eq!((posts, through), (vec![1, 3], Some(3)), "{broken}");
+        }
     }
 
     #[tokio::test]

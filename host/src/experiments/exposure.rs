@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 /// Records that may wait for the store. Beyond that they are dropped, and counted.
 const QUEUE_MAX: usize = 16_384;
 const BATCH_MAX: usize = 500;
+/// Between attempts at a batch that the store did not take.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How long a record waits for company.
 const LINGER: Duration = Duration::from_millis(200);
 
@@ -41,7 +44,7 @@ pub fn of(snapshot: &Snapshot, request_id: &str) -> Exposure {
 }
 
 impl Exposures {
-    /// Starts the writer; it ends when `stop` is set and the queue is empty.
+    /// Starts the writer; it ends when `stop` is set and the queue is empty, or the store takes no more.
     pub fn start(
         store: Arc<dyn ExposureStore>,
         stop: CancellationToken,
@@ -82,12 +85,17 @@ async fn write(
             }
             () = stop.cancelled() => return,
         }
-        if let Err(error) = store.record(&batch).await {
-            tracing::error!(%error, exposures = batch.len(), "exposures were not recorded");
+        if !record(store.as_ref(), &batch, &stop).await {
+            let lost = batch.len() + records.len();
+            tracing::error!(
+                exposures = lost,
+                "stopping with exposures that were not recorded"
+            );
             METRICS
                 .dead_letters_total
                 .with_label_values(&["served", "store"])
-                .inc_by(batch.len() as u64);
+                .inc_by(lost as u64);
+            return;
         }
         // A full batch means that more are waiting.
         let linger = batch.len() < BATCH_MAX && !stop.is_cancelled();
@@ -96,4 +104,23 @@ async fn write(
             tokio::time::sleep(LINGER).await;
         }
     }
+}
+
+/// Repeats until the store has the batch: one that was lost would bias the counts of an experiment, and one that is
+/// recorded again replaces itself. Meanwhile the queue fills. `false` when the host stops and the store still refuses.
+async fn record(store: &dyn ExposureStore, batch: &[Exposure], stop: &CancellationToken) -> bool {
+    let mut wait = RETRY_FIRST;
+    while let Err(error) = store.record(batch).await {
+        if stop.is_cancelled() {
+            return false;
+        }
+        tracing::error!(%error, exposures = batch.len(), "exposures cannot be recorded yet");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // One more attempt.
+            () = stop.cancelled() => {}
+        }
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+    true
 }

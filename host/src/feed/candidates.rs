@@ -2,6 +2,7 @@
 //! post; then their features.
 
 use crate::policy::features::{CandidateSet, Sources};
+use crate::stores::guard;
 use crate::stores::{CandidateStore, DAY_MS, Post, StoreError, StoreResult, UnixMs};
 use std::collections::HashMap;
 use std::future::Future;
@@ -194,16 +195,14 @@ pub async fn within<T>(
     timeout: Duration,
     run: impl Future<Output = StoreResult<T>>,
 ) -> StoreResult<T> {
-    let result = tokio::time::timeout(timeout, run)
-        .await
-        .unwrap_or_else(|_| {
-            Err(StoreError {
-                store: store.name(),
-                query,
-                retryable: true,
-                source: anyhow::anyhow!("no answer within {} ms", timeout.as_millis()),
-            })
-        });
+    let result = guard::within(timeout, run).await.unwrap_or_else(|_| {
+        Err(StoreError {
+            store: store.name(),
+            query,
+            retryable: true,
+            source: anyhow::anyhow!("no answer within {} ms", timeout.as_millis()),
+        })
+    });
     if let Err(error) = &result {
         tracing::warn!(
             store = error.store,

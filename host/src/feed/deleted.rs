@@ -8,6 +8,15 @@ use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// What became of a post, at one version of its row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fate {
+    pub post_id: u64,
+    /// Of two, the higher one is true.
+    pub version: u64,
+    pub deleted: bool,
+}
+
 /// A snapshot lives ten minutes from its last use; nobody pages through one for a day.
 pub const KEPT_MS: u64 = DAY_MS;
 /// Beyond this many the ones deleted longest ago are forgotten.
@@ -37,6 +46,20 @@ impl Deleted {
 impl DeletedPosts {
     pub fn current(&self) -> arc_swap::Guard<Arc<Deleted>> {
         self.0.load()
+    }
+
+    /// Posts that are there again.
+    pub fn remove(&self, posts: &[u64]) {
+        let known = self.current();
+        if posts.iter().all(|post| !known.contains(*post)) {
+            return;
+        }
+        self.0.rcu(|current| {
+            let mut next = Deleted::clone(current);
+            next.generation += 1;
+            next.at_ms.retain(|post, _| !posts.contains(post));
+            next
+        });
     }
 
     /// Posts and when each was deleted. Those that are known already change nothing.
@@ -82,6 +105,17 @@ mod tests {
         deleted.add(&[(1, 2_000)], 2_000);
         assert_eq!(deleted.current().generation, generation);
         deleted.add(&[(2, 2_000)], 2_000);
+        assert!(deleted.current().generation > generation);
+    }
+
+    #[test]
+    fn a_post_that_came_back_is_shown_again() {
+        let deleted = DeletedPosts::default();
+        deleted.add(&[(1, 1_000), (2, 1_000)], 1_000);
+        let generation = deleted.current().generation;
+        deleted.remove(&[1, 7]);
+        assert!(!deleted.current().contains(1));
+        assert!(deleted.current().contains(2));
         assert!(deleted.current().generation > generation);
     }
 

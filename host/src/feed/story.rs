@@ -14,6 +14,7 @@ use crate::metrics::METRICS;
 use crate::policy::Digest;
 use crate::policy::deploy::Serving;
 use crate::policy::features::CandidateSet;
+use crate::stores::guard;
 use crate::stores::{SeenAmong, StoreResult};
 use nova_policy_sdk::Request;
 use std::collections::BTreeSet;
@@ -161,7 +162,7 @@ async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool)
 async fn read_seen(app: &App, viewer: u64, posts: &[u64], missing: &mut Missing) -> SeenAmong {
     let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
     let filter = &app.stores.seen;
-    let answer = tokio::time::timeout(timeout, filter.among(viewer, posts, unix_ms())).await;
+    let answer = guard::within(timeout, filter.among(viewer, posts, unix_ms())).await;
     let failure = match answer {
         Ok(Ok(seen)) => return seen,
         Ok(Err(error)) => format!("{error:#}"),
@@ -183,7 +184,7 @@ async fn fresh_snapshot(app: &App, viewer: u64, digest: Digest) -> Option<Arc<Sn
         app.stores.seen.version(viewer),
         app.stores.cache.latest_snapshot(viewer, digest),
     );
-    let (seen_version, found) = tokio::time::timeout(timeout, lookups).await.ok()?;
+    let (seen_version, found) = guard::within(timeout, lookups).await.ok()?;
     let fresh = match (seen_version, found) {
         (Ok(seen_version), Ok(found)) => found.filter(|snapshot| {
             snapshot.created.elapsed() <= ttl
@@ -241,13 +242,16 @@ async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
         Err(_) => None,
     };
     app.candidates_cache.count(false);
-    let (candidates, cacheable) = fetched(app, viewer, epoch).await;
+    let (mut candidates, cacheable) = fetched(app, viewer, epoch).await;
+    if epoch.is_none() {
+        candidates.degraded.push(app.stores.cache.name());
+    }
     // A like that was accepted while the stores were asked may be missing from what they said: its epoch is over.
     if let (Some(cacheable), Some(epoch)) = (cacheable, epoch)
         && let Err(error) = app
             .stores
             .cache
-            .put_candidates(viewer, epoch, cacheable)
+            .put_candidates(viewer, epoch, cacheable, app.live().ttl.candidates())
             .await
     {
         tracing::warn!(%error, "candidate cache");
@@ -272,7 +276,7 @@ pub async fn warm(app: &App, viewer: u64) -> bool {
         Some(cacheable) => {
             let cache = &app.stores.cache;
             cache
-                .put_candidates(viewer, found.epoch, cacheable)
+                .put_candidates(viewer, found.epoch, cacheable, ttl)
                 .await
                 .is_ok()
         }

@@ -9,10 +9,11 @@ use crate::policy::failure::PolicyFailure;
 use crate::policy::features::{CandidateSet, Feature, Sources};
 use crate::policy::native::{Native, guarded};
 use crate::policy::ranking::{Ranking, Stages, rank as rank_stages};
+use crate::stores::guard;
 use crate::stores::{TimelinePost, UnixMs};
 use nova_policy_sdk::{Candidates, Ranked, Request};
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// As many posts as the followees source may give.
 const POSTS_MAX: u32 = 500;
@@ -24,18 +25,16 @@ pub struct Timeline {
     pub degraded: Option<&'static str>,
 }
 
-/// `None` when the relational store does not answer in time.
+/// `None` when the relational store does not answer in time. `timeout` is for both stores together.
 pub async fn fetch(
     stores: &StoreSet,
     viewer: u64,
     now_ms: UnixMs,
     timeout: Duration,
 ) -> Option<Timeline> {
-    let answer = tokio::time::timeout(
-        timeout,
-        stores.relational.timeline(viewer, now_ms, POSTS_MAX),
-    )
-    .await;
+    let began = Instant::now();
+    let posts = stores.relational.timeline(viewer, now_ms, POSTS_MAX);
+    let answer = guard::within(timeout, posts).await;
     let posts = match answer {
         Ok(Ok(posts)) => posts,
         Ok(Err(error)) => {
@@ -52,7 +51,8 @@ pub async fn fetch(
     };
     let ids: Vec<u64> = posts.iter().map(|post| post.post.post_id).collect();
     let store = stores.candidates.as_ref();
-    let counters = within(store, "counters", timeout, store.counters(&ids, now_ms)).await;
+    let left = timeout.saturating_sub(began.elapsed());
+    let counters = within(store, "counters", left, store.counters(&ids, now_ms)).await;
     let degraded = counters.as_ref().err().map(|error| error.store);
     let counters = counters.unwrap_or_default();
     let source = |post: &TimelinePost| {

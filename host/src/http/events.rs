@@ -5,6 +5,7 @@ use super::extract::Json as JsonBody;
 use crate::app::App;
 use crate::clock::unix_ms;
 use crate::error::Problem;
+use crate::events::drain::overtaking;
 use crate::events::event::{BATCH_MAX, EventBatch, EventBody, validate};
 use crate::metrics::METRICS;
 use crate::stores::{AcceptedEvent, Action};
@@ -50,10 +51,11 @@ pub async fn accept(
             .mark(viewer, &seen, events[0].accepted_ms)
             .await
     {
-        // The events are safe; the filter reads them from the spool when it is asked again.
+        // The events are safe. A filter in the process reads them from the spool when it is asked again; the shared one
+        // has lost the mark, and the viewer may see these posts once more.
         tracing::warn!(%error, "seen posts");
     }
-    app.overtake(&events).await;
+    app.overtake(overtaking(&events)).await;
     Ok((
         StatusCode::ACCEPTED,
         Json(EventsResponse { received, deduped }),

@@ -2,7 +2,8 @@
 //! probe goes through, and its outcome decides.
 //!
 //! Consecutive failures, not a rate: a store that is down fails every call, and one that fails
-//! now and then is still worth asking, because each source has a deadline of its own.
+//! now and then is still worth asking, because each source has a deadline of its own. Calls that were under way
+//! together and fail together are one failure: a stall of a moment must not send everybody elsewhere for half a minute.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 pub const FAILURES_MAX: u32 = 3;
 /// How long it stays open before a probe.
 pub const OPEN: Duration = Duration::from_secs(30);
+/// How long after a probe whose caller went away the next one is made.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Circuit {
@@ -41,6 +44,8 @@ impl Circuit {
 enum State {
     Closed {
         failures: u32,
+        /// When the last of them was counted.
+        last: Option<Instant>,
     },
     Open {
         since: Instant,
@@ -50,6 +55,11 @@ enum State {
         since: Instant,
     },
 }
+
+const CLOSED: State = State::Closed {
+    failures: 0,
+    last: None,
+};
 
 #[derive(Debug, Clone)]
 pub struct Breaker {
@@ -66,7 +76,7 @@ impl Default for Breaker {
 impl Breaker {
     pub fn new(open: Duration) -> Self {
         Self {
-            state: State::Closed { failures: 0 },
+            state: CLOSED,
             open,
         }
     }
@@ -88,23 +98,32 @@ impl Breaker {
 
     /// A call that began before the circuit opened says nothing new when it fails, and everything when it succeeds.
     pub fn succeeded(&mut self) {
-        self.state = State::Closed { failures: 0 };
+        self.state = CLOSED;
     }
 
-    pub fn failed(&mut self, now: Instant) {
-        self.state = match self.state {
-            State::Closed { failures } if failures + 1 < FAILURES_MAX => State::Closed {
-                failures: failures + 1,
-            },
-            State::Closed { .. } | State::Probing { .. } => State::Open { since: now },
-            open @ State::Open { .. } => open,
-        };
+    /// `began`: when the call that failed was made.
+    pub fn failed(&mut self, began: Instant, now: Instant) {
+        match self.state {
+            State::Closed { last, .. } if last.is_some_and(|last| began < last) => {}
+            State::Closed { failures, .. } if failures + 1 < FAILURES_MAX => {
+                self.state = State::Closed {
+                    failures: failures + 1,
+                    last: Some(now),
+                };
+            }
+            State::Closed { .. } | State::Probing { .. } => {
+                self.state = State::Open { since: now };
+            }
+            State::Open { .. } => {}
+        }
     }
 
-    /// The caller went away before the store could answer: no evidence either way, so the next caller probes.
+    /// The caller went away before the store could answer: no evidence either way, so another caller probes. Not
+    /// the very next one: a store that is down must not be asked by everybody as long as all of them hang up.
     pub fn abandoned(&mut self, now: Instant) {
         if let State::Probing { .. } = self.state {
-            let since = now.checked_sub(self.open).unwrap_or(now);
+            let waited = self.open.saturating_sub(PROBE_PAUSE);
+            let since = now.checked_sub(waited).unwrap_or(now);
             self.state = State::Open { since };
         }
     }
@@ -125,27 +144,40 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_open_it_and_a_success_between_starts_anew() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed(now);
-        breaker.failed(now);
+        breaker.failed(now, now);
+        breaker.failed(now, now);
         breaker.succeeded();
-        breaker.failed(now);
-        breaker.failed(now);
+        breaker.failed(now, now);
+        breaker.failed(now, now);
         assert_eq!(breaker.circuit(), Circuit::Closed);
-        breaker.failed(now);
+        breaker.failed(now, now);
         assert_eq!(breaker.circuit(), Circuit::Open);
         assert!(!breaker.admit(now + OPEN - Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn calls_that_fail_together_are_one_failure() {
+        let (mut breaker, began) = (Breaker::default(), Instant::now());
+        let after = |ms| began + Duration::from_millis(ms);
+        for ms in 50..60 {
+            breaker.failed(began, after(ms));
+        }
+        assert_eq!(breaker.circuit(), Circuit::Closed);
+        breaker.failed(after(70), after(120));
+        breaker.failed(after(130), after(180));
+        assert_eq!(breaker.circuit(), Circuit::Open);
     }
 
     #[test]
     fn one_probe_is_let_through_and_its_outcome_decides() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..3 {
-            breaker.failed(now);
+            breaker.failed(now, now);
         }
         let later = now + OPEN;
         assert!(breaker.admit(later));
         assert!(!breaker.admit(later), "only one");
-        breaker.failed(later);
+        breaker.failed(later, later);
         assert!(!breaker.admit(later + OPEN / 2));
         assert!(breaker.admit(later + OPEN));
         breaker.succeeded();
@@ -154,14 +186,15 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_whose_caller_went_away_is_made_again() {
+    fn a_probe_whose_caller_went_away_is_made_again_after_a_pause() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..3 {
-            breaker.failed(now);
+            breaker.failed(now, now);
         }
         let later = now + OPEN;
         assert!(breaker.admit(later));
         breaker.abandoned(later);
-        assert!(breaker.admit(later));
+        assert!(!breaker.admit(later));
+        assert!(breaker.admit(later + PROBE_PAUSE));
     }
 }

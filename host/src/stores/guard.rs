@@ -1,8 +1,9 @@
 //! What stands around every call of a store that is a server: its circuit breaker, its deadline, its
 //! metrics, and the log of slow queries.
 //!
-//! Outcomes are recorded in `Drop`, so that a call whose caller gave up is in the histogram too, and
-//! counts as a failure if it had been given time enough.
+//! Outcomes are recorded in `Drop`, so that a call whose caller gave up is in the histogram too. A caller with a
+//! deadline of its own calls [`within`], so that the breaker can tell an answer that came too late, which is a
+//! failure, from a viewer who hung up.
 
 use super::breaker::{Breaker, Circuit};
 use super::{StoreError, StoreResult};
@@ -10,10 +11,34 @@ use crate::metrics::METRICS;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::time::Instant as Deadline;
+use tokio::time::error::Elapsed;
+
+/// Who has less time left than this learns nothing about the store from its silence.
+const EVIDENCE_MIN: Duration = Duration::from_millis(20);
+
+tokio::task_local! {
+    /// When the caller of a call gives up.
+    static PATIENCE: Deadline;
+}
+
+/// Runs calls of a store under the caller's own deadline. What is under way when it ends counts as failed.
+///
+/// # Errors
+/// When the deadline came first.
+pub async fn within<T>(timeout: Duration, calls: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let deadline = Deadline::now() + timeout;
+    tokio::time::timeout_at(deadline, PATIENCE.scope(deadline, calls)).await
+}
+
+/// The name of that query in metrics.
+const PING: &str = "ping";
 
 #[derive(Debug, Clone)]
 pub struct Guard {
     store: &'static str,
+    /// The name of the breaker in metrics.
+    circuit: &'static str,
     timeout: Duration,
     breaker: Arc<Mutex<Breaker>>,
 }
@@ -52,8 +77,19 @@ impl Guard {
     }
 
     pub fn with_breaker(store: &'static str, timeout: Duration, breaker: Breaker) -> Self {
+        Self::for_some(store, store, timeout, breaker)
+    }
+
+    /// For calls of a store that say nothing about its other calls; their breaker has a name of its own.
+    pub fn for_some(
+        store: &'static str,
+        circuit: &'static str,
+        timeout: Duration,
+        breaker: Breaker,
+    ) -> Self {
         let guard = Self {
             store,
+            circuit,
             timeout,
             breaker: Arc::new(Mutex::new(breaker)),
         };
@@ -63,7 +99,7 @@ impl Guard {
 
     /// The same deadline with another breaker.
     pub fn with_new_breaker(&self, breaker: Breaker) -> Self {
-        Self::with_breaker(self.store, self.timeout, breaker)
+        Self::for_some(self.store, self.circuit, self.timeout, breaker)
     }
 
     /// The same breaker with another deadline, for work that is known to take longer.
@@ -102,16 +138,36 @@ impl Guard {
             guard: self,
             query,
             started: Instant::now(),
+            patience: PATIENCE.try_get().ok(),
             outcome: None,
         };
         let result = tokio::time::timeout(self.timeout, work).await;
-        call.outcome = Some(match &result {
-            // An answer that refuses is an answer: the store is there.
-            Ok(Ok(_)) => Outcome::Ok,
-            Ok(Err(failure)) if !failure.retryable => Outcome::Refused,
-            _ => Outcome::Failed,
-        });
+        call.outcome = Some(Outcome::of(&result));
         drop(call);
+        self.answer(query, result)
+    }
+
+    /// Asks whether the store is there, whatever the circuit, and without a say in it: a store that answers this in
+    /// time may still be late with everything else.
+    ///
+    /// # Errors
+    /// The call's own failure, or no answer in time.
+    pub async fn ping<T, F>(&self, work: F) -> StoreResult<T>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let started = Instant::now();
+        let result = tokio::time::timeout(self.timeout, work).await;
+        let is_ok = Outcome::of(&result) == Outcome::Ok;
+        METRICS.observe_store(self.store, PING, started.elapsed(), is_ok);
+        self.answer(PING, result)
+    }
+
+    fn answer<T>(
+        &self,
+        query: &'static str,
+        result: Result<Result<T, Failure>, Elapsed>,
+    ) -> StoreResult<T> {
         match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(failure)) => Err(StoreError {
@@ -141,7 +197,7 @@ impl Guard {
     fn show(&self) {
         METRICS
             .circuit_state
-            .with_label_values(&[self.store])
+            .with_label_values(&[self.circuit])
             .set(self.circuit().gauge());
     }
 }
@@ -153,27 +209,46 @@ enum Outcome {
     Failed,
 }
 
+impl Outcome {
+    fn of<T>(result: &Result<Result<T, Failure>, Elapsed>) -> Self {
+        match result {
+            Ok(Ok(_)) => Self::Ok,
+            // An answer that refuses is an answer: the store is there.
+            Ok(Err(failure)) if !failure.retryable => Self::Refused,
+            _ => Self::Failed,
+        }
+    }
+}
+
 struct Call<'a> {
     guard: &'a Guard,
     query: &'static str,
     started: Instant,
+    patience: Option<Deadline>,
     outcome: Option<Outcome>,
+}
+
+impl Call<'_> {
+    /// Whether the caller's deadline ended it, which left the store time enough. Else a viewer hung up.
+    fn came_too_late(&self) -> bool {
+        self.patience.is_some_and(|end| end <= Deadline::now())
+            && self.started.elapsed() >= EVIDENCE_MIN
+    }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let (now, took) = (Instant::now(), self.started.elapsed());
-        // Callers with deadlines of their own are shorter than the store's by a little, or a viewer hung up early.
         let outcome = match self.outcome {
-            None if took < self.guard.timeout / 2 => None,
-            outcome => Some(outcome.unwrap_or(Outcome::Failed)),
+            None if self.came_too_late() => Some(Outcome::Failed),
+            outcome => outcome,
         };
         let circuit = {
             let mut breaker = self.guard.breaker();
             let before = breaker.circuit();
             match outcome {
                 None => breaker.abandoned(now),
-                Some(Outcome::Failed) => breaker.failed(now),
+                Some(Outcome::Failed) => breaker.failed(self.started, now),
                 Some(Outcome::Ok | Outcome::Refused) => breaker.succeeded(),
             }
             (before, breaker.circuit())
@@ -182,7 +257,7 @@ impl Drop for Call<'_> {
             && before != after
         {
             tracing::warn!(
-                store = self.guard.store,
+                store = self.guard.circuit,
                 circuit = after.as_str(),
                 "the circuit of a store changed"
             );
@@ -242,13 +317,42 @@ mod tests {
         let guard = Guard::new("test_silence", Duration::from_millis(40));
         for _ in 0..4 {
             let left = guard.run("q", std::future::pending::<Result<(), Failure>>());
-            let _ = tokio::time::timeout(Duration::from_millis(1), left).await;
+            let hung_up = tokio::time::timeout(Duration::from_millis(25), left);
+            let _ = within(Duration::from_secs(1), hung_up).await;
         }
         assert_eq!(guard.circuit(), Circuit::Closed);
         for _ in 0..3 {
             let silent = guard.run("q", std::future::pending::<Result<(), Failure>>());
             assert!(silent.await.is_err());
         }
+        assert_eq!(guard.circuit(), Circuit::Open);
+    }
+
+    #[tokio::test]
+    async fn a_callers_own_deadline_is_heard_however_short_of_the_stores() {
+        let guard = Guard::new("test_patience", Duration::from_secs(60));
+        let silence = || guard.run("q", std::future::pending::<Result<(), Failure>>());
+        for _ in 0..2 {
+            assert!(within(EVIDENCE_MIN * 2, silence()).await.is_err());
+        }
+        assert!(within(Duration::ZERO, silence()).await.is_err());
+        assert_eq!(guard.circuit(), Circuit::Closed, "no time, no evidence");
+        assert!(within(EVIDENCE_MIN * 2, silence()).await.is_err());
+        assert_eq!(guard.circuit(), Circuit::Open);
+    }
+
+    #[tokio::test]
+    async fn a_ping_neither_opens_nor_closes_a_circuit_and_an_open_one_does_not_keep_it() {
+        let guard = Guard::new("test_pings", Duration::from_secs(1));
+        for _ in 0..4 {
+            let down = async { Err::<(), _>(Failure::from(anyhow::anyhow!("down"))) };
+            assert!(guard.ping(down).await.is_err());
+        }
+        assert_eq!(guard.circuit(), Circuit::Closed);
+        for _ in 0..3 {
+            assert!(fail(&guard).await.is_err());
+        }
+        assert!(guard.ping(async { Ok(()) }).await.is_ok());
         assert_eq!(guard.circuit(), Circuit::Open);
     }
 }

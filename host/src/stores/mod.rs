@@ -375,12 +375,13 @@ pub trait FeedCache: Send + Sync + 'static {
     /// The viewer's cached candidates, and the epoch in which they were looked for.
     async fn candidates(&self, viewer: u64) -> StoreResult<CandidatesLookup>;
 
-    /// Does nothing when `epoch` is over.
+    /// Does nothing when `epoch` is over. Nobody asks for them when they are older than `ttl`.
     async fn put_candidates(
         &self,
         viewer: u64,
         epoch: u64,
         candidates: Arc<CachedCandidates>,
+        ttl: Duration,
     ) -> StoreResult<()>;
 
     async fn epoch(&self, viewer: u64) -> StoreResult<u64>;

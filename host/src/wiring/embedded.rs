@@ -36,7 +36,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
         registry: Arc::new(SqliteRegistry::open(&store).await?),
         spool,
         embedded: Some(store),
-        beside: Box::new(|_, _| Vec::new()),
+        beside: Box::new(|_, _| Ok(Vec::new())),
     })
 }
 

@@ -15,7 +15,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Starts what runs beside a host on these stores, and gives what has to finish before the host ends.
-pub type Beside = Box<dyn FnOnce(&Arc<App>, &CancellationToken) -> Vec<JoinHandle<()>> + Send>;
+/// A server that does not answer yet is no error; settings that cannot work are.
+pub type Beside =
+    Box<dyn FnOnce(&Arc<App>, &CancellationToken) -> anyhow::Result<Vec<JoinHandle<()>>> + Send>;
 
 /// One complete set of stores.
 pub struct Wired {

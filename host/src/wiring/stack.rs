@@ -10,6 +10,7 @@ use crate::config::{Config, StackUrls};
 use crate::events::consumer::{self as judge, Judge};
 use crate::events::spool::Spool;
 use crate::experiments::served::{self, ServedRecorder};
+use crate::feed::deleted::Fate;
 use crate::jobs::PoolSample;
 use crate::jobs::profile::{watch_cache, watch_pool};
 use crate::policy::last_good::LastGood;
@@ -36,6 +37,9 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// How long between two attempts to tell Redis of deleted posts.
+const BURY_RETRY: Duration = Duration::from_secs(1);
+
 /// The servers behind the interfaces, for what runs beside the host.
 struct Servers {
     clickhouse: ClickHouseStore,
@@ -48,7 +52,6 @@ struct Servers {
 pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Wired> {
     let servers = Servers::new(config, urls)?;
     let spool = Spool::open(&config.data_dir, config.spool_bytes_max, 0).await?;
-    let (cache_bytes_max, candidates_life) = (config.cache_mb << 20, config.live.ttl.candidates());
     let redis = &servers.redis;
     let stores = StoreSet {
         candidates: Arc::new(servers.clickhouse.clone()),
@@ -58,11 +61,7 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
             Arc::new(servers.clickhouse.clone()),
         )),
         sink: Arc::new(KafkaSink::new(servers.producer.clone())),
-        cache: Arc::new(RedisCache::new(
-            redis.clone(),
-            cache_bytes_max,
-            candidates_life,
-        )),
+        cache: Arc::new(RedisCache::new(redis.clone(), config.cache_mb << 20)),
         values: Arc::new(RedisValues::new(redis.clone())),
         seen: Arc::new(RedisSeen::new(redis.clone())),
         lease: Arc::new(RedisLease::new(redis.clone())),
@@ -86,7 +85,6 @@ impl Servers {
     fn new(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Self> {
         let open = Duration::from_millis(config.stores.circuit_open_ms);
         let breaker = || Breaker::new(open);
-        let timeline_timeout = Duration::from_millis(config.live.feed.timeline_timeout_ms);
         let kafka = KafkaSettings {
             brokers: urls.kafka.to_owned(),
             prefix: config.stores.kafka_prefix.clone(),
@@ -97,7 +95,7 @@ impl Servers {
             postgres: PostgresStore::new(
                 urls.postgres,
                 config.stores.postgres_connections_max,
-                timeline_timeout,
+                postgres::CALL_TIMEOUT,
             )?
             .with_breaker(breaker()),
             redis: Redis::with_guard(
@@ -111,16 +109,7 @@ impl Servers {
     }
 
     fn beside(self) -> Beside {
-        Box::new(move |app, stop| match self.start(app, stop) {
-            Ok(consumers) => consumers,
-            Err(error) => {
-                tracing::error!(
-                    error = format!("{error:#}"),
-                    "no consumer runs on this host"
-                );
-                Vec::new()
-            }
-        })
+        Box::new(move |app, stop| self.start(app, stop).context("starting the consumers"))
     }
 
     /// Starts the consumers, which finish their batches before the host ends, and what may end with it at any time.
@@ -163,20 +152,18 @@ impl Servers {
         stop: &CancellationToken,
     ) -> anyhow::Result<Vec<JoinHandle<()>>> {
         let (kafka, producer) = (&self.kafka, &self.producer);
-        let judge = Judge::new(self.clickhouse.clone(), app.overtake_counted());
         let recorder = ServedRecorder::new(Arc::new(self.clickhouse.clone()));
         let invalidator = Invalidator {
             relational: app.stores.relational.clone(),
             cache: app.stores.cache.clone(),
             values: app.stores.values.clone(),
-            bury: Arc::new(move |posts| {
-                let tombstones = tombstones.clone();
-                Box::pin(async move { tombstones.delete(&posts).await })
-            }),
+            bury: {
+                let app = app.clone();
+                Arc::new(move |fates| bury(&app, &tombstones, fates))
+            },
         };
         let capture = Capture::new(self.clickhouse.clone(), invalidator, kafka);
-        Ok(vec![
-            Reader::start(kafka, producer, judge::subscription(), judge, stop.clone())?,
+        let mut consumers = vec![
             Reader::start(
                 kafka,
                 producer,
@@ -191,7 +178,13 @@ impl Servers {
                 capture,
                 stop.clone(),
             )?,
-        ])
+        ];
+        if app.config.stores.consume_events {
+            let judge = Judge::new(self.clickhouse.clone(), app.overtake_counted());
+            let events = judge::subscription();
+            consumers.push(Reader::start(kafka, producer, events, judge, stop.clone())?);
+        }
+        Ok(consumers)
     }
 }
 
@@ -209,10 +202,37 @@ fn host_id(data_dir: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// What any host captured as deleted disappears from this host's answers.
+/// What any host captured of deleted posts is so in this host's answers.
 async fn follow_deletions(app: Arc<App>, tombstones: Tombstones) {
-    let mut deletions = Box::pin(tombstones.follow());
-    while let Some(posts) = deletions.next().await {
-        app.deleted.add(&posts, unix_ms());
+    let mut told = Box::pin(tombstones.follow());
+    while let Some(news) = told.next().await {
+        // In their order: a post may have been deleted, and be there again.
+        for told in news {
+            if told.deleted {
+                app.deleted.add(&[(told.post_id, told.at_ms)], unix_ms());
+            } else {
+                app.deleted.remove(&[told.post_id]);
+            }
+        }
     }
+}
+
+/// Here at once, and on every other host as soon as Redis can be told: an outage of the cache must neither hold changes up
+/// nor bring a deleted post back.
+fn bury(app: &App, tombstones: &Tombstones, fates: Vec<Fate>) {
+    let now_ms = unix_ms();
+    for fate in &fates {
+        if fate.deleted {
+            app.deleted.add(&[(fate.post_id, now_ms)], now_ms);
+        } else {
+            app.deleted.remove(&[fate.post_id]);
+        }
+    }
+    let tombstones = tombstones.clone();
+    tokio::spawn(async move {
+        while let Err(error) = tombstones.tell(&fates).await {
+            tracing::warn!(%error, posts = fates.len(), "other hosts may still show what was deleted");
+            tokio::time::sleep(BURY_RETRY).await;
+        }
+    });
 }

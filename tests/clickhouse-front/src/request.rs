@@ -23,6 +23,8 @@ const IGNORED: [&str; 9] = [
 const REFUSED: [&str; 2] = ["compress", "decompress"];
 
 const PARAM: &str = "param_";
+/// As the server's `http_max_field_value_size`.
+const PARAM_BYTES_MAX: usize = 128 << 10;
 
 #[derive(Debug, Default)]
 pub struct Statement {
@@ -77,6 +79,10 @@ pub async fn read(request: Request) -> anyhow::Result<Statement> {
 impl Statement {
     fn take(&mut self, name: String, value: String) -> anyhow::Result<()> {
         if let Some(param) = name.strip_prefix(PARAM) {
+            ensure!(
+                value.len() <= PARAM_BYTES_MAX,
+                "HTML Form Exception: Field value too long: {name}"
+            );
             self.params.push((param.to_owned(), value));
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! PostgreSQL → Debezium → Kafka → ClickHouse, and what a change overtakes.
 
-use crate::harness::eventually;
+use crate::harness::{Community, Host, eventually, post_ids};
 use crate::services::Stack;
 use nova::cdc::consumer::{self, Capture};
 use nova::cdc::invalidation::Invalidator;
@@ -87,6 +87,13 @@ impl Connector {
         (output.status.success(), report)
     }
 
+    async fn remove(&self) {
+        let client = reqwest::Url::parse(&self.connect).unwrap();
+        let url = client.join(&format!("/connectors/{}", self.name)).unwrap();
+        let removed = reqwest::Client::new().delete(url).send().await.unwrap();
+        assert!(removed.status().is_success(), "{}", removed.status());
+    }
+
     async fn rows(&self, query: &str) -> Vec<Value> {
         self.stack.clickhouse(query).await
     }
@@ -150,9 +157,12 @@ fn consume(stack: &Stack) -> Consumer {
         relational: Arc::new(postgres),
         cache: Arc::new(cache.clone()),
         values: Arc::new(cache.clone()),
-        bury: Arc::new(move |posts| {
-            grave.lock().unwrap().extend(posts);
-            Box::pin(async { Ok(()) })
+        bury: Arc::new(move |fates| {
+            let deleted = fates.iter().filter(|fate| fate.deleted);
+            grave
+                .lock()
+                .unwrap()
+                .extend(deleted.map(|fate| fate.post_id));
         }),
     };
     let stop = CancellationToken::new();
@@ -221,11 +231,8 @@ async fn clickhouse_follows_every_kind_of_change_and_validation_notices_what_doe
         1,
         "a post that changed its author is still there"
     );
-    let far_ahead = u64::MAX;
     connector
-        .rows(&format!(
-            "INSERT INTO likes SELECT 1, 1, 1, now64(3), {far_ahead}, 1 SETTINGS async_insert = 0 --"
-        ))
+        .rows("ALTER TABLE likes DELETE WHERE like_id = 1 SETTINGS mutations_sync = 2")
         .await;
     let (passes, equal, report) = captured(connector.validate("1s"));
     assert!(!passes && !equal, "{report}");
@@ -290,6 +297,85 @@ async fn posts_and_follows_overtake_the_feeds_they_change() {
         *consumer.buried.lock().unwrap() == [77]
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_post_reaches_a_followers_feed_and_a_deleted_one_leaves_every_page_of_every_host() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    let Some(connector) = Connector::deployed(stack) else {
+        return;
+    };
+    const SECRET: &str = "a secret that both hosts of this test share";
+    let start = |community: Option<Community>| {
+        let setup = Host::setup()
+            .stack(&connector.stack)
+            .variable("NOVA_RATE_LIMIT", "off")
+            .variable("NOVA_JWT_SECRET", SECRET);
+        match community {
+            Some(community) => setup.community(community).start(),
+            None => setup.start(),
+        }
+    };
+    let (one, two) = (start(Some(Community::small())), start(None));
+    let token = one.token_signed_with(SECRET, 7);
+    let first = one.get(&token, "/api/v1/feed?limit=20").await.ok(200);
+    // A post that is not on the first page, from the second host's point of view.
+    let next = format!(
+        "/api/v1/feed?limit=20&cursor={}",
+        first["cursor"].as_str().unwrap()
+    );
+    let second = two.get(&token, &next).await.ok(200);
+    let doomed = post_ids(&second)[3];
+    connector
+        .stack
+        .postgres(&format!("DELETE FROM posts WHERE post_id = {doomed}"))
+        .await;
+    for host in [&one, &two] {
+        eventually(CAPTURED_WITHIN, "the deleted post is gone", async || {
+            let page = host.get(&token, &next).await.ok(200);
+            assert_eq!(page["ranking_id"], first["ranking_id"]);
+            !post_ids(&page).contains(&doomed)
+        })
+        .await;
+    }
+    // Viewer 7 follows 8, 9 and 10.
+    connector
+        .stack
+        .postgres("INSERT INTO posts (post_id, author_id) VALUES (100001, 9)")
+        .await;
+    for host in [&one, &two] {
+        eventually(CAPTURED_WITHIN, "the new post is in the feed", async || {
+            let feed = host.get(&token, "/api/v1/feed?limit=100").await.ok(200);
+            post_ids(&feed).contains(&100_001)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_whose_slot_is_gone_takes_a_new_snapshot() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    stack.postgres(COMMUNITY).await;
+    let Some(connector) = Connector::deployed(stack) else {
+        return;
+    };
+    let _consumer = consume(&connector.stack);
+    let (passes, report) = connector.validate("90s");
+    assert!(passes, "after the first snapshot: {report}");
+    // Kafka Connect keeps the offsets of a connector that is removed.
+    connector.remove().await;
+    drop_slot(&connector.stack.postgres_url, &connector.name).await;
+    connector
+        .stack
+        .postgres("UPDATE users SET country = 'NL'; INSERT INTO follows VALUES (40, 1, now());")
+        .await;
+    connector.deploy(&[]);
+    let (passes, report) = connector.validate("90s");
+    assert!(passes, "after the second snapshot: {report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,8 @@ impl Faulty {
             .variable("NOVA_RATE_LIMIT", "off")
             .variable("NOVA_CIRCUIT_OPEN_MS", "500")
             .variable("NOVA_SOURCE_TIMEOUT_MS", "1000")
+            // A list of trending posts is renewed for each request.
+            .variable("NOVA_TRENDING_TTL_S", "0")
             .serve_variable(variable, &through);
         let setup = if caches {
             setup
@@ -121,9 +123,12 @@ async fn without_clickhouse_a_trending_list_is_the_last_good_one_and_never_an_em
     .await;
     let good = host.get("", path).await.ok(200);
     assert!(good["count"].as_u64().unwrap() > 0);
-    faulty.proxy.set(Fault::Garbage);
-    let kept = host.get("", path).await.ok(200);
-    assert_eq!(kept["posts"], good["posts"]);
+    for fault in FAULTS {
+        faulty.proxy.set(fault);
+        let kept = host.get("", path).await.ok(200);
+        assert_eq!(kept["posts"], good["posts"], "{fault:?}");
+        assert_eq!(kept["degraded"], json!(["clickhouse"]), "{fault:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

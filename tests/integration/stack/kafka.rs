@@ -1,13 +1,13 @@
 //! Topics, the producer and the batch reader on a real broker, with a store made for the purpose.
 
-use crate::services::Servers;
+use crate::services::{Servers, delete_topics};
 use nova::clock::unix_ms;
 use nova::stores::kafka::message::{Undecodable, decode_event};
 use nova::stores::kafka::producer::Outgoing;
 use nova::stores::kafka::reader::{BatchHandler, Subscription};
 use nova::stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader, Topic, topics};
 use nova::stores::{AcceptedEvent, Action, EventSink, StoreError, StoreResult};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Headers;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +18,21 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Topics of this test's own, made.
-async fn topics() -> Option<(KafkaSettings, Producer)> {
-    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
+/// Topics of this test's own, gone with it.
+struct Topics {
+    settings: KafkaSettings,
+    producer: Producer,
+}
+
+impl Drop for Topics {
+    fn drop(&mut self) {
+        let settings = self.settings.clone();
+        let deleting = delete_topics(&settings.brokers, &settings.prefix);
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(deleting));
+    }
+}
+
+async fn topics() -> Option<Topics> {
     let servers = Servers::from_environment()?;
     let settings = KafkaSettings {
         prefix: format!("test-{}.", Uuid::new_v4().simple()),
@@ -28,7 +40,7 @@ async fn topics() -> Option<(KafkaSettings, Producer)> {
     };
     topics::create(&settings).await.unwrap();
     let producer = Producer::start(&settings).unwrap();
-    Some((settings, producer))
+    Some(Topics { settings, producer })
 }
 
 pub fn event(user_id: u64, post_id: u64) -> AcceptedEvent {
@@ -123,10 +135,15 @@ struct Member {
 }
 
 impl Member {
-    fn start(
-        (settings, producer): &(KafkaSettings, Producer),
+    fn start(topics: &Topics, memory: &Memory, batch_max: usize) -> Self {
+        Self::start_with_rounds(topics, memory, batch_max, 5_000)
+    }
+
+    fn start_with_rounds(
+        Topics { settings, producer }: &Topics,
         memory: &Memory,
         batch_max: usize,
+        round_max: usize,
     ) -> Self {
         let subscription = Subscription {
             group: "nova-test",
@@ -134,7 +151,7 @@ impl Member {
             dead_letters: Topic::EventsDeadLetters,
             linger: Duration::from_millis(50),
             batch_max,
-            round_max: 5_000,
+            round_max,
         };
         let stop = CancellationToken::new();
         let task = Reader::start(
@@ -173,16 +190,16 @@ async fn until(what: &str, mut reached: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_are_made_once_and_asking_again_changes_nothing() {
-    let Some((settings, _)) = topics().await else {
+    let Some(kafka) = topics().await else {
         return;
     };
-    assert!(topics::create(&settings).await.unwrap().is_empty());
+    assert!(topics::create(&kafka.settings).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left() {
     let Some(kafka) = topics().await else { return };
-    let sink = KafkaSink::new(kafka.1.clone());
+    let sink = KafkaSink::new(kafka.producer.clone());
     sink.ping().await.unwrap();
     assert_eq!(sink.write(&events(0..3_000), 1).await.unwrap(), 3_000);
     let memory = Memory::default();
@@ -200,7 +217,7 @@ async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
     let Some(kafka) = topics().await else { return };
-    let sink = KafkaSink::new(kafka.1.clone());
+    let sink = KafkaSink::new(kafka.producer.clone());
     sink.write(&events(0..500), 1).await.unwrap();
     let failing = Memory::default();
     failing.down.store(true, Ordering::Relaxed);
@@ -217,15 +234,58 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
     let second = Member::start(&kafka, &healthy, 1_000);
     until("all stored", || healthy.posts().len() >= 900).await;
     second.stop().await;
-    let attempts: BTreeSet<String> = healthy.attempts().into_iter().take(12).collect();
-    assert_eq!(attempts, begun);
+    let mut first_attempts = BTreeMap::new();
+    for token in healthy.attempts() {
+        let partition = token.rsplit_once(':').unwrap().0.to_owned();
+        first_attempts.entry(partition).or_insert(token);
+    }
+    let first_attempts: BTreeSet<String> = first_attempts.into_values().collect();
+    assert_eq!(first_attempts, begun);
     assert_eq!(healthy.posts(), (1..=900).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
+    let Some(kafka) = topics().await else { return };
+    let sink = KafkaSink::new(kafka.producer.clone());
+    begin_batches(&kafka.settings, 9);
+    let of_one_partition = |posts: std::ops::Range<u64>| -> Vec<AcceptedEvent> {
+        posts.map(|post| event(7, post + 1)).collect()
+    };
+    sink.write(&of_one_partition(0..5), 1).await.unwrap();
+    let memory = Memory::default();
+    let member = Member::start_with_rounds(&kafka, &memory, 3, 4);
+    // The member has taken the half and gone round many times; a slower one passes as well.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(memory.attempts().is_empty());
+    sink.write(&of_one_partition(5..10), 2).await.unwrap();
+    until("all stored", || memory.posts().len() >= 10).await;
+    member.stop().await;
+    assert_eq!(memory.attempts().len(), 1, "as one batch");
+    assert_eq!(memory.posts(), (1..=10).collect::<Vec<_>>());
+}
+
+/// What a member leaves behind that dies while it stores the first batch of every partition.
+fn begin_batches(settings: &KafkaSettings, last: i64) {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &settings.brokers)
+        .set("group.id", settings.group("nova-test"))
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..Topic::Events.partitions() {
+        let topic = settings.topic(Topic::Events);
+        let mut element = list.add_partition(&topic, partition);
+        element.set_offset(Offset::Offset(0)).unwrap();
+        element.set_metadata(format!(r#"{{"intent":{last}}}"#));
+    }
+    consumer.commit(&list, CommitMode::Sync).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides() {
     let Some(kafka) = topics().await else { return };
-    let sink = KafkaSink::new(kafka.1.clone());
+    let sink = KafkaSink::new(kafka.producer.clone());
     let memory = Memory::default();
     let one = Member::start(&kafka, &memory, 50);
     sink.write(&events(0..2_000), 1).await.unwrap();
@@ -259,7 +319,7 @@ async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_event_is_put_aside_with_its_reason_and_its_place() {
     let Some(kafka) = topics().await else { return };
-    let (settings, producer) = &kafka;
+    let Topics { settings, producer } = &kafka;
     let broken = Outgoing {
         key: Some(b"7".to_vec()),
         payload: b"{\"v\":1,".to_vec(),

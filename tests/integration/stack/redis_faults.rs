@@ -4,6 +4,7 @@
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::services::redis_url;
 use nova::clock::unix_ms;
+use nova::feed::deleted::Fate;
 use nova::feed::snapshot::{Algo, CachedCandidates, ServedBy, ServedPolicy, Snapshot};
 use nova::policy::features::CandidateSet;
 use nova::stores::breaker::{Breaker, Circuit};
@@ -61,10 +62,10 @@ impl Faulty {
             proxy,
             guard,
             // Nothing is remembered, so that whatever is found came through the proxy.
-            cache: RedisCache::new(redis.clone(), 0, LIFE),
+            cache: RedisCache::new(redis.clone(), 0),
             seen: RedisSeen::new(redis.clone()),
             redis,
-            beside: RedisCache::new(beside_the_proxy(&direct), 0, LIFE),
+            beside: RedisCache::new(beside_the_proxy(&direct), 0),
             viewer: rand::random_range(1 << 40..1 << 50),
         })
     }
@@ -78,7 +79,7 @@ impl Faulty {
             fetched: Instant::now(),
         });
         self.beside
-            .put_candidates(self.viewer, 0, candidates)
+            .put_candidates(self.viewer, 0, candidates, LIFE)
             .await
             .unwrap();
     }
@@ -201,6 +202,14 @@ async fn a_host_started_while_redis_is_away_finds_it_later() {
     faulty.end().await;
 }
 
+fn fate(post_id: u64) -> Fate {
+    Fate {
+        post_id,
+        version: 1,
+        deleted: true,
+    }
+}
+
 #[tokio::test]
 async fn a_deletion_during_an_outage_is_told_afterwards() {
     use futures::StreamExt as _;
@@ -211,7 +220,7 @@ async fn a_deletion_during_an_outage_is_told_afterwards() {
     let [before, during] = [faulty.viewer, faulty.viewer + 1];
     let mut followed = Box::pin(Tombstones::new(faulty.redis.clone()).follow());
     let mut told = Vec::new();
-    elsewhere.delete(&[before]).await.unwrap();
+    elsewhere.tell(&[fate(before)]).await.unwrap();
     while !told.contains(&before) {
         told.extend(
             followed
@@ -219,11 +228,11 @@ async fn a_deletion_during_an_outage_is_told_afterwards() {
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|(post, _)| post),
+                .map(|told| told.post_id),
         );
     }
     faulty.proxy.set(Fault::Refuse);
-    elsewhere.delete(&[during]).await.unwrap();
+    elsewhere.tell(&[fate(during)]).await.unwrap();
     let outage = tokio::time::timeout(Duration::from_millis(100), followed.next()).await;
     assert!(outage.is_err(), "nothing can be told");
     faulty.proxy.set(Fault::None);
@@ -234,7 +243,7 @@ async fn a_deletion_during_an_outage_is_told_afterwards() {
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|(post, _)| post),
+                .map(|told| told.post_id),
         );
     }
     faulty.end().await;

@@ -82,6 +82,7 @@ impl StackTarget {
 }
 
 struct Load {
+    pool: PgPool,
     guard: Guard,
     history: Arc<History>,
     /// The staging tables belong to the connection, so one connection sees the file through.
@@ -108,6 +109,7 @@ impl ImportTarget for StackTarget {
             Ok(connection)
         };
         Ok(Box::new(Load {
+            pool: self.pool.clone(),
             guard: self.guard.clone(),
             history: self.history.clone(),
             connection: self.guard.run("import_begin", connection).await?,
@@ -149,8 +151,9 @@ impl FileLoad for Load {
             }
             execute(&mut tx, self.file.leave_out_known).await?;
             let new = execute(&mut tx, self.statements.insert).await?;
+            // Not in the transaction: what ClickHouse gets it keeps, and the rest must be shifted alike.
+            remember(&self.pool, shift).await?;
             self.history.write(&mut tx, self.file.kind).await?;
-            remember(&mut tx, shift).await?;
             tx.commit().await?;
             Ok(Loaded::Rows { new })
         };
@@ -165,7 +168,7 @@ async fn execute(connection: &mut PgConnection, statement: &'static str) -> Resu
         .rows_affected())
 }
 
-async fn remember(connection: &mut PgConnection, shift: &Shift) -> Result<(), Failure> {
+async fn remember(pool: &PgPool, shift: &Shift) -> Result<(), Failure> {
     let Some(newest_ms) = shift.newest_ms else {
         return Ok(());
     };
@@ -174,7 +177,7 @@ async fn remember(connection: &mut PgConnection, shift: &Shift) -> Result<(), Fa
     sqlx::query(insert)
         .bind(to_sql(newest_ms))
         .bind(shift.offset_ms)
-        .execute(connection)
+        .execute(pool)
         .await?;
     Ok(())
 }

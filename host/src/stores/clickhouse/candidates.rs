@@ -1,8 +1,8 @@
 //! The candidate sources and features, from posts, follows and the aggregates of events.
 
 use super::{
-    ClickHouseStore, POST_WINDOW_MS, STORE_NAME, failure, first_day_of_window,
-    first_hour_of_window, from_ticks, hour_of, to_ticks,
+    ALL_THREADS, ClickHouseStore, POST_WINDOW_MS, STORE_NAME, SUGGESTIONS_TIMEOUT, failure,
+    first_day_of_window, first_hour_of_window, from_ticks, hour_of, to_ticks,
 };
 use crate::stores::guard::Failure;
 use crate::stores::{
@@ -176,6 +176,7 @@ impl ClickHouseStore {
         let contenders = limit.saturating_mul(CONTENDERS_PER_POST);
         let ask = |contenders: u32| {
             let query = (self.reader.query(TRENDING))
+                .with_setting(ALL_THREADS.0, ALL_THREADS.1)
                 .param("viewer", viewer)
                 .param("from_hour", hour_of(now_ms.saturating_sub(window_ms)))
                 .param("to_hour", hour_of(now_ms))
@@ -374,7 +375,8 @@ impl CandidateStore for ClickHouseStore {
         limit: u32,
     ) -> StoreResult<Vec<SuggestedUser>> {
         let work = self.suggestions(viewer, now_ms, limit);
-        self.guard.run("suggested_users", work).await
+        let guard = self.guard.with_timeout(SUGGESTIONS_TIMEOUT);
+        guard.run("suggested_users", work).await
     }
 
     async fn ping(&self) -> StoreResult<()> {

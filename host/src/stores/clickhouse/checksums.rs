@@ -63,6 +63,6 @@ impl ClickHouseStore {
             };
             Ok(rows.into_iter().map(bucket).collect())
         };
-        self.work_guard().run("captured_checksums", ask).await
+        self.work_guard.run("captured_checksums", ask).await
     }
 }

@@ -50,6 +50,6 @@ impl ClickHouseStore {
     /// When the server fails or refuses; a part of the rows may have been written.
     pub async fn insert_captured<R: CapturedRow>(&self, rows: &[R]) -> StoreResult<()> {
         let insert = self.insert(R::TABLE, rows, None);
-        self.work_guard().run("insert_captured", insert).await
+        self.work_guard.run("insert_captured", insert).await
     }
 }

@@ -94,6 +94,6 @@ impl ClickHouseStore {
             |(offset, event): &(i64, &AcceptedEvent)| EventRow::of(event, run.partition, *offset);
         let rows: Vec<EventRow> = events.iter().map(row).collect();
         let insert = self.insert("events", &rows, Some(token));
-        self.work_guard().run("insert_events", insert).await
+        self.work_guard.run("insert_events", insert).await
     }
 }

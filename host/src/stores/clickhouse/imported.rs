@@ -1,11 +1,17 @@
 //! History that `nova import` brings: events that are known by the ids of their rows, for ever.
+//!
+//! Their ids are written last, when they are in every aggregate. An insert that died before that is repeated under
+//! the same token, in this process or in the next import of the same files, and writes what is missing.
 
 use super::events::EventRow;
 use super::{ClickHouseStore, failure};
 use crate::policy::Digest;
 use crate::stores::guard::Failure;
 use crate::stores::{AcceptedEvent, StoreResult};
+use clickhouse::Row;
+use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// What happened before this host did: one event, or several of the same kind at once.
@@ -24,16 +30,29 @@ const NO_PARTITION: i32 = -1;
 
 /// A parameter may have 128 KiB, and an import id up to 45 characters with its quotes.
 const EVENTS_PER_INSERT: usize = 2_000;
-/// A failed insert may have written a part of its rows; repeated with its token it writes the rest.
-const INSERT_ATTEMPTS: u32 = 3;
+/// The pauses between attempts: a server that restarts is back in seconds.
+const RETRY_AFTER: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+/// All attempts at one chunk together.
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 const IMPORTED: &str = "SELECT import_id FROM imported_rows WHERE import_id IN {ids:Array(String)}";
 
-/// What a user's client sent under the same id is there already.
+/// What a user's client sent under the same id is there already. What an import wrote is not asked for: of a
+/// chunk that is half there nothing may be left out.
 const SENT: &str = "
 SELECT user_id, toString(event_id)
 FROM event_ids
-WHERE user_id IN {users:Array(UInt64)} AND event_id IN {ids:Array(UUID)}";
+WHERE user_id IN {users:Array(UInt64)} AND event_id IN {ids:Array(UUID)} AND kafka_partition >= 0";
+
+#[derive(Row, Serialize)]
+struct ImportedRow {
+    import_id: String,
+}
 
 impl ClickHouseStore {
     /// Stores those events that are not known; they count in every aggregate when this returns.
@@ -41,33 +60,56 @@ impl ClickHouseStore {
     /// # Errors
     /// When the server fails or refuses; a part may have been stored, and is known when this is repeated.
     pub async fn insert_imported(&self, events: &[ImportedEvent]) -> StoreResult<()> {
+        let guard = self.work_guard.with_timeout(TIMEOUT);
         for events in events.chunks(EVENTS_PER_INSERT) {
-            let insert = self.insert_unknown(events);
-            self.work_guard().run("insert_imported", insert).await?;
+            let insert = self.insert_with_retries(events);
+            guard.run("insert_imported", insert).await?;
         }
         Ok(())
     }
 
-    async fn insert_unknown(&self, events: &[ImportedEvent]) -> Result<(), Failure> {
-        let imported = self.imported_among(events).await?;
-        let sent = self.sent_among(events).await?;
-        let unknown: Vec<&ImportedEvent> = events
-            .iter()
-            .filter(|row| !imported.contains(&row.import_id))
-            .filter(|row| !sent.contains(&(row.event.user_id, row.event.event_id.to_string())))
-            .collect();
-        let rows: Vec<EventRow> = unknown.iter().map(|row| row_of(row)).collect();
-        let token = token_of(&unknown);
-        for _ in 1..INSERT_ATTEMPTS {
-            match self.insert("events", &rows, Some(&token)).await {
+    async fn insert_with_retries(&self, events: &[ImportedEvent]) -> Result<(), Failure> {
+        for pause in RETRY_AFTER {
+            match self.insert_unknown(events).await {
                 Err(failed) if failed.retryable => tracing::warn!(
                     cause = format!("{:#}", failed.source),
                     "inserting imported events, again"
                 ),
                 done => return done,
             }
+            tokio::time::sleep(pause).await;
         }
-        self.insert("events", &rows, Some(&token)).await
+        self.insert_unknown(events).await
+    }
+
+    async fn insert_unknown(&self, events: &[ImportedEvent]) -> Result<(), Failure> {
+        let imported = self.imported_among(events).await?;
+        let unknown: Vec<&ImportedEvent> = events
+            .iter()
+            .filter(|row| !imported.contains(&row.import_id))
+            .collect();
+        // Before those that a client sent are left out: one that is sent between two attempts must not make
+        // another token of the same chunk.
+        let token = token_of(&unknown);
+        let sent = self.sent_among(events).await?;
+        let rows: Vec<EventRow> = unknown
+            .iter()
+            .filter(|row| !sent.contains(&(row.event.user_id, row.event.event_id.to_string())))
+            .map(|row| row_of(row))
+            .collect();
+        self.insert("events", &rows, Some(&token)).await?;
+        self.insert_ids(&unknown).await
+    }
+
+    /// One block of one part: all of them, or none.
+    async fn insert_ids(&self, events: &[&ImportedEvent]) -> Result<(), Failure> {
+        let rows: Vec<ImportedRow> = events
+            .iter()
+            .map(|row| ImportedRow {
+                import_id: row.import_id.clone(),
+            })
+            .collect();
+        self.insert("imported_rows", &rows, None).await
     }
 
     async fn imported_among(&self, events: &[ImportedEvent]) -> Result<HashSet<String>, Failure> {

@@ -50,7 +50,7 @@ impl ClickHouseStore {
     /// # Errors
     /// When the server fails or refuses, or a newer program wrote the schema.
     pub async fn migrate(&self) -> StoreResult<Vec<&'static str>> {
-        self.work_guard().run("migrate", self.apply_missing()).await
+        self.work_guard.run("migrate", self.apply_missing()).await
     }
 
     async fn apply_missing(&self) -> Result<Vec<&'static str>, Failure> {

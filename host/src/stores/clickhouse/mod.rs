@@ -34,20 +34,28 @@ use std::time::Duration;
 
 /// The name in `degraded`, `/health` and metrics.
 pub const STORE_NAME: &str = "clickhouse";
+/// The name of the worker's circuit in metrics.
+const WORK_CIRCUIT: &str = "clickhouse_writes";
 
 const DEFAULT_DATABASE: &str = "nova";
 
 /// The longest a feed may wait for any one query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Suggestions are made ahead for the active and kept for minutes; of ten million follows a viewer
+/// with popular followees takes half a second of a core that is idle.
+const SUGGESTIONS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Inserts and reports: nobody who waits for them is a viewer.
 const WORK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The setting that gives a long query of the reader all cores again.
+const ALL_THREADS: (&str, &str) = ("max_threads", "0");
 
 /// The window of counters and affinities.
 const AGGREGATE_WINDOW_MS: u64 = 90 * DAY_MS;
 /// Posts older than this are in no source.
 const POST_WINDOW_MS: u64 = AGGREGATE_WINDOW_MS;
 
-/// A connection; clones share its sockets, its breaker and its lists.
+/// A connection; clones share its sockets, its breakers and its lists.
 #[derive(Clone)]
 pub struct ClickHouseStore {
     /// For what viewers wait for.
@@ -56,6 +64,9 @@ pub struct ClickHouseStore {
     worker: Client,
     database: String,
     guard: Guard,
+    /// Around the worker. What viewers wait for and what they do not fail apart: an insert that works says nothing of
+    /// reads that are late, and inserts into a full disk are no reason to stop reading.
+    work_guard: Guard,
     lists: SharedLists,
 }
 
@@ -87,36 +98,37 @@ impl ClickHouseStore {
             .with_setting("do_not_merge_across_partitions_select_final", "1");
         Ok(Self {
             reader: with_time_limit(&client, QUERY_TIMEOUT)
-                .with_setting("cancel_http_readonly_queries_on_client_close", "1"),
+                .with_setting("cancel_http_readonly_queries_on_client_close", "1")
+                // A feed's queries read a few thousand rows each and are many at once; a second
+                // thread makes one of them a little faster and all of them a third dearer.
+                .with_setting("max_threads", "1"),
             worker: with_time_limit(&client, WORK_TIMEOUT),
             database: database.to_owned(),
             guard: Guard::new(STORE_NAME, QUERY_TIMEOUT),
+            work_guard: Guard::for_some(STORE_NAME, WORK_CIRCUIT, WORK_TIMEOUT, Breaker::default()),
             lists: SharedLists::default(),
         })
     }
 
-    /// With a circuit breaker of this kind, instead of the default one.
+    /// With circuit breakers of this kind, instead of the default ones.
     #[must_use]
     pub fn with_breaker(self, breaker: Breaker) -> Self {
         Self {
-            guard: self.guard.with_new_breaker(breaker),
+            guard: self.guard.with_new_breaker(breaker.clone()),
+            work_guard: self.work_guard.with_new_breaker(breaker),
             ..self
         }
     }
 
-    /// What stands around every call of this store.
+    /// What stands around every call that viewers wait for.
     pub fn guard(&self) -> &Guard {
         &self.guard
-    }
-
-    fn work_guard(&self) -> Guard {
-        self.guard.with_timeout(WORK_TIMEOUT)
     }
 
     async fn answers(&self) -> StoreResult<()> {
         let query = self.reader.query("SELECT 1");
         let answer = async { query.fetch_one::<u8>().await.map_err(failure) };
-        self.guard.run("ping", answer).await.map(drop)
+        self.guard.ping(answer).await.map(drop)
     }
 
     /// Inserts rows as one block, or fails; whoever repeats it under the same token repeats nothing.

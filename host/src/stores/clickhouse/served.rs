@@ -76,7 +76,7 @@ impl ExposureStore for ClickHouseStore {
     async fn record(&self, exposures: &[Exposure]) -> StoreResult<()> {
         let rows: Vec<ServedRow> = exposures.iter().map(ServedRow::from).collect();
         let insert = self.insert("served", &rows, None);
-        self.work_guard().run("record_exposures", insert).await
+        self.work_guard.run("record_exposures", insert).await
     }
 
     async fn variation_counts(&self, experiment: &str) -> StoreResult<Vec<VariationCount>> {
@@ -90,7 +90,7 @@ impl ExposureStore for ClickHouseStore {
             });
             Ok(counts.collect())
         };
-        self.work_guard().run("variation_counts", count).await
+        self.work_guard.run("variation_counts", count).await
     }
 
     async fn active_viewers(&self, since_ms: UnixMs, limit: u32) -> StoreResult<Vec<u64>> {
@@ -98,11 +98,11 @@ impl ExposureStore for ClickHouseStore {
             .param("since", to_ticks(since_ms))
             .param("limit", limit);
         let viewers = async { query.fetch_all::<u64>().await.map_err(failure) };
-        self.work_guard().run("active_viewers", viewers).await
+        self.work_guard.run("active_viewers", viewers).await
     }
 
     async fn daily_metrics(&self, day_start_ms: UnixMs) -> StoreResult<DailyCounts> {
         let counts = self.count_day(day_start_ms);
-        self.work_guard().run("daily_metrics", counts).await
+        self.work_guard.run("daily_metrics", counts).await
     }
 }

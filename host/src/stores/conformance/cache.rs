@@ -10,8 +10,10 @@ use crate::policy::features::{CandidateSet, Sources};
 use crate::stores::{Counters, FeedCache};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+const LIFE: Duration = Duration::from_secs(60);
 
 pub fn digest(name: &str) -> Digest {
     Digest::of(name.as_bytes())
@@ -163,7 +165,7 @@ async fn candidates_are_kept_in_their_epoch(cache: &dyn FeedCache, viewer: u64) 
     assert_eq!(cache.epoch(viewer).await.unwrap(), epoch);
     let put = candidates(300);
     cache
-        .put_candidates(viewer, epoch, put.clone())
+        .put_candidates(viewer, epoch, put.clone(), LIFE)
         .await
         .unwrap();
     let found = cache.candidates(viewer).await.unwrap();
@@ -174,7 +176,7 @@ async fn candidates_are_kept_in_their_epoch(cache: &dyn FeedCache, viewer: u64) 
 async fn candidates_of_a_past_epoch_are_not_kept(cache: &dyn FeedCache, viewer: u64) {
     let before = cache.epoch(viewer).await.unwrap();
     cache
-        .put_candidates(viewer, before, candidates(3))
+        .put_candidates(viewer, before, candidates(3), LIFE)
         .await
         .unwrap();
     cache.overtake(viewer).await.unwrap();
@@ -182,12 +184,12 @@ async fn candidates_of_a_past_epoch_are_not_kept(cache: &dyn FeedCache, viewer: 
     assert!(after.candidates.is_none());
     assert_ne!(after.epoch, before);
     cache
-        .put_candidates(viewer, before, candidates(3))
+        .put_candidates(viewer, before, candidates(3), LIFE)
         .await
         .unwrap();
     assert!(cache.candidates(viewer).await.unwrap().candidates.is_none());
     cache
-        .put_candidates(viewer, after.epoch, candidates(3))
+        .put_candidates(viewer, after.epoch, candidates(3), LIFE)
         .await
         .unwrap();
     assert!(cache.candidates(viewer).await.unwrap().candidates.is_some());

@@ -164,6 +164,7 @@ impl FeedCache for ProcessCache {
         viewer: u64,
         epoch: u64,
         candidates: Arc<CachedCandidates>,
+        _ttl: Duration,
     ) -> StoreResult<()> {
         if epoch == self.epoch_of(viewer) {
             self.candidates.insert(viewer, candidates);

@@ -9,6 +9,8 @@ pub struct Batch<T> {
     pub partition: i32,
     pub first: i64,
     pub last: i64,
+    /// The first message's own time.
+    pub first_at_ms: u64,
     /// What could be decoded and is worth storing, by offset; may be empty.
     pub rows: Vec<Row<T>>,
 }
@@ -21,14 +23,16 @@ pub struct Row<T> {
 
 impl<T> Batch<T> {
     /// The same for the same messages, whoever reads them and however often: what a store takes for a repeat.
+    /// Offsets alone would name other messages too once the topic was made anew, hence the time.
     pub fn token(&self) -> String {
         let Self {
             topic,
             partition,
             first,
             last,
+            first_at_ms,
             ..
         } = self;
-        format!("{topic}:{partition}:{first}-{last}")
+        format!("{topic}:{partition}:{first}-{last}@{first_at_ms}")
     }
 }

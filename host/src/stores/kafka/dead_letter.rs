@@ -1,4 +1,5 @@
-//! What cannot be decoded is put aside whole, with its reason and where it was, so that somebody can look and send it again.
+//! What cannot be decoded is put aside with its reason and where it was, so that somebody can look and send it again:
+//! whole, unless the broker would refuse it with what stands beside it.
 
 use super::message::Undecodable;
 use super::producer::{Outgoing, Producer};
@@ -7,13 +8,22 @@ use crate::metrics::METRICS;
 use crate::stores::StoreResult;
 use rdkafka::message::{Header, OwnedHeaders};
 
+/// The producer refuses messages beyond 1,000,000 bytes, headers included, and a letter that is refused would hold its
+/// partition up for ever. So each part has a bound, and all of them together stay below that.
+const PAYLOAD_BYTES_MAX: usize = 900_000;
+const KEY_BYTES_MAX: usize = 16_384;
+/// Decoders quote what they do not like, which may be all of the message.
+const DETAIL_BYTES_MAX: usize = 2_048;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Vec<u8>>,
+    /// Its beginning, where `cut_from_bytes` says how long it was.
     pub payload: Vec<u8>,
+    pub cut_from_bytes: Option<usize>,
     pub reason: &'static str,
     pub detail: String,
 }
@@ -67,20 +77,29 @@ impl DeadLetter {
         (key, payload): (Option<&[u8]>, Option<&[u8]>),
         why: &Undecodable,
     ) -> Self {
+        let payload = payload.unwrap_or_default();
+        let mut detail = why.to_string();
+        detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
         Self {
             topic: topic.to_owned(),
             partition,
             offset,
-            key: key.map(<[u8]>::to_vec),
-            payload: payload.unwrap_or_default().to_vec(),
+            key: key.map(|key| start(key, KEY_BYTES_MAX).to_vec()),
+            payload: start(payload, PAYLOAD_BYTES_MAX).to_vec(),
+            cut_from_bytes: (payload.len() > PAYLOAD_BYTES_MAX).then_some(payload.len()),
             reason: why.reason(),
-            detail: why.to_string(),
+            detail,
         }
     }
 }
 
+fn start(bytes: &[u8], bytes_max: usize) -> &[u8] {
+    bytes.get(..bytes_max).unwrap_or(bytes)
+}
+
 fn outgoing(letter: &DeadLetter) -> Outgoing {
     let (partition, offset) = (letter.partition.to_string(), letter.offset.to_string());
+    let cut_from_bytes = letter.cut_from_bytes.map(|bytes| bytes.to_string());
     let headers = [
         ("reason", letter.reason),
         ("detail", &letter.detail),
@@ -88,18 +107,66 @@ fn outgoing(letter: &DeadLetter) -> Outgoing {
         ("source.partition", &partition),
         ("source.offset", &offset),
     ];
-    let headers = headers
-        .into_iter()
-        .fold(OwnedHeaders::new(), |headers, (key, value)| {
-            headers.insert(Header {
-                key,
-                value: Some(value),
-            })
-        });
+    let cut = cut_from_bytes
+        .iter()
+        .map(|bytes| ("payload.cut_from_bytes", bytes.as_str()));
+    let headers =
+        headers
+            .into_iter()
+            .chain(cut)
+            .fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header {
+                    key,
+                    value: Some(value),
+                })
+            });
     Outgoing {
         key: letter.key.clone(),
         payload: letter.payload.clone(),
         timestamp_ms: unix_ms(),
         headers: Some(headers),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use rdkafka::message::Headers as _;
+
+    fn sent(payload: &[u8], why: &Undecodable) -> (Outgoing, usize, Vec<String>) {
+        let letter = DeadLetter::new(("events", 3, 7), (Some(payload), Some(payload)), why);
+        let outgoing = outgoing(&letter);
+        let headers = outgoing.headers.as_ref().unwrap();
+        let bytes = headers
+            .iter()
+            .map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len) + 10)
+            .sum();
+        let names = headers.iter().map(|header| header.key.to_owned()).collect();
+        (outgoing, bytes, names)
+    }
+
+    #[test]
+    fn the_largest_message_becomes_a_letter_that_the_producer_takes_and_says_that_it_was_cut() {
+        let payload = vec![b'x'; 1_048_576];
+        let why = Undecodable::Malformed("é".repeat(500_000));
+        let (letter, header_bytes, names) = sent(&payload, &why);
+        let key_bytes = letter.key.as_ref().unwrap().len();
+        assert_eq!(letter.payload.len(), PAYLOAD_BYTES_MAX);
+        assert!(letter.payload.len() + key_bytes + header_bytes < 990_000);
+        let headers = letter.headers.as_ref().unwrap();
+        let last = headers.iter().last().unwrap();
+        assert_eq!(
+            (last.key, last.value),
+            ("payload.cut_from_bytes", Some(&b"1048576"[..]))
+        );
+        assert_eq!(names.len(), 6);
+    }
+
+    #[test]
+    fn what_fits_is_put_aside_whole() {
+        let (letter, _, names) = sent(b"{", &Undecodable::Empty);
+        assert_eq!(letter.payload, b"{");
+        assert!(!names.iter().any(|name| name == "payload.cut_from_bytes"));
     }
 }

@@ -110,8 +110,10 @@ impl<T> Held<T> {
         self.count
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
+    /// Whether there is a batch to cut. What is held need not be one: an intent may not be known yet, or not be
+    /// complete, and then only polling helps.
+    pub fn can_cut(&self) -> bool {
+        self.partitions.values().any(Partition::can_cut)
     }
 
     /// Takes at most `batch_max` messages from the front of each partition; a partition with an intent gives
@@ -131,16 +133,28 @@ impl<T> Held<T> {
 }
 
 impl<T> Partition<T> {
+    fn can_cut(&self) -> bool {
+        let (Some(first), Some(newest)) = (self.messages.front(), self.messages.back()) else {
+            return false;
+        };
+        match self.intent {
+            Intent::Unknown => false,
+            Intent::Through(last) => newest.offset >= last || first.offset > last,
+            Intent::Free => true,
+        }
+    }
+
     fn take(&mut self, batch_max: usize) -> Option<VecDeque<Taken<T>>> {
-        let (first, newest) = (self.messages.front()?.offset, self.messages.back()?.offset);
+        if !self.can_cut() {
+            return None;
+        }
+        let first = self.messages.front()?.offset;
         let count = match self.intent {
-            Intent::Unknown => return None,
-            Intent::Through(last) if first <= last && newest < last => return None,
             Intent::Through(last) if first <= last => {
                 self.messages.partition_point(|taken| taken.offset <= last)
             }
             // An intent that lies behind what the broker still has was overtaken by the topic's retention.
-            Intent::Free | Intent::Through(_) => self.messages.len().min(batch_max),
+            _ => self.messages.len().min(batch_max),
         };
         self.intent = Intent::Free;
         let rest = self.messages.split_off(count);
@@ -159,6 +173,7 @@ fn cut<T>((topic, partition): &PartitionKey, messages: VecDeque<Taken<T>>) -> Cu
             partition: *partition,
             first: offsets(messages.front()),
             last: offsets(messages.back()),
+            first_at_ms: messages.front().map_or(0, |taken| taken.at_ms),
             rows: Vec::with_capacity(messages.len()),
         },
     };
@@ -210,10 +225,10 @@ mod tests {
     #[test]
     fn a_batch_ends_at_its_size_and_the_rest_is_the_next() {
         let mut held = held(3, None, 10..17);
-        assert_eq!(tokens(&mut held, 5), ["events:3:10-14"]);
+        assert_eq!(tokens(&mut held, 5), ["events:3:10-14@1"]);
         assert_eq!(held.len(), 2);
-        assert_eq!(tokens(&mut held, 5), ["events:3:15-16"]);
-        assert!(tokens(&mut held, 5).is_empty() && held.is_empty());
+        assert_eq!(tokens(&mut held, 5), ["events:3:15-16@1"]);
+        assert!(tokens(&mut held, 5).is_empty() && held.len() == 0);
     }
 
     #[test]
@@ -221,14 +236,14 @@ mod tests {
         let mut held = held(0, Some(14), 10..13);
         assert!(tokens(&mut held, 2).is_empty(), "not complete yet");
         push(&mut held, 0, 13..20);
-        assert_eq!(tokens(&mut held, 2), ["events:0:10-14"]);
-        assert_eq!(tokens(&mut held, 100), ["events:0:15-19"]);
+        assert_eq!(tokens(&mut held, 2), ["events:0:10-14@1"]);
+        assert_eq!(tokens(&mut held, 100), ["events:0:15-19@1"]);
     }
 
     #[test]
     fn an_intent_that_the_broker_has_forgotten_binds_nobody() {
         let mut held = held(0, Some(14), 20..22);
-        assert_eq!(tokens(&mut held, 100), ["events:0:20-21"]);
+        assert_eq!(tokens(&mut held, 100), ["events:0:20-21@1"]);
     }
 
     #[test]
@@ -241,7 +256,7 @@ mod tests {
         held.revoke(&key(1));
         held.set_intent(&key(1), None);
         push(&mut held, 1, 3..5);
-        assert!(tokens(&mut held, 10).is_empty() && held.is_empty());
+        assert!(tokens(&mut held, 10).is_empty() && held.len() == 0);
     }
 
     #[test]

@@ -46,7 +46,8 @@ struct VersionOnly {
     v: u8,
 }
 
-pub(super) fn event(event: &AcceptedEvent) -> Outgoing {
+/// An accepted event on its way to `events`.
+pub fn event(event: &AcceptedEvent) -> Outgoing {
     outgoing(event, event.user_id, event.accepted_ms)
 }
 

@@ -9,6 +9,7 @@ pub mod exposures;
 mod group;
 mod held;
 pub mod lag;
+mod linger;
 pub mod message;
 pub mod producer;
 pub mod reader;

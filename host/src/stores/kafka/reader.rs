@@ -9,6 +9,7 @@ use super::batch::Batch;
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::group::{Change, Group, PartitionKey, Position};
 use super::held::{Content, Cut, Held, Taken};
+use super::linger::WaitForCompany;
 use super::message::Undecodable;
 use super::{KafkaSettings, Producer, Topic};
 use crate::clock::unix_ms;
@@ -51,7 +52,7 @@ pub struct Subscription {
     pub group: &'static str,
     pub topics: Vec<Topic>,
     pub dead_letters: Topic,
-    /// How long the first message of a round waits for company.
+    /// How long the first batch of a round waits for company.
     pub linger: Duration,
     /// Messages of one partition stored together.
     pub batch_max: usize,
@@ -142,18 +143,13 @@ impl<H: BatchHandler> Reader<H> {
         }
     }
 
-    /// Polls until the round is full or its first message has waited long enough.
+    /// Polls until there is something to cut and the round is full, or has waited long enough for company.
     fn gather(&mut self) {
-        let mut due = (!self.held.is_empty()).then(Instant::now);
-        while !self.stop.is_cancelled() && self.held.len() < self.subscription.round_max {
-            let wait = due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
-            if due.is_some() && wait.is_zero() {
-                return;
-            }
-            self.poll(wait.min(POLL));
-            if due.is_none() && !self.held.is_empty() {
-                due = Some(Instant::now() + self.subscription.linger);
-            }
+        let mut wait = WaitForCompany::of(&self.held);
+        while !self.stop.is_cancelled()
+            && let Some(left) = wait.left(&self.held, &self.subscription)
+        {
+            self.poll(left.min(POLL));
         }
     }
 

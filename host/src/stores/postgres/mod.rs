@@ -28,6 +28,9 @@ use std::time::Duration;
 /// The name in `degraded`, `/health` and metrics.
 pub const STORE_NAME: &str = "postgres";
 
+/// The longest any one call may take, whatever a viewer's own deadline.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Older connections are replaced, so that a pool finds its way back after a failover.
 const CONNECTION_LIFE: Duration = Duration::from_secs(30 * 60);
 
@@ -39,8 +42,7 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Nothing is connected yet. `timeout` bounds each call, here and on the server; callers whose
-    /// own deadline is shorter than half of it are not heard by the circuit breaker.
+    /// Nothing is connected yet. `timeout` bounds each call, here and on the server.
     ///
     /// # Errors
     /// When `url` is no PostgreSQL URL.

@@ -114,7 +114,7 @@ impl RelationalStore for PostgresStore {
 
     async fn ping(&self) -> StoreResult<()> {
         self.guard
-            .run("ping", async {
+            .ping(async {
                 sqlx::query("SELECT 1").execute(&self.pool).await?;
                 Ok(())
             })

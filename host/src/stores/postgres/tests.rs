@@ -220,7 +220,7 @@ fn nowhere() -> String {
 async fn a_store_that_is_down_fails_retryably_and_then_opens_its_circuit() {
     let store = PostgresStore::new(&nowhere(), 1, Duration::from_millis(50)).unwrap();
     for _ in 0..4 {
-        let error = store.ping().await.unwrap_err();
+        let error = store.viewer_attributes(VIEWER).await.unwrap_err();
         assert!(error.retryable, "{error}");
         assert_eq!(error.store, "postgres");
     }

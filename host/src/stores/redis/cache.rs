@@ -38,7 +38,6 @@ static PUT_CANDIDATES: LazyLock<Script> =
 #[derive(Debug, Clone)]
 pub struct RedisCache {
     redis: Redis,
-    candidates_life: Duration,
     known: Cache<Uuid, Arc<Known>>,
     snapshots: CacheMetrics,
     candidates: CacheMetrics,
@@ -92,13 +91,11 @@ impl CacheMetrics {
 }
 
 impl RedisCache {
-    /// `bytes_max` bounds this host's memory of snapshots; `candidates_life` is the longest that candidates may be
-    /// asked for, whatever the reader's own bound.
-    pub fn new(redis: Redis, bytes_max: u64, candidates_life: Duration) -> Self {
+    /// `bytes_max` bounds this host's memory of snapshots.
+    pub fn new(redis: Redis, bytes_max: u64) -> Self {
         let weight = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         Self {
             redis,
-            candidates_life,
             known: Cache::builder()
                 // The default policy drops the newcomer, unless it is asked for often, and a new ranking never was.
                 .eviction_policy(EvictionPolicy::lru())
@@ -296,11 +293,10 @@ impl FeedCache for RedisCache {
         viewer: u64,
         epoch: u64,
         candidates: Arc<CachedCandidates>,
+        ttl: Duration,
     ) -> StoreResult<()> {
         let _timer = self.candidates.duration_seconds.start_timer();
-        let left = self
-            .candidates_life
-            .saturating_sub(candidates.fetched.elapsed());
+        let left = ttl.saturating_sub(candidates.fetched.elapsed());
         let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         if left_ms == 0 {
             return Ok(());

@@ -89,28 +89,28 @@ impl Redis {
         query: &'static str,
         request: impl Into<Request<'a>>,
     ) -> StoreResult<T> {
-        let request = request.into();
-        self.guard
-            .run(query, async {
-                let mut turn = Turn::new(self);
-                let mut answer = request.send(&turn.manager).await;
-                if answer.as_ref().is_err_and(connection_broke) {
-                    answer = request.send(&turn.manager).await;
-                }
-                turn.end = if answer.as_ref().is_err_and(connection_broke) {
-                    End::Broken
-                } else {
-                    End::Answered
-                };
-                answer.map_err(Failure::from)
-            })
-            .await
+        self.guard.run(query, self.exchange(request.into())).await
+    }
+
+    async fn exchange<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {
+        let mut turn = Turn::new(self);
+        let mut answer = request.send(&turn.manager).await;
+        if answer.as_ref().is_err_and(connection_broke) {
+            answer = request.send(&turn.manager).await;
+        }
+        turn.end = if answer.as_ref().is_err_and(connection_broke) {
+            End::Broken
+        } else {
+            End::Answered
+        };
+        answer.map_err(Failure::from)
     }
 
     /// # Errors
     /// Redis did not answer.
     pub async fn ping(&self) -> StoreResult<()> {
-        self.ask("ping", redis::cmd("PING")).await
+        let ping = Request::from(redis::cmd("PING"));
+        self.guard.ping(self.exchange(ping)).await
     }
 }
 

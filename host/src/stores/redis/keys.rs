@@ -40,6 +40,9 @@ pub fn lease(job: &str) -> String {
 /// A sorted set: post → when it was deleted, ms by the clock of Redis.
 pub const DELETED: &str = "deleted:posts";
 
+/// A hash: post → the version of its row that [`DELETED`] is about.
+pub const DELETED_VERSIONS: &str = "deleted:versions";
+
 /// Says that [`DELETED`] has grown.
 pub const DELETED_CHANNEL: &str = "nova:deleted";
 

@@ -1,10 +1,27 @@
--- Remembers deleted posts, and tells every host. KEYS: the sorted set. ARGV: channel, how long they are kept in ms, the
--- posts. The time is that of Redis: hosts ask for what came after what they know, and their own clocks may differ.
+-- Remembers which posts were deleted or came back, and tells every host. KEYS: the sorted set, the versions. ARGV: channel, how
+-- long they are kept in ms, then post, version and 1 (deleted) or 0 (living) for each. A living post is the member `-post`.
+-- What is older than what is known of a post is a repeat. A living post of which nothing is known is no news. The time is that
+-- of Redis: hosts ask for what came after what they know, and their own clocks may differ.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-for at = 3, #ARGV do
-  redis.call('ZADD', KEYS[1], now_ms, ARGV[at])
+local told = false
+for at = 3, #ARGV, 3 do
+  local post, version, deleted = ARGV[at], ARGV[at + 1], ARGV[at + 2] == '1'
+  local known = redis.call('HGET', KEYS[2], post)
+  if (known and tonumber(version) >= tonumber(known)) or (not known and deleted) then
+    redis.call('HSET', KEYS[2], post, version)
+    redis.call('ZREM', KEYS[1], deleted and '-' .. post or post)
+    redis.call('ZADD', KEYS[1], now_ms, deleted and post or '-' .. post)
+    told = true
+  end
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms - ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('PUBLISH', ARGV[1], now_ms)
+local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms - ARGV[2], 'LIMIT', 0, 1000)
+for _, member in ipairs(old) do
+  redis.call('ZREM', KEYS[1], member)
+  redis.call('HDEL', KEYS[2], (member:gsub('-', '')))
+end
+if told then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+  redis.call('PUBLISH', ARGV[1], now_ms)
+end

@@ -1,10 +1,10 @@
-//! Deleted posts, told to every host at once: snapshots and cached candidates may still hold them.
+//! Deleted posts, and those that came back, told to every host at once: snapshots and cached candidates may still hold them.
 //!
 //! The sorted set is the truth; a message on the channel only says that it has grown, so a host that was cut off, or
 //! missed a message, reads the same set and has missed nothing.
 
 use super::{Redis, keys};
-use crate::feed::deleted::KEPT_MS;
+use crate::feed::deleted::{Fate, KEPT_MS};
 use crate::stores::{StoreResult, UnixMs};
 use futures::{Stream, StreamExt as _};
 use redis::aio::PubSubStream;
@@ -27,32 +27,56 @@ pub struct Tombstones {
     redis: Redis,
 }
 
-/// A post, and when it was deleted by the clock of Redis.
-pub type Deletion = (u64, UnixMs);
+/// What became of a post, and when by the clock of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    pub post_id: u64,
+    pub deleted: bool,
+    pub at_ms: UnixMs,
+}
+
+/// A post that came back is the negative member.
+fn told((member, at_ms): (i64, UnixMs)) -> Told {
+    Told {
+        post_id: member.unsigned_abs(),
+        deleted: member > 0,
+        at_ms,
+    }
+}
 
 impl Tombstones {
     pub fn new(redis: Redis) -> Self {
         Self { redis }
     }
 
+    /// Nobody waits for this, so Redis has the time that a busy moment costs.
+    ///
     /// # Errors
     /// Redis could not be told; telling it again does no harm.
-    pub async fn delete(&self, post_ids: &[u64]) -> StoreResult<()> {
-        for posts in post_ids.chunks(PAGE / 10) {
+    pub async fn tell(&self, fates: &[Fate]) -> StoreResult<()> {
+        let redis = self.redis.with_timeout(READ_TIMEOUT);
+        for fates in fates.chunks(PAGE / 10) {
             let mut script = MARK.key(keys::DELETED);
-            script.arg(keys::DELETED_CHANNEL).arg(KEPT_MS).arg(posts);
-            let () = self.redis.ask("mark_deleted", script).await?;
+            script.key(keys::DELETED_VERSIONS);
+            script.arg(keys::DELETED_CHANNEL).arg(KEPT_MS);
+            for fate in fates {
+                script
+                    .arg(fate.post_id)
+                    .arg(fate.version)
+                    .arg(u8::from(fate.deleted));
+            }
+            let () = redis.ask("mark_deleted", script).await?;
         }
         Ok(())
     }
 
-    /// Posts deleted at or after `since_ms`, oldest first.
+    /// What became of posts at or after `since_ms`, oldest first.
     ///
     /// # Errors
     /// Redis did not answer.
-    pub async fn recent(&self, since_ms: UnixMs) -> StoreResult<Vec<Deletion>> {
+    pub async fn recent(&self, since_ms: UnixMs) -> StoreResult<Vec<Told>> {
         let redis = self.redis.with_timeout(READ_TIMEOUT);
-        let mut all: Vec<Deletion> = Vec::new();
+        let mut all: Vec<Told> = Vec::new();
         loop {
             let mut command = cmd("ZRANGEBYSCORE");
             command
@@ -63,18 +87,18 @@ impl Tombstones {
                 .arg("LIMIT")
                 .arg(all.len())
                 .arg(PAGE);
-            let page: Vec<Deletion> = redis.ask("recent_deleted", command).await?;
+            let page: Vec<(i64, UnixMs)> = redis.ask("recent_deleted", command).await?;
             let is_last = page.len() < PAGE;
-            all.extend(page);
+            all.extend(page.into_iter().map(told));
             if is_last {
                 return Ok(all);
             }
         }
     }
 
-    /// What is deleted from now on, after all that was deleted before; never empty lists. The stream has no end and
+    /// What becomes of posts from now on, after all that became of them before; never empty lists. The stream has no end and
     /// bridges every outage: what was deleted meanwhile comes first.
-    pub fn follow(&self) -> impl Stream<Item = Vec<Deletion>> + Send + use<> {
+    pub fn follow(&self) -> impl Stream<Item = Vec<Told>> + Send + use<> {
         let follower = Follower {
             tombstones: self.clone(),
             messages: None,
@@ -93,16 +117,16 @@ struct Follower {
     /// `None` while there is no subscription.
     messages: Option<PubSubStream>,
     /// The last deletions that were told: all of the same millisecond, in which there may be more.
-    known: Vec<Deletion>,
+    known: Vec<Told>,
     /// There may be news.
     is_due: bool,
 }
 
 impl Follower {
-    async fn next(&mut self) -> Vec<Deletion> {
+    async fn next(&mut self) -> Vec<Told> {
         loop {
             self.wait().await;
-            let since_ms = self.known.first().map_or(0, |(_, at_ms)| *at_ms);
+            let since_ms = self.known.first().map_or(0, |told| told.at_ms);
             match self.tombstones.recent(since_ms).await {
                 Ok(mut news) => {
                     self.is_due = false;
@@ -121,10 +145,10 @@ impl Follower {
         }
     }
 
-    fn remember(&mut self, news: &[Deletion]) {
-        let newest_ms = news.iter().map(|(_, at_ms)| *at_ms).max().unwrap_or(0);
+    fn remember(&mut self, news: &[Told]) {
+        let newest_ms = news.iter().map(|told| told.at_ms).max().unwrap_or(0);
         self.known.extend(news);
-        self.known.retain(|(_, at_ms)| *at_ms == newest_ms);
+        self.known.retain(|told| told.at_ms == newest_ms);
     }
 
     /// Until there may be news. Subscribes before the set is read, so that nothing falls between the two.

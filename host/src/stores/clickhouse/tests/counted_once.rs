@@ -4,7 +4,7 @@
 use super::TestDatabase;
 use super::conformance::store_run;
 use crate::clock::unix_ms;
-use crate::stores::clickhouse::PartitionRun;
+use crate::stores::clickhouse::{ImportedEvent, PartitionRun};
 use crate::stores::{AcceptedEvent, Action};
 use uuid::Uuid;
 
@@ -113,4 +113,54 @@ async fn repeats_are_known_by_key_and_by_event_id_but_never_by_the_runs_own_rows
     let batch = [again, same_id, other_user, refused_id];
     assert_eq!(store_run(store, 10_000, &batch, 2).await, 2);
     assert_eq!(database.number("SELECT count() FROM events").await, 5_002);
+}
+
+fn history(count: u64) -> Vec<ImportedEvent> {
+    let imported = |event: AcceptedEvent| ImportedEvent {
+        import_id: format!("event:{}", event.event_id),
+        event,
+        times: 1,
+    };
+    likes(count).into_iter().map(imported).collect()
+}
+
+#[tokio::test]
+async fn history_that_one_view_refused_is_whole_after_the_next_import() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let refuse = "CREATE MATERIALIZED VIEW refuses TO post_metrics_1h AS \
+                  SELECT post_id, throwIf(post_id = 7) AS views FROM events";
+    database.execute(refuse).await;
+    let events = history(500);
+    assert!(database.store.insert_imported(&events).await.is_err());
+    let known = "SELECT count() FROM imported_rows FINAL";
+    assert_eq!(database.number(known).await, 0);
+    database.execute("DROP VIEW refuses").await;
+    for _ in 0..2 {
+        database.store.insert_imported(&events).await.unwrap();
+        assert_eq!(ledger(&database).await, [500; 5]);
+        assert_eq!(database.number(known).await, 500);
+    }
+}
+
+#[tokio::test]
+async fn history_that_is_stored_but_not_noted_is_not_counted_again() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let events = history(500);
+    database.store.insert_imported(&events).await.unwrap();
+    database.execute("TRUNCATE TABLE imported_rows").await;
+    // Of the same chunk one was sent in between: no reason to store the others again.
+    let sent = "INSERT INTO event_ids SELECT user_id, event_id, event_time, 0, 1 FROM events WHERE post_id = 9";
+    database.execute(sent).await;
+    database.store.insert_imported(&events).await.unwrap();
+    let mut counted = [500; 5];
+    counted[4] += 1;
+    assert_eq!(ledger(&database).await, counted);
+    assert_eq!(
+        database.number("SELECT count() FROM imported_rows").await,
+        500
+    );
 }

@@ -5,6 +5,7 @@ mod conformance;
 mod counted_once;
 mod daily;
 mod schema;
+mod speed;
 
 use super::ClickHouseStore;
 use clickhouse::{Client, RowOwned, RowRead};

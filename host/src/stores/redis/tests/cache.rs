@@ -15,12 +15,12 @@ use std::time::Duration;
 const LIFE: Duration = Duration::from_secs(120);
 
 fn host(redis: &Redis) -> RedisCache {
-    RedisCache::new(redis.clone(), 64 << 20, LIFE)
+    RedisCache::new(redis.clone(), 64 << 20)
 }
 
 /// A host that remembers nothing, so that each answer comes from Redis.
 fn forgetful(redis: &Redis) -> RedisCache {
-    RedisCache::new(redis.clone(), 0, LIFE)
+    RedisCache::new(redis.clone(), 0)
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn everything_expires() {
     let put = snapshot(viewer, trial.ids.ranking(0), Algo::Ch, "a");
     cache.put_snapshot(put, Some(epoch)).await.unwrap();
     cache
-        .put_candidates(viewer, epoch, candidates(3))
+        .put_candidates(viewer, epoch, candidates(3), LIFE)
         .await
         .unwrap();
     let keys = trial.keys().await;
@@ -103,7 +103,7 @@ async fn candidates_that_are_too_old_already_are_not_kept() {
     let mut old = candidates(3);
     let made = std::time::Instant::now().checked_sub(LIFE).unwrap();
     std::sync::Arc::get_mut(&mut old).unwrap().fetched = made;
-    cache.put_candidates(viewer, 0, old).await.unwrap();
+    cache.put_candidates(viewer, 0, old, LIFE).await.unwrap();
     assert_eq!(trial.keys().await, Vec::<String>::new());
     trial.end().await;
 }
@@ -203,7 +203,7 @@ async fn a_key_of_another_type_is_a_miss_and_heals() {
     let latest = cache.latest_snapshot(viewer, digest("a")).await.unwrap();
     assert!(latest.is_some());
     cache
-        .put_candidates(viewer, epoch, candidates(3))
+        .put_candidates(viewer, epoch, candidates(3), LIFE)
         .await
         .unwrap();
     assert!(cache.candidates(viewer).await.unwrap().candidates.is_some());

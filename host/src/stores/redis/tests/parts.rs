@@ -1,6 +1,7 @@
 //! Leases, deleted posts and the scan.
 
 use super::{Trial, patient};
+use crate::feed::deleted::Fate;
 use crate::stores::Lease;
 use crate::stores::redis::keys;
 use crate::stores::redis::lease::RedisLease;
@@ -58,7 +59,49 @@ async fn of_many_hosts_at_once_one_gets_the_lease() {
 
 /// Deleted posts stand in one set, shared with whoever else tests here: these ids are known, others are ignored.
 async fn forget(trial: &mut Trial, posts: &[u64]) {
-    let () = trial.raw.zrem(keys::DELETED, posts).await.unwrap();
+    let members: Vec<i64> = posts
+        .iter()
+        .flat_map(|post| [*post as i64, -(*post as i64)])
+        .collect();
+    let () = trial.raw.zrem(keys::DELETED, members).await.unwrap();
+    let () = trial.raw.hdel(keys::DELETED_VERSIONS, posts).await.unwrap();
+}
+
+fn fate(post_id: u64, version: u64, deleted: bool) -> Fate {
+    Fate {
+        post_id,
+        version,
+        deleted,
+    }
+}
+
+#[tokio::test]
+async fn of_what_became_of_a_post_the_higher_version_is_true_in_whatever_order_it_is_told() {
+    let Some(mut trial) = Trial::begin().await else {
+        return;
+    };
+    let [back, gone, new] = [3, 4, 5].map(|n| trial.ids.viewer(n));
+    let tombstones = Tombstones::new(trial.redis.clone());
+    let told = [
+        fate(back, 10, true),
+        fate(back, 20, false),
+        // Redelivered.
+        fate(back, 10, true),
+        fate(gone, 20, true),
+        fate(gone, 10, false),
+        fate(new, 10, false),
+    ];
+    tombstones.tell(&told).await.unwrap();
+    let recent = tombstones.recent(0).await.unwrap();
+    let deleted = |post| {
+        let mut of_post = recent.iter().filter(|told| told.post_id == post);
+        of_post.next_back().map(|told| told.deleted)
+    };
+    assert_eq!(deleted(back), Some(false));
+    assert_eq!(deleted(gone), Some(true));
+    assert_eq!(deleted(new), None, "a new post is no news");
+    forget(&mut trial, &[back, gone, new]).await;
+    trial.end().await;
 }
 
 #[tokio::test]
@@ -71,7 +114,7 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
         Tombstones::new(trial.redis.clone()),
         Tombstones::new(patient(&std::env::var("REDIS_URL").unwrap())),
     );
-    here.delete(&[before]).await.unwrap();
+    here.tell(&[fate(before, 1, true)]).await.unwrap();
     let mut followed = Box::pin(there.follow());
     let mut told = Vec::new();
     while !told.contains(&before) {
@@ -81,10 +124,10 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|(post, _)| post),
+                .map(|told| told.post_id),
         );
     }
-    here.delete(&[after]).await.unwrap();
+    here.tell(&[fate(after, 1, true)]).await.unwrap();
     while !told.contains(&after) {
         told.extend(
             followed
@@ -92,16 +135,22 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|(post, _)| post),
+                .map(|told| told.post_id),
         );
     }
     let times_told = told.iter().filter(|post| **post == before).count();
     assert_eq!(times_told, 1, "what is known is no news");
     let recent = there.recent(0).await.unwrap();
-    let at_ms = |post| recent.iter().find(|(other, _)| *other == post).unwrap().1;
+    let at_ms = |post| {
+        recent
+            .iter()
+            .find(|told| told.post_id == post)
+            .unwrap()
+            .at_ms
+    };
     assert!(at_ms(before) <= at_ms(after));
     let later = there.recent(at_ms(after) + 1).await.unwrap();
-    assert!(!later.iter().any(|(post, _)| *post == after));
+    assert!(!later.iter().any(|told| told.post_id == after));
     forget(&mut trial, &[before, after]).await;
     trial.end().await;
 }
