@@ -7,7 +7,11 @@
 mod bare;
 mod generator;
 mod host;
-#[expect(dead_code, reason = "the tests use the rest of it")]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the tests use the rest of it, and a test may panic"
+)]
 #[path = "../shared/services.rs"]
 mod services;
 mod stack;

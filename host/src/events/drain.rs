@@ -78,9 +78,11 @@ impl Drain {
     async fn drain(&self, stop: &CancellationToken) {
         let mut progress = Progress::default();
         loop {
+            // Asked before the spool is read: what was accepted last may have come in after an empty look at it.
+            let stopping = stop.is_cancelled();
             match self.advance(&mut progress).await {
                 Ok(true) => {}
-                Ok(false) if stop.is_cancelled() => return,
+                Ok(false) if stopping => return,
                 Ok(false) => {
                     tokio::select! {
                         () = self.spool.written() => {}

@@ -64,11 +64,14 @@ fn events(posts: std::ops::Range<u64>) -> Vec<AcceptedEvent> {
     posts.map(|post| event(post % 97 + 1, post + 1)).collect()
 }
 
+/// A batch's token and its events, in the order of storing.
+type Stored = Vec<(String, Vec<u64>)>;
+
 /// A store that remembers what it was given, and is down on demand.
 #[derive(Clone, Default)]
 struct Memory {
     attempts: Arc<Mutex<Vec<String>>>,
-    stored: Arc<Mutex<Vec<(String, Vec<u64>)>>>,
+    stored: Arc<Mutex<Stored>>,
     busy: Arc<Mutex<BTreeSet<i32>>>,
     down: Arc<AtomicBool>,
 }
