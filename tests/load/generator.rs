@@ -23,10 +23,6 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn requests(&self) -> usize {
-        self.latencies_ms.len()
-    }
-
     pub fn per_second(&self) -> f64 {
         self.latencies_ms.len() as f64 / self.length.as_secs_f64()
     }
