@@ -47,9 +47,9 @@ pub async fn feeds() -> anyhow::Result<()> {
                 ("NOVA_ENABLE_CACHING", "false"),
             ],
         ),
-        // A fresh set of viewers has no snapshot to stand in.
+        // The snapshots of the modes before stand in.
         (
-            "timeline, no ClickHouse",
+            "older snapshot, no ClickHouse",
             &[
                 ("CLICKHOUSE_URL", NOWHERE),
                 ("NOVA_ENABLE_CACHING", "false"),
