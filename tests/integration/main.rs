@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod admission;
+mod audit;
 mod auth;
 mod author_loop;
 mod config;

@@ -1,5 +1,6 @@
 //! The command line: one file a command, each a thin shell around a part of the host.
 
+mod audit;
 mod bucket;
 mod cdc;
 pub mod demo;
@@ -41,6 +42,8 @@ enum Command {
     Policy(policy::PolicyArguments),
     /// The experimenter's loop
     Experiment(experiment::ExperimentArguments),
+    /// Who changed what, and whether the log of it is whole
+    Audit(audit::AuditArguments),
     /// The copy of PostgreSQL in ClickHouse
     Cdc(cdc::CdcArguments),
     /// Prints a unit's bucket, or null: why a user is in a variation
@@ -93,6 +96,7 @@ impl Cli {
             Command::Token(token) => token.run(),
             Command::Policy(policy) => policy.run(),
             Command::Experiment(experiment) => experiment.run(),
+            Command::Audit(audit) => audit.run(),
             Command::Cdc(cdc) => cdc.run(),
             Command::Bucket(bucket) => bucket.run(),
         }

@@ -6,6 +6,7 @@ use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::deploy::{Deploy, DeployError};
 use crate::policy::engine::Engine;
+use crate::policy::registry::Registry;
 use crate::wiring;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -74,6 +75,20 @@ impl TargetArguments {
         Ok(Target::Directory(
             Deploy::start(Engine::start()?, registry, false).await?,
         ))
+    }
+}
+
+impl TargetArguments {
+    /// The registry itself, where no host is named; nothing is written to it.
+    pub async fn registry(&self) -> anyhow::Result<Arc<dyn Registry>> {
+        let config = self.config.load(&self.data_dir)?;
+        if config.stores.stack().is_none() && !config.data_dir.is_dir() {
+            bail!(
+                "there is no data directory {}; name one with --data-dir, or a running host with --host",
+                config.data_dir.display()
+            );
+        }
+        wiring::registry(&config).await
     }
 }
 

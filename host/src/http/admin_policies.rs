@@ -1,14 +1,14 @@
-//! Publishing, activating and rolling back policies; the audit log.
+//! Publishing, activating and rolling back policies.
 
 use super::auth::{Admin, Operate, Read, Upload};
-use super::extract::{Json as JsonBody, Path, Query, read_body};
+use super::extract::{Json as JsonBody, Path, read_body};
 use crate::app::App;
 use crate::error::Problem;
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::artifact::{Limits, PerStage, StageSpec};
 use crate::policy::deploy::{PolicyState, Published, Serving};
-use crate::policy::registry::{AuditEntry, PublishedPolicy};
+use crate::policy::registry::PublishedPolicy;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request, State};
@@ -219,32 +219,4 @@ pub async fn rollback(
         .rollback(&body.reason, body.expected_active.as_ref(), &admin.actor)
         .await?;
     Ok(Json(published.into()))
-}
-
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct AuditLog {
-    /// Newest first.
-    pub entries: Vec<AuditEntry>,
-}
-
-const AUDIT_DEFAULT: u32 = 100;
-const AUDIT_MAX: u32 = 1_000;
-
-/// Who changed what, newest first.
-#[utoipa::path(get, path = "/admin/v1/audit", tag = "admin", security(("admin" = [])),
-    params(("limit" = Option<u32>, Query, description = "1 … 1,000, default 100")),
-    responses((status = 200, body = AuditLog), (status = 403, body = Problem), (status = 503, body = Problem)))]
-pub async fn audit(
-    State(app): State<Arc<App>>,
-    _admin: Admin<Read>,
-    query: Query,
-) -> Result<Json<AuditLog>, Problem> {
-    let limit = query.limit(AUDIT_DEFAULT, AUDIT_MAX)?;
-    let entries = app
-        .deploy
-        .registry()
-        .audit(limit)
-        .await
-        .map_err(crate::policy::deploy::DeployError::from)?;
-    Ok(Json(AuditLog { entries }))
 }

@@ -1,5 +1,6 @@
 //! The routes, by who calls them; auth and limits are in the handlers' argument types.
 
+pub mod admin_audit;
 pub mod admin_experiments;
 pub mod admin_flags;
 pub mod admin_policies;
@@ -61,7 +62,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(admin_policies::list, admin_policies::upload))
         .routes(routes!(admin_policies::activate))
         .routes(routes!(admin_policies::rollback))
-        .routes(routes!(admin_policies::audit))
+        .routes(routes!(admin_audit::audit))
         .routes(routes!(
             admin_experiments::get_cohort,
             admin_experiments::put_cohort

@@ -6,8 +6,9 @@
 //! than the one on disk can be, and what fails is an error. Changes always go to the registry.
 
 use super::artifact::{Digest, PerStage, PolicyRef, Stage};
+use super::audit::{AuditEntry, AuditPage};
 use super::deploy::WARM_POLICIES;
-use super::registry::{AuditEntry, Change, Registry, RegistryError, RegistryState};
+use super::registry::{Change, Registry, RegistryError, RegistryState};
 use crate::experiments::spec::ExperimentState;
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -196,8 +197,8 @@ impl<R: Registry> Registry for LastGood<R> {
         }
     }
 
-    async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-        self.registry.audit(limit).await
+    async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
+        self.registry.audit(page, limit).await
     }
 
     async fn changed(&self) {
@@ -263,8 +264,12 @@ mod tests {
             self.reach()?.module(digest).await
         }
 
-        async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-            self.reach()?.audit(limit).await
+        async fn audit(
+            &self,
+            page: AuditPage,
+            limit: u32,
+        ) -> Result<Vec<AuditEntry>, RegistryError> {
+            self.reach()?.audit(page, limit).await
         }
     }
 

@@ -1,10 +1,11 @@
 //! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), kept (`registry`) and swapped (`deploy`, `watcher`).
+//! `sandbox`, `bindings`, `ranking`), kept (`registry`, `last_good`), audited (`audit`) and swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
 pub mod admission;
 pub mod artifact;
+pub mod audit;
 pub mod bindings;
 pub mod builtin;
 pub mod deploy;

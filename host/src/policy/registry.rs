@@ -2,6 +2,7 @@
 //! and flags there are, and who changed what. One truth for all hosts that share it.
 
 use super::artifact::{Digest, PolicyRef, PolicySpec};
+use super::audit::{AuditEntry, AuditPage};
 use crate::experiments::cohort::Rule;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::stores::UnixMs;
@@ -114,17 +115,6 @@ impl Change {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct AuditEntry {
-    pub id: i64,
-    pub at: chrono::DateTime<chrono::Utc>,
-    /// The token's subject, or `watcher`, `cli`, `host`.
-    pub actor: String,
-    pub action: String,
-    pub subject: String,
-    pub detail: serde_json::Value,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The change was made against a state that is no longer.
@@ -151,8 +141,8 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
 
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError>;
 
-    /// Newest first.
-    async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
+    /// A part of the audit log, at most `limit` entries.
+    async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
 
     /// Returns when another process may have changed something. A registry that cannot tell never
     /// returns; whoever waits here looks now and then all the same.

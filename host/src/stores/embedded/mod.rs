@@ -4,6 +4,7 @@
 //! another process (`nova import`) may write while a host runs; whoever comes second waits for
 //! the other's commit, at most `BUSY_TIMEOUT`.
 
+mod audit;
 pub mod cache;
 mod candidates;
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The registry in SQLite, beside the data.
 
-use super::EmbeddedStore;
+use super::{EmbeddedStore, audit};
 use crate::clock::unix_ms;
 use crate::policy::artifact::{Digest, PolicyRef};
-use crate::policy::registry::{
-    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState,
-};
+use crate::policy::audit::{AuditEntry, AuditPage};
+use crate::policy::registry::{Change, PublishedPolicy, Registry, RegistryError, RegistryState};
 use anyhow::Context;
 use async_trait::async_trait;
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 /// The registry's tables in the embedded store's file.
@@ -26,15 +26,16 @@ impl SqliteRegistry {
             .execute(&writer)
             .await
             .context("policy registry")?;
+        audit::prepare(&writer).await.context("audit log")?;
         Ok(Self { reader, writer })
     }
 }
 
-fn unavailable(error: sqlx::Error) -> RegistryError {
+pub(super) fn unavailable(error: sqlx::Error) -> RegistryError {
     RegistryError::Unavailable(error.into())
 }
 
-fn corrupt(error: impl std::fmt::Display) -> RegistryError {
+pub(super) fn corrupt(error: impl std::fmt::Display) -> RegistryError {
     RegistryError::Unavailable(anyhow::anyhow!("unreadable registry row: {error}"))
 }
 
@@ -103,14 +104,11 @@ impl Registry for SqliteRegistry {
             ));
         }
         write(&mut tx, change).await?;
-        let detail = change.detail().to_string();
-        let query = sqlx::query("INSERT INTO audit (at_ms, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?) RETURNING id")
-            .bind(unix_ms() as i64)
-            .bind(actor)
-            .bind(change.action())
-            .bind(change.subject())
-            .bind(detail);
-        let revision: i64 = query.fetch_one(&mut *tx).await.map_err(unavailable)?.get(0);
+        let revision = expected_revision + 1;
+        let previous = audit::head(&mut tx).await?;
+        let entry =
+            AuditEntry::of(change, actor, revision, unix_ms(), previous).map_err(corrupt)?;
+        audit::append(&mut tx, &entry).await?;
         tx.commit().await.map_err(unavailable)?;
         Ok(revision)
     }
@@ -123,25 +121,9 @@ impl Registry for SqliteRegistry {
             .map_err(unavailable)
     }
 
-    async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-        let rows = sqlx::query(
-            "SELECT id, at_ms, actor, action, subject, detail FROM audit ORDER BY id DESC LIMIT ?",
-        )
-        .bind(limit)
-        .fetch_all(&self.reader)
-        .await
-        .map_err(unavailable)?;
-        let entry = |row: sqlx::sqlite::SqliteRow| {
-            Ok(AuditEntry {
-                id: row.get("id"),
-                at: chrono::DateTime::from_timestamp_millis(row.get("at_ms")).unwrap_or_default(),
-                actor: row.get("actor"),
-                action: row.get("action"),
-                subject: row.get("subject"),
-                detail: serde_json::from_str(row.get("detail")).map_err(corrupt)?,
-            })
-        };
-        rows.into_iter().map(entry).collect()
+    async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
+        let mut reader = self.reader.acquire().await.map_err(unavailable)?;
+        audit::read(&mut reader, page, limit.into()).await
     }
 }
 
@@ -155,7 +137,7 @@ async fn revision(connection: &mut SqliteConnection) -> Result<i64, RegistryErro
 async fn fetch(
     tx: &mut Transaction<'_, Sqlite>,
     sql: &'static str,
-) -> Result<Vec<sqlx::sqlite::SqliteRow>, RegistryError> {
+) -> Result<Vec<SqliteRow>, RegistryError> {
     sqlx::query(sql)
         .fetch_all(&mut **tx)
         .await

@@ -35,12 +35,15 @@ CREATE TABLE IF NOT EXISTS flags (
     enabled INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Every change writes one row here in its own transaction, so the highest id is the revision.
+-- Every change writes one row here in its own transaction, so the highest id is the revision. The
+-- hashes are null in rows that are older than the chain.
 CREATE TABLE IF NOT EXISTS audit (
-    id      INTEGER PRIMARY KEY AUTOINCREMENT,
-    at_ms   INTEGER NOT NULL,
-    actor   TEXT NOT NULL,
-    action  TEXT NOT NULL,
-    subject TEXT NOT NULL,
-    detail  TEXT NOT NULL
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms         INTEGER NOT NULL,
+    actor         TEXT NOT NULL,
+    action        TEXT NOT NULL,
+    subject       TEXT NOT NULL,
+    detail        TEXT NOT NULL,
+    previous_hash TEXT,
+    hash          TEXT
 );

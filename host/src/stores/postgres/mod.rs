@@ -2,6 +2,7 @@
 //! registry. It is asked over connections that are made when they are first needed, so that a host
 //! starts while it is down.
 
+mod audit;
 pub mod migrate;
 pub mod registry;
 #[cfg(test)]

@@ -2,12 +2,11 @@
 //! new revision are one transaction, ordered by a lock on the revision's row; its commit notifies
 //! every host that listens.
 
-use super::{connect_options, pool, to_sql};
+use super::{audit, connect_options, pool, to_sql};
 use crate::clock::unix_ms;
 use crate::policy::artifact::{Digest, PolicyRef};
-use crate::policy::registry::{
-    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState,
-};
+use crate::policy::audit::{AuditEntry, AuditPage};
+use crate::policy::registry::{Change, PublishedPolicy, Registry, RegistryError, RegistryState};
 use crate::stores::breaker::Breaker;
 use crate::stores::guard::{Failure, Guard};
 use crate::stores::{StoreError, UnixMs};
@@ -149,7 +148,10 @@ impl Registry for PostgresRegistry {
             }
             let revision = found + 1;
             write(&mut tx, change).await?;
-            audit(&mut tx, change, actor, revision).await?;
+            let previous = audit::head(&mut tx).await?;
+            let entry =
+                AuditEntry::of(change, actor, revision, unix_ms(), previous).map_err(corrupt)?;
+            audit::append(&mut tx, &entry).await?;
             let advance = "UPDATE registry_revision SET revision = $1 WHERE id = 1";
             run(&mut tx, sqlx::query(advance).bind(revision)).await?;
             tx.commit().await?;
@@ -179,26 +181,9 @@ impl Registry for PostgresRegistry {
             .map_err(unavailable)
     }
 
-    async fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-        type Row = (i64, i64, String, String, String, String);
-        let read = async {
-            let newest = "SELECT id, at_ms, actor, action, subject, detail::text FROM audit ORDER BY id DESC LIMIT $1";
-            let rows: Vec<Row> = sqlx::query_as(newest)
-                .bind(i64::from(limit))
-                .fetch_all(&self.pool)
-                .await?;
-            let entry = |(id, at_ms, actor, action, subject, detail): Row| {
-                Ok(AuditEntry {
-                    id,
-                    at: chrono::DateTime::from_timestamp_millis(at_ms).unwrap_or_default(),
-                    actor,
-                    action,
-                    subject,
-                    detail: parse(&detail)?,
-                })
-            };
-            rows.into_iter().map(entry).collect()
-        };
+    async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
+        let read =
+            async { audit::read(&mut *self.pool.acquire().await?, page, limit.into()).await };
         self.guard.run("audit", read).await.map_err(unavailable)
     }
 
@@ -294,23 +279,6 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
             run(connection, sqlx::query(put).bind(name).bind(enabled)).await
         }
     }
-}
-
-async fn audit(
-    connection: &mut PgConnection,
-    change: &Change,
-    actor: &str,
-    revision: i64,
-) -> Result<(), Failure> {
-    let insert = "INSERT INTO audit (id, at_ms, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5, $6::json)";
-    let insert = sqlx::query(insert)
-        .bind(revision)
-        .bind(to_sql(unix_ms()))
-        .bind(actor)
-        .bind(change.action())
-        .bind(change.subject())
-        .bind(change.detail().to_string());
-    run(connection, insert).await
 }
 
 async fn run(

@@ -4,6 +4,7 @@ use super::registry::PostgresRegistry;
 use super::testing::TestDatabase;
 use crate::experiments::cohort::Rule;
 use crate::policy::artifact::{Digest, PolicyRef, PolicySpec};
+use crate::policy::audit::{AuditEntry, AuditPage, verify};
 use crate::policy::registry::{Change, Registry, RegistryError, RegistryState};
 use crate::stores::embedded::EmbeddedStore;
 use crate::stores::embedded::registry::SqliteRegistry;
@@ -92,7 +93,10 @@ async fn a_change_against_an_older_revision_is_refused_and_leaves_no_trace() {
         let state = registry.load().await.unwrap();
         assert_eq!(state.revision, revision);
         assert!(!state.flags["enable_caching"]);
-        assert_eq!(registry.audit(10).await.unwrap().len(), 2);
+        assert_eq!(
+            registry.audit(AuditPage::NEWEST, 10).await.unwrap().len(),
+            2
+        );
     })
     .await;
 }
@@ -113,7 +117,10 @@ async fn of_changes_made_at_once_against_one_revision_one_wins() {
         let done = join_all(changes).await;
         assert_eq!(done.iter().filter(|result| result.is_ok()).count(), 1);
         assert_eq!(registry.load().await.unwrap().cohorts.len(), 1);
-        assert_eq!(registry.audit(10).await.unwrap().len(), 1);
+        assert_eq!(
+            registry.audit(AuditPage::NEWEST, 10).await.unwrap().len(),
+            1
+        );
     })
     .await;
 }
@@ -159,7 +166,7 @@ async fn every_change_is_in_the_audit_log_newest_first() {
             ],
         )
         .await;
-        let entries = registry.audit(10).await.unwrap();
+        let entries = registry.audit(AuditPage::NEWEST, 10).await.unwrap();
         let actions: Vec<_> = entries
             .iter()
             .map(|entry| (entry.action.as_str(), entry.subject.as_str()))
@@ -168,9 +175,100 @@ async fn every_change_is_in_the_audit_log_newest_first() {
         assert_eq!(entries[0].id, revision);
         assert_eq!(entries[0].actor, "ada");
         assert_eq!(entries[0].detail, serde_json::json!({"enabled": true}));
-        assert_eq!(registry.audit(1).await.unwrap().len(), 1);
+        assert_eq!(registry.audit(AuditPage::NEWEST, 1).await.unwrap().len(), 1);
     })
     .await;
+}
+
+fn flag(name: &str) -> Change {
+    Change::SetFlag {
+        name: name.into(),
+        enabled: true,
+    }
+}
+
+/// The log, oldest first, read in pieces.
+async fn whole_log(registry: &dyn Registry) -> Vec<AuditEntry> {
+    let (mut log, mut page) = (Vec::new(), AuditPage::OLDEST);
+    loop {
+        let more = registry.audit(page, 2).await.unwrap();
+        let Some(last) = more.last() else { return log };
+        page = AuditPage::After(last.id);
+        log.extend(more);
+    }
+}
+
+#[tokio::test]
+async fn every_entry_of_the_log_carries_the_hash_of_the_one_before_it() {
+    on_both(async |registry| {
+        apply_all(&*registry, &[publish("1.0.0"), flag("ünï"), flag("g")]).await;
+        let log = whole_log(&*registry).await;
+        let verified = verify(&log).unwrap();
+        assert_eq!((verified.entries, verified.unattested), (3, 0));
+        assert_eq!(verified.head, log[2].hash);
+        assert_eq!(log[0].previous_hash, None);
+        assert_eq!(log[2].previous_hash, log[1].hash);
+        let older = registry
+            .audit(AuditPage::Before(log[2].id), 10)
+            .await
+            .unwrap();
+        assert_eq!(older, [log[1].clone(), log[0].clone()]);
+    })
+    .await;
+}
+
+/// What a version without a chain wrote.
+const OLD_ENTRIES: &str = "INSERT INTO audit (id, at_ms, actor, action, subject, detail) VALUES \
+    (1, 1, 'ada', 'set_flag', 'f', '{\"weight\": 0.30000000000000004}'), (2, 2, 'bob', 'set_flag', 'g', '{}')";
+
+async fn a_chain_begins_after_old_entries(registry: &dyn Registry) {
+    let verified = verify(&whole_log(registry).await).unwrap();
+    assert_eq!((verified.entries, verified.unattested), (2, 2));
+    apply_all(registry, &[flag("f"), flag("g")]).await;
+    let mut log = whole_log(registry).await;
+    let verified = verify(&log).unwrap();
+    assert_eq!((verified.entries, verified.unattested), (4, 0));
+    log[0].actor = "eve".into();
+    assert_eq!(verify(&log).unwrap_err().id, 3);
+}
+
+#[tokio::test]
+async fn in_a_data_directory_that_is_older_than_the_chain_the_next_change_begins_it() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(data_dir.path()).await.unwrap();
+    let old = "CREATE TABLE audit (id INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER NOT NULL, actor TEXT NOT NULL, \
+        action TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL)";
+    for statement in [old, OLD_ENTRIES] {
+        let run = sqlx::query(statement).execute(store.writer());
+        run.await.unwrap();
+    }
+    drop(SqliteRegistry::open(&store).await.unwrap());
+    let registry = SqliteRegistry::open(&store).await.unwrap();
+    a_chain_begins_after_old_entries(&registry).await;
+    let unchained = sqlx::query(
+        "INSERT INTO audit (at_ms, actor, action, subject, detail) VALUES (3, '', '', '', '{}')",
+    )
+    .execute(store.writer())
+    .await;
+    assert!(unchained.is_err());
+}
+
+#[tokio::test]
+async fn in_a_database_that_is_older_than_the_chain_the_next_change_begins_it() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let pool = super::pool(&database.url, 1, TIMEOUT, TIMEOUT).unwrap();
+    assert!(sqlx::query(OLD_ENTRIES).execute(&pool).await.is_err());
+    for statement in [
+        "ALTER TABLE audit DROP CONSTRAINT audit_is_chained",
+        OLD_ENTRIES,
+        "UPDATE registry_revision SET revision = 2",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    let registry = PostgresRegistry::new(&database.url).unwrap();
+    a_chain_begins_after_old_entries(&registry).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,199 @@
+//! `nova audit`: who changed what, and whether the log is whole.
+
+use super::remote::{Remote, TargetArguments};
+use super::{block_on, table};
+use crate::clock::rfc3339;
+use crate::http::admin_audit::AUDIT_MAX;
+use crate::policy::audit::{AuditEntry, AuditPage, Verified, Verifier};
+use crate::policy::{Digest, registry::Registry};
+use anyhow::{Context as _, anyhow, bail};
+use clap::Subcommand;
+use reqwest::Method;
+use std::sync::Arc;
+
+/// Who changed what, newest first.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  nova audit --limit 10\n  nova audit verify"
+)]
+pub struct AuditArguments {
+    #[command(subcommand)]
+    command: Option<AuditCommand>,
+    #[command(flatten)]
+    list: List,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Whether any entry was changed, removed, added or moved after it was written
+    #[command(
+        after_help = "Examples:\n  nova audit verify\n  nova audit verify --expect-head 8f3c…    # the head that an earlier run printed"
+    )]
+    Verify(Verify),
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    /// How many entries
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+#[derive(Debug, clap::Args)]
+struct Verify {
+    /// A head that was noted earlier: the log must still have it. Without one, newest entries that were cut off leave no trace
+    #[arg(long, value_name = "HASH")]
+    expect_head: Option<Digest>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+/// Where the log is read.
+enum Source {
+    Host(Remote),
+    Registry(Arc<dyn Registry>),
+}
+
+impl AuditArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            None => block_on(self.list.run()),
+            Some(AuditCommand::Verify(verify)) => block_on(verify.run()),
+        }
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let source = Source::of(&self.target).await?;
+        let mut entries: Vec<AuditEntry> = Vec::new();
+        let mut page = AuditPage::NEWEST;
+        while entries.len() < self.limit as usize {
+            let wanted = (self.limit - entries.len() as u32).min(AUDIT_MAX);
+            let more = source.page(page, wanted).await?;
+            let Some(last) = more.last() else { break };
+            page = AuditPage::Before(last.id);
+            entries.extend(more);
+        }
+        if self.json {
+            println!("{}", serde_json::json!({ "entries": entries }));
+        } else {
+            print!("{}", rendered(&entries));
+        }
+        Ok(())
+    }
+}
+
+impl Verify {
+    async fn run(self) -> anyhow::Result<()> {
+        let source = Source::of(&self.target).await?;
+        let verified = source.verify(self.expect_head).await?;
+        if self.json {
+            println!("{}", serde_json::to_string(&verified)?);
+            return Ok(());
+        }
+        let Some(head) = verified.head else {
+            println!("the log is empty");
+            return Ok(());
+        };
+        println!("{} entries, unbroken", verified.entries);
+        if verified.unattested > 0 {
+            println!(
+                "{} of them are older than the chain; the next change attests them as they are",
+                verified.unattested
+            );
+        }
+        println!("head {head}");
+        Ok(())
+    }
+}
+
+impl Source {
+    async fn of(target: &TargetArguments) -> anyhow::Result<Self> {
+        Ok(match target.remote()? {
+            Some(remote) => Self::Host(remote),
+            None => Self::Registry(target.registry().await?),
+        })
+    }
+
+    async fn page(&self, page: AuditPage, limit: u32) -> anyhow::Result<Vec<AuditEntry>> {
+        match self {
+            Self::Registry(registry) => registry.audit(page, limit).await.map_err(|error| {
+                anyhow!("{error}; check that PostgreSQL runs, or name a host with --host")
+            }),
+            Self::Host(remote) => {
+                let path = match page {
+                    AuditPage::NEWEST => format!("/admin/v1/audit?limit={limit}"),
+                    AuditPage::Before(id) => format!("/admin/v1/audit?limit={limit}&before={id}"),
+                    AuditPage::After(id) => format!("/admin/v1/audit?limit={limit}&after={id}"),
+                };
+                let answer = remote.call(Method::GET, &path, None).await?;
+                serde_json::from_value(answer["entries"].clone())
+                    .context("this host keeps no chain; ask one of this version")
+            }
+        }
+    }
+
+    async fn verify(&self, expected: Option<Digest>) -> anyhow::Result<Verified> {
+        let mut verifier = Verifier::expecting(expected);
+        let mut page = AuditPage::OLDEST;
+        loop {
+            let entries = self.page(page, AUDIT_MAX).await?;
+            let Some(last) = entries.last() else { break };
+            page = AuditPage::After(last.id);
+            for entry in &entries {
+                verifier.push(entry).map_err(|broken| {
+                    anyhow!(
+                        "{broken}; compare entry {} with a backup of the registry, and treat every change from there on as unproven",
+                        broken.id
+                    )
+                })?;
+            }
+        }
+        match verifier.finish() {
+            Some(verified) => Ok(verified),
+            None => bail!(
+                "no entry has the expected hash: the newest entries were cut off, or all were written anew; compare the log with a backup of the registry"
+            ),
+        }
+    }
+}
+
+/// What a detail may take of a line.
+const DETAIL_CHARACTERS: usize = 80;
+
+fn rendered(entries: &[AuditEntry]) -> String {
+    let rows: Vec<[String; 6]> = entries
+        .iter()
+        .map(|entry| {
+            [
+                entry.id.to_string(),
+                rfc3339(entry.at.timestamp_millis().max(0).unsigned_abs()),
+                entry.actor.clone(),
+                entry.action.clone(),
+                entry.subject.clone(),
+                shortened(&entry.detail.to_string()),
+            ]
+        })
+        .collect();
+    let header = ["id", "at", "actor", "action", "subject", "detail"];
+    table::render(header, &rows)
+}
+
+fn shortened(detail: &str) -> String {
+    if detail.chars().count() <= DETAIL_CHARACTERS {
+        return detail.to_owned();
+    }
+    let mut short: String = detail.chars().take(DETAIL_CHARACTERS - 1).collect();
+    short.push('…');
+    short
+}

@@ -1,0 +1,177 @@
+//! The audit log as an operator reads and checks it: on a data directory and on a running host.
+
+use crate::harness::{Host, nova};
+use serde_json::{Value, json};
+use sqlx::ConnectOptions as _;
+use std::path::Path;
+use std::process::Output;
+
+/// A host whose log has a few entries of an operator.
+async fn changed_host() -> Host {
+    let host = Host::setup().start();
+    let operator = host.admin_token("operator");
+    let activate = "/admin/v1/policies/timeline/1.0.0/activate";
+    host.post(&operator, activate, &json!({})).await.ok(200);
+    let reason = json!({"reason": "wait, no"});
+    host.post(&operator, "/admin/v1/rollback", &reason)
+        .await
+        .ok(200);
+    host
+}
+
+fn on_directory(data_dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = nova();
+    command.arg("audit").args(arguments);
+    command.arg("--data-dir").arg(data_dir).output().unwrap()
+}
+
+fn on_host(host: &Host, arguments: &[&str]) -> Output {
+    let mut command = nova();
+    command.arg("audit").args(arguments);
+    command.args([
+        "--host",
+        &host.url,
+        "--token",
+        &host.admin_token("scientist"),
+    ]);
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn printed(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line of a failure.
+#[track_caller]
+fn refused(output: &Output) -> String {
+    assert!(!output.status.success());
+    let line = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+    line
+}
+
+async fn on_database(data_dir: &Path, statement: &'static str) {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data_dir.join("nova.db"));
+    let mut connection = options.connect().await.unwrap();
+    sqlx::query(statement)
+        .execute(&mut connection)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_the_same_on_the_directory_and_on_the_host_and_is_unbroken_on_both() {
+    let host = changed_host().await;
+    let table = printed(&on_host(&host, &["--limit", "2"]));
+    assert_eq!(
+        table,
+        printed(&on_directory(&host.data_dir, &["--limit", "2"]))
+    );
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[1].contains("rollback"), "{table}");
+    assert!(lines[1].contains("wait, no"), "{table}");
+    assert!(lines[2].contains("activate"), "{table}");
+    let verified = printed(&on_host(&host, &["verify"]));
+    assert_eq!(
+        verified,
+        printed(&on_directory(&host.data_dir, &["verify"]))
+    );
+    assert!(verified.contains("unbroken"), "{verified}");
+    let json: Value = serde_json::from_str(&printed(&on_host(&host, &["--json"]))).unwrap();
+    let newest = &json["entries"][0];
+    assert!(verified.contains(newest["hash"].as_str().unwrap()));
+    assert_eq!(newest["previous_hash"], json["entries"][1]["hash"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_pages_both_ways_and_names_a_wrong_parameter() {
+    let host = changed_host().await;
+    let reader = host.admin_token("experimenter");
+    let ids = async |query: &str| -> Vec<i64> {
+        let answer = host.get(&reader, &format!("/admin/v1/audit?{query}")).await;
+        let body = answer.ok(200);
+        let entries = body["entries"].as_array().unwrap();
+        entries
+            .iter()
+            .map(|entry| entry["id"].as_i64().unwrap())
+            .collect()
+    };
+    let newest = ids("limit=1").await[0];
+    assert_eq!(
+        ids(&format!("before={newest}&limit=2")).await,
+        [newest - 1, newest - 2]
+    );
+    assert_eq!(ids("after=0&limit=2").await, [1, 2]);
+    assert_eq!(ids(&format!("after={newest}")).await, [0_i64; 0]);
+    for (query, field) in [
+        ("before=x", "before"),
+        ("after=", "after"),
+        ("before=9&after=1", "after"),
+    ] {
+        let answer = host.get(&reader, &format!("/admin/v1/audit?{query}")).await;
+        assert_eq!(answer.problem(400), [field]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_was_changed_behind_the_hosts_back_is_named_with_what_to_do() {
+    let host = changed_host().await;
+    on_database(
+        &host.data_dir,
+        "UPDATE audit SET actor = 'somebody' WHERE id = 2",
+    )
+    .await;
+    for output in [
+        on_host(&host, &["verify"]),
+        on_directory(&host.data_dir, &["verify"]),
+    ] {
+        let line = refused(&output);
+        assert!(line.contains("entry 2"), "{line}");
+        assert!(line.contains("backup"), "{line}");
+    }
+    printed(&on_directory(&host.data_dir, &[]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_was_cut_off_is_found_by_whoever_noted_the_head() {
+    let host = changed_host().await;
+    let read: Value = serde_json::from_str(&printed(&on_directory(
+        &host.data_dir,
+        &["verify", "--json"],
+    )))
+    .unwrap();
+    let head = read["head"].as_str().unwrap();
+    let operator = host.admin_token("operator");
+    let flag = "/admin/v1/flags/enable_caching";
+    host.put(&operator, flag, &json!({"enabled": false}))
+        .await
+        .ok(200);
+    printed(&on_directory(
+        &host.data_dir,
+        &["verify", "--expect-head", head],
+    ));
+    on_database(
+        &host.data_dir,
+        "DELETE FROM audit WHERE id > (SELECT max(id) - 2 FROM audit)",
+    )
+    .await;
+    printed(&on_directory(&host.data_dir, &["verify"]));
+    let line = refused(&on_directory(
+        &host.data_dir,
+        &["verify", "--expect-head", head],
+    ));
+    assert!(line.contains("cut off"), "{line}");
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_not_made() {
+    let parent = tempfile::tempdir().unwrap();
+    let data_dir = parent.path().join("nowhere");
+    let line = refused(&on_directory(&data_dir, &["verify"]));
+    assert!(line.contains("--data-dir"), "{line}");
+    assert!(!data_dir.exists());
+}
