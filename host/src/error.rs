@@ -3,6 +3,7 @@
 
 use crate::feed::story::FeedError;
 use crate::policy::deploy::DeployError;
+use crate::policy::last_good::Away;
 use crate::stores::StoreError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -278,7 +279,11 @@ impl From<DeployError> for Problem {
             }
             DeployError::Unavailable(cause) => {
                 tracing::error!(cause = format!("{cause:#}"), "registry");
-                Self::unavailable("the policy registry does not answer; nothing was changed")
+                let detail = match cause.downcast_ref::<Away>() {
+                    Some(away) => format!("nothing was changed: {away}"),
+                    None => "the policy registry does not answer; nothing was changed".into(),
+                };
+                Self::unavailable(detail)
             }
         }
     }

@@ -44,6 +44,8 @@ pub struct Metrics {
     pub policy_active_info: IntGaugeVec,
     pub policy_swaps_total: IntCounterVec,
     pub policy_quarantined: IntGauge,
+    pub registry_local_changes: IntGauge,
+    pub registry_local_changes_settled_total: IntCounterVec,
     pub cache_operations_total: IntCounterVec,
     pub cache_duration_seconds: HistogramVec,
     pub circuit_state: IntGaugeVec,
@@ -189,6 +191,15 @@ impl Metrics {
                 &["kind"],
             ),
             policy_quarantined: r.gauge("policy_quarantined", "Policies in quarantine."),
+            registry_local_changes: r.gauge(
+                "registry_local_changes",
+                "Changes that this host made alone and that wait for the registry.",
+            ),
+            registry_local_changes_settled_total: r.counters(
+                "registry_local_changes_settled_total",
+                "Changes made without the registry, by what became of them there.",
+                &["outcome"],
+            ),
             cache_operations_total: r.counters(
                 "cache_operations_total",
                 "Cache look-ups, by outcome.",

@@ -5,9 +5,12 @@ use super::extract::Query;
 use crate::app::App;
 use crate::error::Problem;
 use crate::policy::audit::{AuditEntry, AuditPage};
-use crate::policy::deploy::DeployError;
+use crate::policy::deploy::{Deploy, DeployError};
+use crate::policy::local::{Intent, LocalChange};
+use crate::policy::registry::RegistryError;
 use axum::Json;
 use axum::extract::State;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -15,6 +18,37 @@ use std::sync::Arc;
 pub struct AuditLog {
     /// Newest first; oldest first after `after`.
     pub entries: Vec<AuditEntry>,
+    /// What this host changed alone and the registry does not know yet, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub local_changes: Vec<LocalChangeEntry>,
+    /// `registry` when it does not answer: `entries` is empty then because nobody knows them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub degraded: Vec<&'static str>,
+}
+
+/// A change that this host made alone.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct LocalChangeEntry {
+    pub id: uuid::Uuid,
+    pub at: DateTime<Utc>,
+    pub actor: String,
+    pub subject: String,
+    /// `action`, and what belongs to it.
+    #[schema(value_type = Object)]
+    pub change: Intent,
+}
+
+impl LocalChangeEntry {
+    pub fn all(deploy: &Deploy) -> Vec<Self> {
+        let entry = |local: LocalChange| Self {
+            id: local.id,
+            at: crate::clock::utc(local.made_at_ms),
+            actor: local.actor,
+            subject: local.intent.subject(),
+            change: local.intent,
+        };
+        deploy.local_changes().into_iter().map(entry).collect()
+    }
 }
 
 const AUDIT_DEFAULT: u32 = 100;
@@ -32,11 +66,22 @@ pub async fn audit(
     query: Query,
 ) -> Result<Json<AuditLog>, Problem> {
     let limit = query.limit(AUDIT_DEFAULT, AUDIT_MAX)?;
+    let local_changes = LocalChangeEntry::all(&app.deploy);
     let registry = app.deploy.registry();
-    let entries = registry.audit(page(&query)?, limit).await;
-    Ok(Json(AuditLog {
-        entries: entries.map_err(DeployError::from)?,
-    }))
+    match registry.audit(page(&query)?, limit).await {
+        Ok(entries) => Ok(Json(AuditLog {
+            entries,
+            local_changes,
+            degraded: Vec::new(),
+        })),
+        // Whoever rolled back in an outage looks here for it.
+        Err(RegistryError::Unavailable(_)) if !local_changes.is_empty() => Ok(Json(AuditLog {
+            entries: Vec::new(),
+            local_changes,
+            degraded: vec!["registry"],
+        })),
+        Err(error) => Err(DeployError::from(error).into()),
+    }
 }
 
 fn page(query: &Query) -> Result<AuditPage, Problem> {

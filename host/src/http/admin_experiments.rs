@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::error::Problem;
 use crate::experiments::cohort::Rule;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
+use crate::policy::deploy::Reach;
 use crate::policy::registry::Experiment;
 use crate::stores::VariationCount;
 use axum::Json;
@@ -24,15 +25,19 @@ pub struct CohortAnswer {
 pub struct ExperimentAnswer {
     pub key: String,
     pub state: ExperimentState,
+    /// The registry does not answer: stopped on this host alone, and everywhere when it does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     #[serde(flatten)]
     pub spec: ExperimentSpec,
 }
 
 impl ExperimentAnswer {
-    fn new(key: String, experiment: Experiment) -> Json<Self> {
+    fn new(key: String, experiment: Experiment, reach: Reach) -> Json<Self> {
         Json(Self {
             key,
             state: experiment.state,
+            local: reach == Reach::ThisHost,
             spec: experiment.spec,
         })
     }
@@ -109,7 +114,7 @@ pub async fn get_experiment(
     Path(key): Path<String>,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
     let experiment = known(&app, &key)?;
-    Ok(ExperimentAnswer::new(key, experiment))
+    Ok(ExperimentAnswer::new(key, experiment, Reach::Everywhere))
 }
 
 fn known(app: &App, key: &str) -> Result<Experiment, Problem> {
@@ -130,7 +135,10 @@ pub async fn put_experiment(
 ) -> Result<(StatusCode, Json<ExperimentAnswer>), Problem> {
     check_key(&key)?;
     let (experiment, new) = app.deploy.put_experiment(&key, spec, &admin.actor).await?;
-    Ok((created(new), ExperimentAnswer::new(key, experiment)))
+    Ok((
+        created(new),
+        ExperimentAnswer::new(key, experiment, Reach::Everywhere),
+    ))
 }
 
 async fn become_state(
@@ -139,8 +147,8 @@ async fn become_state(
     state: ExperimentState,
     actor: &str,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
-    let experiment = app.deploy.set_experiment_state(&key, state, actor).await?;
-    Ok(ExperimentAnswer::new(key, experiment))
+    let (experiment, reach) = app.deploy.set_experiment_state(&key, state, actor).await?;
+    Ok(ExperimentAnswer::new(key, experiment, reach))
 }
 
 /// Begins to assign viewers.

@@ -1,5 +1,6 @@
 //! Publishing, activating and rolling back policies.
 
+use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read, Upload};
 use super::extract::{Json as JsonBody, Path, read_body};
 use crate::app::App;
@@ -7,7 +8,7 @@ use crate::error::Problem;
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::artifact::{Limits, PerStage, StageSpec};
-use crate::policy::deploy::{PolicyState, Published, Serving};
+use crate::policy::deploy::{Deploy, PolicyState, Published, Reach, Serving};
 use crate::policy::registry::PublishedPolicy;
 use axum::Json;
 use axum::body::Body;
@@ -23,6 +24,9 @@ pub struct PolicyAnswer {
     pub version: String,
     pub digest: String,
     pub state: PolicyState,
+    /// The registry does not answer: changed on this host alone, and everywhere when it does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
 }
 
 impl From<Published> for PolicyAnswer {
@@ -32,6 +36,7 @@ impl From<Published> for PolicyAnswer {
             version: published.policy.version.to_string(),
             digest: published.digest.to_string(),
             state: published.state,
+            local: published.reach == Reach::ThisHost,
         }
     }
 }
@@ -45,6 +50,9 @@ pub struct PolicyList {
     /// What a rollback returns to.
     #[schema(value_type = Option<String>)]
     pub previous: Option<PolicyRef>,
+    /// What this host changed alone and the registry does not know yet, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub local_changes: Vec<LocalChangeEntry>,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -82,16 +90,18 @@ impl PolicyEntry {
 }
 
 impl PolicyList {
-    pub fn of(serving: &Serving) -> Self {
+    pub fn of(deploy: &Deploy) -> Self {
+        let serving = deploy.serving();
         Self {
             policies: serving
                 .state
                 .policies
                 .iter()
-                .map(|policy| PolicyEntry::of(policy, serving))
+                .map(|policy| PolicyEntry::of(policy, &serving))
                 .collect(),
             active: serving.active.spec.policy.clone(),
             previous: serving.state.activations.iter().rev().nth(1).cloned(),
+            local_changes: LocalChangeEntry::all(deploy),
         }
     }
 }
@@ -100,7 +110,7 @@ impl PolicyList {
 #[utoipa::path(get, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])),
     responses((status = 200, body = PolicyList), (status = 401, body = Problem), (status = 403, body = Problem)))]
 pub async fn list(State(app): State<Arc<App>>, _admin: Admin<Read>) -> Json<PolicyList> {
-    Json(PolicyList::of(&app.deploy.serving()))
+    Json(PolicyList::of(&app.deploy))
 }
 
 /// What an upload consists of.

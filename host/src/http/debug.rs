@@ -1,5 +1,6 @@
 //! Looking inside: one viewer's cache and ranking, one post's counters, the host's state.
 
+use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read};
 use super::extract::{Id, Query};
 use crate::app::App;
@@ -212,6 +213,8 @@ pub struct SystemState {
     pub stores: &'static str,
     pub profile: ProfileReport,
     pub registry_revision: i64,
+    /// What this host changed alone and the registry does not know yet.
+    pub local_changes: Vec<LocalChangeEntry>,
     pub active: String,
     pub warm: Vec<String>,
     pub running_experiments: Vec<String>,
@@ -240,6 +243,7 @@ pub async fn system_state(
         },
         profile: app.profile.report(),
         registry_revision: serving.state.revision,
+        local_changes: LocalChangeEntry::all(&app.deploy),
         active: serving.active.spec.policy.to_string(),
         warm: serving
             .warm

@@ -3,25 +3,33 @@
 //! serves by that.
 //!
 //! Only until the registry answers for the first time: from then on the state in memory is newer
-//! than the one on disk can be, and what fails is an error. Changes always go to the registry.
+//! than the one on disk can be, and what fails is an error. What a host may change without the registry
+//! is kept beside it ([`LocalChanges`]).
 
 use super::artifact::{Digest, PerStage, PolicyRef, Stage};
 use super::audit::{AuditEntry, AuditPage};
 use super::deploy::WARM_POLICIES;
+use super::kept;
+use super::local::LocalChanges;
 use super::registry::{Change, Registry, RegistryError, RegistryState};
 use crate::experiments::spec::ExperimentState;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-/// The digest of what follows, a line break, and the state as JSON.
 const STATE_FILE: &str = "state.json";
 const MODULES_DIRECTORY: &str = "modules";
 /// No revision is negative.
 const NOTHING_KEPT: i64 = -1;
+
+/// Marks an error of a registry that is away, on a host that can do something about it alone.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the registry does not answer; rollback and stopping an experiment work on this host without it"
+)]
+pub struct Away;
 
 #[derive(Debug)]
 pub struct LastGood<R> {
@@ -29,9 +37,12 @@ pub struct LastGood<R> {
     directory: PathBuf,
     answered: AtomicBool,
     kept_revision: AtomicI64,
+    local_changes: Option<LocalChanges>,
 }
 
 impl<R: Registry> LastGood<R> {
+    /// For a command, which leaves it to the host on this directory to change anything without the registry.
+    ///
     /// # Errors
     /// When `data_dir/registry/` cannot be made.
     pub fn new(registry: R, data_dir: &Path) -> anyhow::Result<Self> {
@@ -43,6 +54,20 @@ impl<R: Registry> LastGood<R> {
             directory,
             answered: AtomicBool::new(false),
             kept_revision: AtomicI64::new(NOTHING_KEPT),
+            local_changes: None,
+        })
+    }
+
+    /// For the one host on this directory, by its id.
+    ///
+    /// # Errors
+    /// As [`LastGood::new`], and when what it changed alone can neither be read nor put aside.
+    pub fn for_host(registry: R, data_dir: &Path, host: String) -> anyhow::Result<Self> {
+        let last_good = Self::new(registry, data_dir)?;
+        let local_changes = Some(LocalChanges::open(&last_good.directory, host)?);
+        Ok(Self {
+            local_changes,
+            ..last_good
         })
     }
 
@@ -57,12 +82,10 @@ impl<R: Registry> LastGood<R> {
                 let bytes = self.registry.module(*digest).await?;
                 let bytes =
                     bytes.with_context(|| format!("the registry has no module {digest}"))?;
-                write(self.module_path(*digest), bytes).await?;
+                kept::write(self.module_path(*digest), bytes).await?;
             }
         }
-        let json = serde_json::to_string(state)?;
-        let text = format!("{}\n{json}", Digest::of(json.as_bytes()));
-        write(self.directory.join(STATE_FILE), text.into_bytes()).await?;
+        kept::write_json(self.directory.join(STATE_FILE), state).await?;
         self.kept_revision.store(state.revision, Ordering::Release);
         self.forget_all_but(&needed).await
     }
@@ -81,24 +104,28 @@ impl<R: Registry> LastGood<R> {
         Ok(())
     }
 
-    /// `None` when there is none, or when it is not as it was written.
-    async fn kept_state(&self) -> Option<RegistryState> {
-        let text = tokio::fs::read_to_string(self.directory.join(STATE_FILE))
-            .await
-            .ok()?;
-        let (digest, json) = text.split_once('\n')?;
-        if digest.parse() != Ok(Digest::of(json.as_bytes())) {
+    fn kept_state(&self) -> Option<RegistryState> {
+        kept::read_json(&self.directory.join(STATE_FILE)).unwrap_or_else(|damaged| {
             tracing::error!(
-                "the registry's last state on disk is damaged; the built-in policy serves"
+                %damaged,
+                "the registry's last state cannot be read; the built-in policy serves"
             );
-            return None;
-        }
-        serde_json::from_str(json).ok()
+            None
+        })
     }
 
     async fn kept_module(&self, digest: Digest) -> Option<Vec<u8>> {
         let bytes = tokio::fs::read(self.module_path(digest)).await.ok()?;
         (Digest::of(&bytes) == digest).then_some(bytes)
+    }
+
+    fn marked(&self, error: RegistryError) -> RegistryError {
+        match error {
+            RegistryError::Unavailable(cause) if self.local_changes.is_some() => {
+                RegistryError::Unavailable(cause.context(Away))
+            }
+            other => other,
+        }
     }
 
     fn module_path(&self, digest: Digest) -> PathBuf {
@@ -133,20 +160,6 @@ fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
     activated.chain(varied).flat_map(modules).collect()
 }
 
-/// Whole or not at all: a reader sees the old file or the new one, also after a power cut.
-async fn write(path: PathBuf, bytes: Vec<u8>) -> anyhow::Result<()> {
-    let write = move || {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        file.write_all(&bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(&path)?;
-        std::fs::File::open(directory)?.sync_all()?;
-        anyhow::Ok(())
-    };
-    tokio::task::spawn_blocking(write).await?
-}
-
 #[async_trait]
 impl<R: Registry> Registry for LastGood<R> {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
@@ -162,7 +175,7 @@ impl<R: Registry> Registry for LastGood<R> {
                 Ok(state)
             }
             Err(RegistryError::Unavailable(cause)) if !self.answered.load(Ordering::Acquire) => {
-                let Some(state) = self.kept_state().await else {
+                let Some(state) = self.kept_state() else {
                     return Err(RegistryError::Unavailable(cause));
                 };
                 tracing::warn!(
@@ -186,19 +199,27 @@ impl<R: Registry> Registry for LastGood<R> {
         actor: &str,
         expected_revision: i64,
     ) -> Result<i64, RegistryError> {
-        self.registry.apply(change, actor, expected_revision).await
+        let applied = self.registry.apply(change, actor, expected_revision).await;
+        applied.map_err(|error| self.marked(error))
     }
 
     /// From disk where it is there: a module is its digest, wherever it comes from.
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         match self.kept_module(digest).await {
             Some(bytes) => Ok(Some(bytes)),
-            None => self.registry.module(digest).await,
+            None => {
+                let module = self.registry.module(digest).await;
+                module.map_err(|error| self.marked(error))
+            }
         }
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
         self.registry.audit(page, limit).await
+    }
+
+    fn local_changes(&self) -> Option<&LocalChanges> {
+        self.local_changes.as_ref()
     }
 
     async fn changed(&self) {

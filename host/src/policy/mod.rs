@@ -1,5 +1,5 @@
 //! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), kept (`registry`, `last_good`), audited (`audit`) and swapped (`deploy`, `watcher`).
+//! `sandbox`, `bindings`, `ranking`), kept (`registry`, `last_good`, `local`, `kept`), audited (`audit`) and swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
@@ -13,8 +13,10 @@ pub mod engine;
 pub mod explain;
 pub mod failure;
 pub mod features;
+pub mod kept;
 pub mod last_good;
 pub mod loaded;
+pub mod local;
 pub mod module;
 pub mod native;
 pub mod pool;

@@ -3,6 +3,7 @@
 
 use super::artifact::{Digest, PolicyRef, PolicySpec};
 use super::audit::{AuditEntry, AuditPage};
+use super::local::{LocalChange, LocalChanges};
 use crate::experiments::cohort::Rule;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::stores::UnixMs;
@@ -74,9 +75,22 @@ pub enum Change {
         name: String,
         enabled: bool,
     },
+    /// What a host did alone while the registry was away.
+    Reconciled {
+        change: Box<Change>,
+        local: LocalChange,
+    },
+    /// What a host did alone and what does not hold any more; changes nothing but the audit log.
+    Dropped {
+        local: LocalChange,
+        why: String,
+    },
 }
 
 impl Change {
+    /// The `action` of a local change that was not carried out.
+    pub const DROPPED: &str = "dropped";
+
     /// The audit log's `action`.
     pub fn action(&self) -> &'static str {
         match self {
@@ -86,6 +100,8 @@ impl Change {
             Change::PutExperiment { .. } => "put_experiment",
             Change::PutCohort { .. } => "put_cohort",
             Change::SetFlag { .. } => "set_flag",
+            Change::Reconciled { change, .. } => change.action(),
+            Change::Dropped { .. } => Self::DROPPED,
         }
     }
 
@@ -97,6 +113,8 @@ impl Change {
             Change::Rollback { from, .. } => from.to_string(),
             Change::PutExperiment { key, .. } | Change::PutCohort { key, .. } => key.clone(),
             Change::SetFlag { name, .. } => name.clone(),
+            Change::Reconciled { change, .. } => change.subject(),
+            Change::Dropped { local, .. } => local.intent.subject(),
         }
     }
 
@@ -111,6 +129,14 @@ impl Change {
             Change::PutExperiment { experiment, .. } => serde_json::json!(experiment),
             Change::PutCohort { rule, .. } => serde_json::json!(rule),
             Change::SetFlag { enabled, .. } => serde_json::json!({ "enabled": enabled }),
+            Change::Reconciled { change, local } => {
+                let mut detail = change.detail();
+                detail["local"] = local.mark();
+                detail
+            }
+            Change::Dropped { local, why } => {
+                serde_json::json!({ "change": local.intent, "why": why, "local": local.mark() })
+            }
         }
     }
 }
@@ -143,6 +169,11 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
 
     /// A part of the audit log, at most `limit` entries.
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
+
+    /// Where a host keeps what it does alone while the registry does not answer; `None` where it cannot.
+    fn local_changes(&self) -> Option<&LocalChanges> {
+        None
+    }
 
     /// Returns when another process may have changed something. A registry that cannot tell never
     /// returns; whoever waits here looks now and then all the same.

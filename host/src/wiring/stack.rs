@@ -50,7 +50,9 @@ struct Servers {
 }
 
 pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Wired> {
-    let servers = Servers::new(config, urls)?;
+    let host = host_id(&config.data_dir)?;
+    let servers = Servers::new(config, urls, host.clone())?;
+    let registry = PostgresRegistry::new(urls.postgres)?;
     let spool = Spool::open(&config.data_dir, config.spool_bytes_max, 0).await?;
     let redis = &servers.redis;
     let stores = StoreSet {
@@ -68,27 +70,27 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
     };
     Ok(Wired {
         stores,
-        registry: registry(config, urls)?,
+        registry: Arc::new(LastGood::for_host(registry, &config.data_dir, host)?),
         spool,
         embedded: None,
         beside: servers.beside(),
     })
 }
 
-/// The registry that all hosts share, and what this host last saw of it.
+/// The registry that all hosts share, for a command.
 pub(super) fn registry(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Arc<dyn Registry>> {
     let registry = PostgresRegistry::new(urls.postgres)?;
     Ok(Arc::new(LastGood::new(registry, &config.data_dir)?))
 }
 
 impl Servers {
-    fn new(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Self> {
+    fn new(config: &Config, urls: StackUrls<'_>, host: String) -> anyhow::Result<Self> {
         let open = Duration::from_millis(config.stores.circuit_open_ms);
         let breaker = || Breaker::new(open);
         let kafka = KafkaSettings {
             brokers: urls.kafka.to_owned(),
             prefix: config.stores.kafka_prefix.clone(),
-            instance: Some(host_id(&config.data_dir)?),
+            instance: Some(host),
         };
         Ok(Self {
             clickhouse: ClickHouseStore::connect(urls.clickhouse)?.with_breaker(breaker()),

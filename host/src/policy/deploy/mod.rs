@@ -1,11 +1,15 @@
 //! What serves, and how it is changed. Readers take one pointer; changes are made one at a time,
 //! first in the registry, then by exchanging that pointer.
 
+mod alone;
+
 use super::admission::{Admitted, KnownModules, PolicyFiles, Refusal, admit};
 use super::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicyRef, Stage};
 use super::builtin;
 use super::engine::Engine;
+use super::last_good::Away;
 use super::loaded::LoadedPolicy;
+use super::local::Intent;
 use super::module::Module;
 use super::registry::{
     Change, Experiment, PublishedPolicy, Registry, RegistryError, RegistryState,
@@ -82,6 +86,16 @@ pub struct Published {
     pub state: PolicyState,
     /// `false`: this very version was there before.
     pub new: bool,
+    pub reach: Reach,
+}
+
+/// Where a change is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// In the registry, and so on every host.
+    Everywhere,
+    /// On this host alone, until the registry answers.
+    ThisHost,
 }
 
 #[derive(Debug)]
@@ -194,7 +208,7 @@ impl Deploy {
 
     async fn try_to_prepare(&self) -> Result<(), DeployError> {
         {
-            let _changing = self.changing.lock().await;
+            let _changing = self.begin_change().await;
             self.refresh().await.map_err(DeployError::Unavailable)?;
         }
         self.publish_shipped().await?;
@@ -248,10 +262,13 @@ impl Deploy {
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
-        if revision == self.serving().state.revision {
+        if revision == self.serving().state.revision && !self.is_ahead() {
             return Ok(());
         }
         let _changing = self.changing.lock().await;
+        if self.is_ahead() {
+            return self.settle_local_changes().await;
+        }
         // Meanwhile this host's own change, of which this is the echo, may have been loaded.
         if revision == self.serving().state.revision {
             return Ok(());
@@ -288,7 +305,7 @@ impl Deploy {
     /// Every reason for a refusal; a registry that does not answer.
     pub async fn publish(&self, files: PolicyFiles, actor: &str) -> Result<Published, DeployError> {
         let admitted = self.admit(files).await?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.begin_change().await;
         if admitted.follow {
             return self.follow_source(admitted, actor).await;
         }
@@ -356,7 +373,7 @@ impl Deploy {
             digest: loaded.digest,
             modules: admitted.module_bytes.clone(),
         };
-        self.carry_out(change, actor).await?;
+        self.carry_out(&change, actor).await?;
         let policy = loaded.spec.policy.clone();
         tracing::info!(%policy, digest = %loaded.digest, actor, "policy published");
         Ok(Published {
@@ -364,6 +381,7 @@ impl Deploy {
             digest: loaded.digest,
             state: PolicyState::Published,
             new: true,
+            reach: Reach::Everywhere,
         })
     }
 
@@ -382,6 +400,7 @@ impl Deploy {
                 digest,
                 state: PolicyState::Active,
                 new: false,
+                reach: Reach::Everywhere,
             });
         }
         let taken = |n: usize| {
@@ -428,7 +447,7 @@ impl Deploy {
         policy: &PolicyRef,
         actor: &str,
     ) -> Result<Published, DeployError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.begin_change().await;
         self.activate_locked(policy, actor).await
     }
 
@@ -444,6 +463,7 @@ impl Deploy {
             digest,
             state: PolicyState::Active,
             new: false,
+            reach: Reach::Everywhere,
         };
         let recorded = serving.state.activations.last() == Some(policy);
         if recorded && serving.active.spec.policy == *policy {
@@ -452,7 +472,7 @@ impl Deploy {
         // Loaded before it is recorded: what cannot run must not become the truth.
         let loaded = self.load(&serving.state, policy, None).await?;
         self.carry_out(
-            Change::Activate {
+            &Change::Activate {
                 policy: policy.clone(),
             },
             actor,
@@ -477,7 +497,7 @@ impl Deploy {
         expected_active: Option<&PolicyRef>,
         actor: &str,
     ) -> Result<Published, DeployError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         let Some((active, former)) = serving.state.activations.split_last() else {
             return Err(DeployError::Conflict("nothing was ever activated".into()));
@@ -501,7 +521,12 @@ impl Deploy {
             to: to.clone(),
             reason: reason.to_owned(),
         };
-        self.carry_out(change, actor).await?;
+        let intent = Intent::Rollback {
+            from: active.clone(),
+            to: to.clone(),
+            reason: reason.to_owned(),
+        };
+        let reach = self.carry_out_or_keep(change, intent, actor).await?;
         drop(loaded);
         METRICS
             .policy_swaps_total
@@ -513,6 +538,7 @@ impl Deploy {
             digest: require_published(&serving.state, to)?.digest,
             state: PolicyState::Active,
             new: false,
+            reach,
         })
     }
 
@@ -526,7 +552,7 @@ impl Deploy {
         spec: ExperimentSpec,
         actor: &str,
     ) -> Result<(Experiment, bool), DeployError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         self.check_experiment(&serving.state, &spec).await?;
         let current = serving.state.experiments.get(key);
@@ -552,7 +578,7 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        self.carry_out(change, actor).await?;
+        self.carry_out(&change, actor).await?;
         Ok((experiment, current.is_none()))
     }
 
@@ -605,8 +631,8 @@ impl Deploy {
         key: &str,
         next: ExperimentState,
         actor: &str,
-    ) -> Result<Experiment, DeployError> {
-        let _changing = self.changing.lock().await;
+    ) -> Result<(Experiment, Reach), DeployError> {
+        let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         let Some(current) = serving.state.experiments.get(key) else {
             return Err(DeployError::NotFound(format!(
@@ -614,7 +640,7 @@ impl Deploy {
             )));
         };
         if current.state == next {
-            return Ok(current.clone());
+            return Ok((current.clone(), Reach::Everywhere));
         }
         if !current.state.may_become(next) {
             let (from, to) = (current.state.as_str(), next.as_str());
@@ -630,14 +656,21 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        self.carry_out(change, actor).await?;
+        let reach = if next == ExperimentState::Stopped {
+            let key = key.to_owned();
+            let intent = Intent::StopExperiment { key };
+            self.carry_out_or_keep(change, intent, actor).await?
+        } else {
+            self.carry_out(&change, actor).await?;
+            Reach::Everywhere
+        };
         tracing::info!(
             experiment = key,
             state = next.as_str(),
             actor,
             "experiment changed"
         );
-        Ok(experiment)
+        Ok((experiment, reach))
     }
 
     /// # Errors
@@ -655,10 +688,10 @@ impl Deploy {
                 "the cohort `all` is everybody and stays so".into(),
             ));
         }
-        let _changing = self.changing.lock().await;
+        let _changing = self.begin_change().await;
         let new = !self.serving().state.cohorts.contains_key(key);
         self.carry_out(
-            Change::PutCohort {
+            &Change::PutCohort {
                 key: key.to_owned(),
                 rule,
             },
@@ -676,9 +709,9 @@ impl Deploy {
         enabled: bool,
         actor: &str,
     ) -> Result<(), DeployError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.begin_change().await;
         self.carry_out(
-            Change::SetFlag {
+            &Change::SetFlag {
                 name: name.to_owned(),
                 enabled,
             },
@@ -688,9 +721,14 @@ impl Deploy {
     }
 
     /// Records a change and serves by it. When this returns, this host does.
-    async fn carry_out(&self, change: Change, actor: &str) -> Result<(), DeployError> {
+    async fn carry_out(&self, change: &Change, actor: &str) -> Result<(), DeployError> {
+        // What this host did alone was done on a state that the registry does not have.
+        if self.is_ahead() {
+            let waiting = anyhow::Error::from(Away).context("local changes wait for the registry");
+            return Err(DeployError::Unavailable(waiting));
+        }
         let revision = self.serving().state.revision;
-        if let Err(error) = self.registry.apply(&change, actor, revision).await {
+        if let Err(error) = self.registry.apply(change, actor, revision).await {
             if matches!(error, RegistryError::Conflict(_)) {
                 self.refresh().await.map_err(DeployError::Unavailable)?;
             }
@@ -702,6 +740,11 @@ impl Deploy {
     /// Loads the registry and exchanges the pointer.
     async fn refresh(&self) -> anyhow::Result<()> {
         let state = self.registry.load().await?;
+        self.serve(self.with_local_changes(state)).await
+    }
+
+    /// Exchanges the pointer for one to what `state` says.
+    async fn serve(&self, state: RegistryState) -> anyhow::Result<()> {
         let before = self.serving.load_full();
         let active = match state.activations.last() {
             None => before.active.clone(),
@@ -880,6 +923,7 @@ fn already_published(
         digest,
         state,
         new: false,
+        reach: Reach::Everywhere,
     })
 }
 

@@ -205,6 +205,8 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
             let query = sqlx::query("INSERT OR REPLACE INTO flags (name, enabled) VALUES (?, ?)");
             run(tx, query.bind(name).bind(enabled)).await
         }
+        Change::Reconciled { change, .. } => Box::pin(write(tx, change)).await,
+        Change::Dropped { .. } => Ok(()),
     }
 }
 

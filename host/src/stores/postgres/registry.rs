@@ -278,6 +278,8 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
             let put = "INSERT INTO flags (name, enabled) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled";
             run(connection, sqlx::query(put).bind(name).bind(enabled)).await
         }
+        Change::Reconciled { change, .. } => Box::pin(write(connection, change)).await,
+        Change::Dropped { .. } => Ok(()),
     }
 }
 

@@ -1,0 +1,187 @@
+//! What a host does while the registry is away, and how it settles that when the registry returns.
+
+use super::{Deploy, DeployError, Reach};
+use crate::clock::unix_ms;
+use crate::metrics::METRICS;
+use crate::policy::audit::AuditPage;
+use crate::policy::local::{Intent, LocalChange, LocalChanges, Since, fold, reconciled};
+use crate::policy::registry::{Change, RegistryError, RegistryState};
+use tokio::sync::MutexGuard;
+use uuid::Uuid;
+
+/// Entries of the audit log that are read at once.
+const AUDIT_PAGE: u32 = 500;
+/// Other hosts that settle theirs at the same time get in the way now and then.
+const SETTLE_ATTEMPTS: u32 = 16;
+
+impl Deploy {
+    /// One change at a time, and what this host did alone comes first.
+    pub(super) async fn begin_change(&self) -> MutexGuard<'_, ()> {
+        let changing = self.changing.lock().await;
+        if self.is_ahead()
+            && let Err(error) = self.settle_local_changes().await
+        {
+            tracing::debug!(error = format!("{error:#}"), "local changes wait");
+        }
+        changing
+    }
+
+    /// Whether this host did something that the registry does not know yet.
+    pub(super) fn is_ahead(&self) -> bool {
+        let local = self.registry.local_changes();
+        local.is_some_and(|local| !local.is_empty())
+    }
+
+    /// What this host did alone and the registry does not know yet, oldest first.
+    pub fn local_changes(&self) -> Vec<LocalChange> {
+        let local = self.registry.local_changes();
+        local.map(LocalChanges::list).unwrap_or_default()
+    }
+
+    /// Records a change in the registry, or on this host's disk while the registry is away. When this
+    /// returns, this host serves by it.
+    pub(super) async fn carry_out_or_keep(
+        &self,
+        change: Change,
+        intent: Intent,
+        actor: &str,
+    ) -> Result<Reach, DeployError> {
+        match (
+            self.carry_out(&change, actor).await,
+            self.registry.local_changes(),
+        ) {
+            (Err(DeployError::Unavailable(cause)), Some(local)) => {
+                tracing::warn!(
+                    cause = format!("{cause:#}"),
+                    action = change.action(),
+                    subject = change.subject(),
+                    actor,
+                    "the registry does not answer: changed on this host alone"
+                );
+                self.keep(local, &change, intent, actor).await?;
+                Ok(Reach::ThisHost)
+            }
+            (done, _) => done.map(|()| Reach::Everywhere),
+        }
+    }
+
+    async fn keep(
+        &self,
+        local: &LocalChanges,
+        change: &Change,
+        intent: Intent,
+        actor: &str,
+    ) -> Result<(), DeployError> {
+        let mut state = self.serving().state.clone();
+        let kept = LocalChange {
+            id: Uuid::now_v7(),
+            host: local.host.clone(),
+            intent,
+            actor: actor.to_owned(),
+            made_at_ms: unix_ms(),
+            base_revision: state.revision,
+        };
+        let kept = local.add(kept).await;
+        kept.map_err(|error| {
+            DeployError::Unavailable(
+                error.context("the registry does not answer, and on this host's disk"),
+            )
+        })?;
+        fold(&mut state, change);
+        self.serve(state).await.map_err(DeployError::Recorded)
+    }
+
+    /// The registry's state with what this host did alone.
+    pub(super) fn with_local_changes(&self, mut state: RegistryState) -> RegistryState {
+        for local in self.local_changes() {
+            // What does not hold any more is dropped as soon as the registry can be told.
+            if let Ok(change) = local.intent.on(&state) {
+                fold(&mut state, &change);
+            }
+        }
+        state
+    }
+
+    /// Carries out in the registry what this host did alone, in its order, or drops it there.
+    pub(super) async fn settle_local_changes(&self) -> anyhow::Result<()> {
+        let Some(local) = self.registry.local_changes() else {
+            return Ok(());
+        };
+        while let Some(change) = local.first() {
+            self.settle(&change).await?;
+            local.remove(change.id).await?;
+        }
+        self.refresh().await
+    }
+
+    async fn settle(&self, local: &LocalChange) -> Result<(), RegistryError> {
+        for _ in 0..SETTLE_ATTEMPTS {
+            let since = self.since(local).await?;
+            if since.is_settled {
+                return Ok(());
+            }
+            let state = self.registry.load().await?;
+            if state.revision > since.revision {
+                continue;
+            }
+            let change = reconciled(local, &state, &since);
+            match self
+                .registry
+                .apply(&change, &local.actor, state.revision)
+                .await
+            {
+                Err(RegistryError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    report(local, &change);
+                    return Ok(());
+                }
+            }
+        }
+        let busy = anyhow::anyhow!("other hosts keep changing the registry");
+        Err(RegistryError::Unavailable(busy))
+    }
+
+    /// The registry's log from where this host knew it.
+    async fn since(&self, local: &LocalChange) -> Result<Since, RegistryError> {
+        let mut since = Since::new(local.base_revision);
+        loop {
+            let page = AuditPage::After(since.revision);
+            let entries = self.registry.audit(page, AUDIT_PAGE).await?;
+            for entry in &entries {
+                since.read(local, entry);
+            }
+            if entries.is_empty() {
+                return Ok(since);
+            }
+        }
+    }
+}
+
+fn report(local: &LocalChange, change: &Change) {
+    let (action, subject) = (change.action(), change.subject());
+    let outcome = match change {
+        Change::Dropped { why, .. } => {
+            tracing::warn!(
+                subject,
+                actor = local.actor,
+                why,
+                "a local change was dropped"
+            );
+            "dropped"
+        }
+        _ => {
+            tracing::info!(
+                action,
+                subject,
+                actor = local.actor,
+                "a local change holds everywhere"
+            );
+            "applied"
+        }
+    };
+    METRICS
+        .registry_local_changes_settled_total
+        .with_label_values(&[outcome])
+        .inc();
+}
