@@ -9,6 +9,7 @@ use crate::policy::{Digest, registry::Registry};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Subcommand;
 use reqwest::Method;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Who changed what, newest first.
@@ -63,6 +64,15 @@ enum Source {
     Registry(Arc<dyn Registry>),
 }
 
+#[derive(Debug, serde::Deserialize)]
+struct Page {
+    entries: Vec<AuditEntry>,
+    #[serde(default)]
+    local_changes: Vec<Value>,
+    #[serde(default)]
+    degraded: Vec<String>,
+}
+
 impl AuditArguments {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
@@ -77,17 +87,22 @@ impl List {
         let source = Source::of(&self.target).await?;
         let mut entries: Vec<AuditEntry> = Vec::new();
         let mut page = AuditPage::NEWEST;
+        let mut local_changes = Vec::new();
         while entries.len() < self.limit as usize {
             let wanted = (self.limit - entries.len() as u32).min(AUDIT_MAX);
-            let more = source.page(page, wanted).await?;
-            let Some(last) = more.last() else { break };
+            let mut more = source.page(page, wanted).await?;
+            local_changes = more.local_changes;
+            let Some(last) = more.entries.last() else {
+                break;
+            };
             page = AuditPage::Before(last.id);
-            entries.extend(more);
+            entries.append(&mut more.entries);
         }
         if self.json {
-            println!("{}", serde_json::json!({ "entries": entries }));
+            let log = json!({ "entries": entries, "local_changes": local_changes });
+            println!("{log}");
         } else {
-            print!("{}", rendered(&entries));
+            print!("{}{}", rendered(&entries), local_lines(&local_changes));
         }
         Ok(())
     }
@@ -125,11 +140,18 @@ impl Source {
         })
     }
 
-    async fn page(&self, page: AuditPage, limit: u32) -> anyhow::Result<Vec<AuditEntry>> {
+    async fn page(&self, page: AuditPage, limit: u32) -> anyhow::Result<Page> {
         match self {
-            Self::Registry(registry) => registry.audit(page, limit).await.map_err(|error| {
-                anyhow!("{error}; check that PostgreSQL runs, or name a host with --host")
-            }),
+            Self::Registry(registry) => {
+                let entries = registry.audit(page, limit).await.map_err(|error| {
+                    anyhow!("{error}; check that PostgreSQL runs, or name a host with --host")
+                })?;
+                Ok(Page {
+                    entries,
+                    local_changes: Vec::new(),
+                    degraded: Vec::new(),
+                })
+            }
             Self::Host(remote) => {
                 let path = match page {
                     AuditPage::NEWEST => format!("/admin/v1/audit?limit={limit}"),
@@ -137,8 +159,7 @@ impl Source {
                     AuditPage::After(id) => format!("/admin/v1/audit?limit={limit}&after={id}"),
                 };
                 let answer = remote.call(Method::GET, &path, None).await?;
-                serde_json::from_value(answer["entries"].clone())
-                    .context("this host keeps no chain; ask one of this version")
+                serde_json::from_value(answer).context("the host's version is another one")
             }
         }
     }
@@ -147,10 +168,17 @@ impl Source {
         let mut verifier = Verifier::expecting(expected);
         let mut page = AuditPage::OLDEST;
         loop {
-            let entries = self.page(page, AUDIT_MAX).await?;
-            let Some(last) = entries.last() else { break };
+            let read = self.page(page, AUDIT_MAX).await?;
+            if !read.degraded.is_empty() {
+                bail!(
+                    "the host cannot read the log while the registry does not answer; verify again when it does"
+                );
+            }
+            let Some(last) = read.entries.last() else {
+                break;
+            };
             page = AuditPage::After(last.id);
-            for entry in &entries {
+            for entry in &read.entries {
                 verifier.push(entry).map_err(|broken| {
                     anyhow!(
                         "{broken}; compare entry {} with a backup of the registry, and treat every change from there on as unproven",
@@ -166,6 +194,21 @@ impl Source {
             ),
         }
     }
+}
+
+/// What the host changed alone, a line each.
+pub fn local_lines(changes: &[Value]) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let line = |entry: &Value| {
+        format!(
+            "on this host alone, until the registry answers: {} {} by {} at {}\n",
+            text(&entry["change"]["action"]).replace('_', " "),
+            text(&entry["subject"]),
+            text(&entry["actor"]),
+            text(&entry["at"])
+        )
+    };
+    changes.iter().map(line).collect()
 }
 
 /// What a detail may take of a line.

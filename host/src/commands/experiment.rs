@@ -55,7 +55,18 @@ impl ExperimentArguments {
             (ExperimentCommand::Show { .. }, false) => {
                 println!("{}", serde_json::to_string_pretty(&answer)?)
             }
-            (_, false) => println!("{} is {}", text(&answer["key"]), text(&answer["state"])),
+            (_, false) => {
+                let local = if answer["local"] == true {
+                    " on this host; the registry does not answer, and is told when it does"
+                } else {
+                    ""
+                };
+                println!(
+                    "{} is {}{local}",
+                    text(&answer["key"]),
+                    text(&answer["state"])
+                );
+            }
             (_, true) => println!("{answer}"),
         }
         Ok(())

@@ -231,108 +231,20 @@ impl<R: Registry> Registry for LastGood<R> {
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-    use crate::policy::deploy::{Deploy, DeployError};
-    use crate::policy::engine::Engine;
-    use crate::stores::embedded::EmbeddedStore;
-    use crate::stores::embedded::registry::SqliteRegistry;
-    use std::sync::Arc;
-
-    /// A registry that can be cut off.
-    #[derive(Debug, Clone)]
-    struct Distant {
-        registry: SqliteRegistry,
-        cut_off: Arc<AtomicBool>,
-    }
-
-    impl Distant {
-        async fn new(data_dir: &Path) -> Self {
-            let store = EmbeddedStore::open(data_dir).await.unwrap();
-            Self {
-                registry: SqliteRegistry::open(&store).await.unwrap(),
-                cut_off: Arc::default(),
-            }
-        }
-
-        fn reach(&self) -> Result<&SqliteRegistry, RegistryError> {
-            if self.cut_off.load(Ordering::Acquire) {
-                Err(RegistryError::Unavailable(anyhow::anyhow!("cut off")))
-            } else {
-                Ok(&self.registry)
-            }
-        }
-    }
-
-    #[async_trait]
-    impl Registry for Distant {
-        async fn load(&self) -> Result<RegistryState, RegistryError> {
-            self.reach()?.load().await
-        }
-
-        async fn revision(&self) -> Result<i64, RegistryError> {
-            self.reach()?.revision().await
-        }
-
-        async fn apply(
-            &self,
-            change: &Change,
-            actor: &str,
-            revision: i64,
-        ) -> Result<i64, RegistryError> {
-            self.reach()?.apply(change, actor, revision).await
-        }
-
-        async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
-            self.reach()?.module(digest).await
-        }
-
-        async fn audit(
-            &self,
-            page: AuditPage,
-            limit: u32,
-        ) -> Result<Vec<AuditEntry>, RegistryError> {
-            self.reach()?.audit(page, limit).await
-        }
-    }
-
-    struct Fixture {
-        data_dir: tempfile::TempDir,
-        distant: Distant,
-    }
-
-    impl Fixture {
-        async fn new() -> Self {
-            let data_dir = tempfile::tempdir().unwrap();
-            let distant = Distant::new(data_dir.path()).await;
-            Self { data_dir, distant }
-        }
-
-        fn last_good(&self) -> LastGood<Distant> {
-            LastGood::new(self.distant.clone(), self.data_dir.path()).unwrap()
-        }
-
-        async fn host(&self) -> Arc<Deploy> {
-            let engine = Engine::start().unwrap();
-            Deploy::start(engine, Arc::new(self.last_good()), false)
-                .await
-                .unwrap()
-        }
-
-        fn cut_off(&self, cut_off: bool) {
-            self.distant.cut_off.store(cut_off, Ordering::Release);
-        }
-    }
-
-    fn active(host: &Deploy) -> String {
-        host.serving().active.spec.policy.to_string()
-    }
+    use crate::policy::deploy::DeployError;
+    use crate::policy::testing::{Fleet, active};
 
     #[tokio::test]
     async fn a_host_that_starts_while_the_registry_is_cut_off_serves_what_it_last_gave() {
-        let f = Fixture::new().await;
+        let f = Fleet::new().await;
         let timeline = "timeline@1.0.0".parse().unwrap();
-        f.host().await.activate(&timeline, "ada").await.unwrap();
-        f.cut_off(true);
-        let host = f.host().await;
+        f.host("here")
+            .await
+            .activate(&timeline, "ada")
+            .await
+            .unwrap();
+        f.cut_off("here", true);
+        let host = f.host("here").await;
         assert_eq!(active(&host), "timeline@1.0.0");
         assert_eq!(
             host.serving().warm[0].spec.policy.to_string(),
@@ -347,13 +259,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_host_that_never_saw_a_registry_serves_the_built_in_baseline_until_it_answers() {
-        let f = Fixture::new().await;
-        f.cut_off(true);
-        let host = f.host().await;
+        let f = Fleet::new().await;
+        f.cut_off("here", true);
+        let host = f.host("here").await;
         assert_eq!(active(&host), "baseline@1.0.0");
         assert_eq!(host.serving().state, RegistryState::default());
         let following = tokio::spawn(host.clone().follow_registry());
-        f.cut_off(false);
+        f.cut_off("here", false);
         while host.serving().state.activations.is_empty() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -363,28 +275,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_that_answered_once_and_then_fails_is_an_error_and_not_the_disk() {
-        let f = Fixture::new().await;
-        drop(f.host().await);
-        let registry = f.last_good();
+        let f = Fleet::new().await;
+        drop(f.host("here").await);
+        let registry = f.last_good("here");
         registry.load().await.unwrap();
-        f.cut_off(true);
+        f.cut_off("here", true);
         assert!(registry.load().await.is_err());
-        assert!(f.last_good().load().await.is_ok());
+        assert!(f.last_good("here").load().await.is_ok());
     }
 
     #[tokio::test]
     async fn a_damaged_state_or_module_on_disk_is_not_believed() {
-        let f = Fixture::new().await;
-        drop(f.host().await);
-        let digest = *needed_modules(&f.distant.load().await.unwrap())
+        let f = Fleet::new().await;
+        drop(f.host("here").await);
+        let digest = *needed_modules(&f.registry.load().await.unwrap())
             .first()
             .unwrap();
-        let registry = f.last_good();
+        let registry = f.last_good("here");
         let path = registry.module_path(digest);
         assert!(path.is_file());
         std::fs::write(&path, b"other bytes").unwrap();
         assert!(registry.module(digest).await.unwrap().is_some());
-        f.cut_off(true);
+        f.cut_off("here", true);
         assert!(registry.module(digest).await.is_err());
         let state = registry.directory.join(STATE_FILE);
         let text = std::fs::read_to_string(&state).unwrap();

@@ -23,6 +23,9 @@ pub mod pool;
 pub mod ranking;
 pub mod registry;
 pub mod sandbox;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+pub mod testing;
 pub mod toolchain;
 pub mod watcher;
 

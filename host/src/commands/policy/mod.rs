@@ -1,3 +1,4 @@
+use super::audit::local_lines;
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
 use crate::policy::PolicyRef;
@@ -152,7 +153,11 @@ impl PolicyArguments {
                 print(
                     json,
                     &answer,
-                    format!("{} is active again\n", name_of(&answer)),
+                    format!(
+                        "{} is active again{}\n",
+                        name_of(&answer),
+                        where_of(&answer)
+                    ),
                 );
                 Ok(())
             }),
@@ -174,6 +179,15 @@ fn name_of(answer: &Value) -> String {
         answer["name"].as_str().unwrap_or("?"),
         answer["version"].as_str().unwrap_or("?")
     )
+}
+
+/// Where a change is in force, when that is not everywhere.
+fn where_of(answer: &Value) -> &'static str {
+    if answer["local"] == true {
+        " on this host; the registry does not answer, and is told when it does"
+    } else {
+        ""
+    }
 }
 
 fn new(name: &str, stage: StageArgument, json: bool) -> anyhow::Result<()> {
@@ -424,5 +438,7 @@ fn list_table(list: &Value) -> String {
             ]
         })
         .collect();
-    table::render(["policy", "state", "digest", "description"], &rows)
+    let table = table::render(["policy", "state", "digest", "description"], &rows);
+    let alone = list["local_changes"].as_array();
+    table + &local_lines(alone.map(Vec::as_slice).unwrap_or_default())
 }
