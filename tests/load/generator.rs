@@ -23,6 +23,17 @@ pub struct Report {
 }
 
 impl Report {
+    /// What several generators saw in the same time.
+    pub fn together(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut together = Self::default();
+        for part in parts {
+            together.latencies_ms.extend(part.latencies_ms);
+            together.failures += part.failures;
+            together.length = together.length.max(part.length);
+        }
+        together
+    }
+
     pub fn per_second(&self) -> f64 {
         self.latencies_ms.len() as f64 / self.length.as_secs_f64()
     }
@@ -47,14 +58,7 @@ pub fn percentile(values: &[f64], share: f64) -> f64 {
 pub async fn run(load: &Load, connections: usize, length: Duration) -> anyhow::Result<Report> {
     let started = Instant::now();
     let clients = (0..connections).map(|first| client(load, first, connections, started + length));
-    let mut report = Report {
-        length,
-        ..Report::default()
-    };
-    for part in futures::future::try_join_all(clients).await? {
-        report.latencies_ms.extend(part.latencies_ms);
-        report.failures += part.failures;
-    }
+    let mut report = Report::together(futures::future::try_join_all(clients).await?);
     report.length = started.elapsed();
     Ok(report)
 }
@@ -84,11 +88,7 @@ pub async fn pace(load: &Load, per_second: usize, length: Duration) -> anyhow::R
         }
         Ok::<_, anyhow::Error>(report)
     });
-    let mut report = Report::default();
-    for part in futures::future::try_join_all(clients).await? {
-        report.latencies_ms.extend(part.latencies_ms);
-        report.failures += part.failures;
-    }
+    let mut report = Report::together(futures::future::try_join_all(clients).await?);
     report.length = started.elapsed();
     Ok(report)
 }

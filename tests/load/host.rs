@@ -95,6 +95,13 @@ impl Host {
         Self::serve(stack, variables, directory)
     }
 
+    /// One more host on a stack that has its community.
+    pub fn start_beside(stack: &Stack) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        std::fs::create_dir_all(directory.path().join("data"))?;
+        Self::serve(stack, &[], directory)
+    }
+
     fn serve(
         stack: &Stack,
         variables: &[(&str, &str)],
@@ -223,16 +230,27 @@ impl Host {
         let (started, mut swaps) = (Instant::now(), 0);
         while started.elapsed() + interval < length {
             tokio::time::sleep(interval).await;
-            let policy = ["decay-diversity", "baseline"][swaps % 2];
-            self.admin(
-                "POST",
-                &format!("/admin/v1/policies/{policy}/1.0.0/activate"),
-                &json!({}),
-            )
-            .await?;
+            self.activate(["decay-diversity", "baseline"][swaps % 2])
+                .await?;
             swaps += 1;
         }
         Ok(swaps)
+    }
+
+    /// Activates version 1.0.0 of a shipped policy.
+    pub async fn activate(&self, policy: &str) -> anyhow::Result<()> {
+        let path = format!("/admin/v1/policies/{policy}/1.0.0/activate");
+        self.admin("POST", &path, &json!({})).await?;
+        Ok(())
+    }
+
+    /// The policy that ranks a viewer's feed now.
+    pub async fn ranking_policy(&self, viewer: u64) -> anyhow::Result<String> {
+        let token = self.viewer_token(viewer)?;
+        let request = self.request("GET", "/api/v1/feed?limit=1", &token, "");
+        let feed: Value = serde_json::from_slice(&fetch(self.address, &request).await?)?;
+        let name = feed["policy"]["name"].as_str();
+        Ok(name.context("no policy")?.to_owned())
     }
 
     /// Loads so many policies by running an experiment over them.

@@ -2,9 +2,10 @@
 //! in alternating rounds, so that both meet the same noise.
 //!
 //! `cargo bench --bench load -- throughput | swap | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
-//! `stack-counted` and `stack-ramp` measure a host on the servers that the environment names (`tests/services env`).
+//! `stack-counted` and `stack-ramp` measure a host, `stack-fleet` three, on the servers that the environment names (`tests/services env`).
 
 mod bare;
+mod fleet;
 mod generator;
 mod host;
 #[expect(
@@ -51,9 +52,12 @@ fn main() -> anyhow::Result<()> {
         ["stack-counted", seconds] => {
             runtime.block_on(stack::counted(Duration::from_secs(seconds.parse()?)))
         }
+        ["stack-fleet", seconds] => {
+            runtime.block_on(fleet::swaps(Duration::from_secs(seconds.parse()?)))
+        }
         _ => {
             println!(
-                "usage: cargo bench --bench load -- throughput | swap | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS"
+                "usage: cargo bench --bench load -- throughput | swap | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS"
             );
             Ok(())
         }

@@ -14,14 +14,14 @@ const CONCURRENT: usize = 100;
 /// Nothing listens there.
 const NOWHERE: &str = "http://127.0.0.1:1/nova";
 
-async fn stack() -> anyhow::Result<Stack> {
+pub async fn stack() -> anyhow::Result<Stack> {
     println!("machine: {}; the servers run on it too", machine());
     Stack::migrated()
         .await
         .context("no servers: tests/services up, then eval \"$(tests/services env)\"")
 }
 
-fn print(name: &str, report: &Report) {
+pub fn print(name: &str, report: &Report) {
     println!(
         "{name:26} {:>8.0} req/s  p50 {:>7.2} ms  p95 {:>7.2} ms  p99 {:>7.2} ms  {} failed",
         report.per_second(),

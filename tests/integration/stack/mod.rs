@@ -5,6 +5,7 @@ mod cdc;
 mod conformance;
 mod events;
 mod faults;
+mod fleet;
 mod kafka;
 mod ledger;
 mod postgres;

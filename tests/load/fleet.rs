@@ -1,0 +1,107 @@
+//! Three hosts on one stack, and an operator who activates another policy 24 times a minute.
+
+use crate::generator::{Report, pace, percentile};
+use crate::host::Host;
+use crate::stack::{print, stack};
+use crate::{VIEWERS, WARM_UP, median};
+use anyhow::Context as _;
+use futures::future::try_join_all;
+use std::time::{Duration, Instant};
+
+const HOSTS: usize = 3;
+/// Far from what the machine can do: a queue would hide what a swap costs.
+const FEEDS_PER_SECOND_AND_HOST: usize = 50;
+const SWAP_INTERVAL: Duration = Duration::from_millis(2_500);
+/// With swaps, and as long without, in turn: both meet the same noise.
+const SLICE: Duration = Duration::from_secs(30);
+const NOTICED_WITHIN: Duration = Duration::from_secs(30);
+/// Asks for feeds of its own, which the load's caches know nothing of.
+const WATCHER: u64 = 250;
+
+/// `length` with swaps, cut into slices between which there are as many without.
+pub async fn swaps(length: Duration) -> anyhow::Result<()> {
+    let stack = stack().await?;
+    let mut hosts = vec![Host::start_on(&stack, &[])?];
+    for _ in 1..HOSTS {
+        hosts.push(Host::start_beside(&stack)?);
+    }
+    load(&hosts, WARM_UP * 5).await?;
+    let slices = (length.as_secs() / SLICE.as_secs()).max(1);
+    println!(
+        "{HOSTS} hosts, {FEEDS_PER_SECOND_AND_HOST} feeds/s each, {slices} times {} s with a swap every {SWAP_INTERVAL:?} and without",
+        SLICE.as_secs()
+    );
+    let (mut quiet, mut swapped, mut reach_ms) = (Vec::new(), Vec::new(), Vec::new());
+    for slice in 1..=slices {
+        quiet.push(load(&hosts, SLICE).await?);
+        let (report, reached) = tokio::try_join!(load(&hosts, SLICE), swap(&hosts, SLICE))?;
+        swapped.push(report);
+        reach_ms.extend(reached);
+        let resident: anyhow::Result<Vec<String>> = hosts
+            .iter()
+            .map(|host| Ok(format!("{:.1}", host.resident_mb()?)))
+            .collect();
+        println!("minute {slice}: resident {} MiB", resident?.join(", "));
+    }
+    summary(quiet, swapped, &reach_ms);
+    Ok(())
+}
+
+fn summary(quiet: Vec<Report>, swapped: Vec<Report>, reach_ms: &[f64]) {
+    let ratios = quiet.iter().zip(&swapped);
+    let ratios =
+        ratios.map(|(quiet, swapped)| swapped.percentile_ms(0.99) / quiet.percentile_ms(0.99));
+    let ratio = median(ratios.collect());
+    print("without swaps", &Report::together(quiet));
+    print("with swaps", &Report::together(swapped));
+    println!("p99 with swaps / without, median of the slices: {ratio:.2}");
+    println!(
+        "from an activation until every host ranks by it, {} activations: p50 {:.0} ms, p95 {:.0} ms, max {:.0} ms",
+        reach_ms.len(),
+        percentile(reach_ms, 0.5),
+        percentile(reach_ms, 0.95),
+        percentile(reach_ms, 1.0)
+    );
+}
+
+async fn load(hosts: &[Host], length: Duration) -> anyhow::Result<Report> {
+    let loads: anyhow::Result<Vec<_>> = hosts.iter().map(|host| host.feed_load(VIEWERS)).collect();
+    let loads = loads?;
+    let paced = loads
+        .iter()
+        .map(|load| pace(load, FEEDS_PER_SECOND_AND_HOST, length));
+    Ok(Report::together(try_join_all(paced).await?))
+}
+
+/// Activates two policies in turn, on each host in turn; how long each took until all ranked by it.
+async fn swap(hosts: &[Host], length: Duration) -> anyhow::Result<Vec<f64>> {
+    let (begun, mut reach_ms) = (Instant::now(), Vec::new());
+    let mut host = hosts.iter().cycle();
+    let mut at = 0;
+    while begun.elapsed() + SWAP_INTERVAL <= length {
+        let next = host.next().context("no host")?;
+        let policy = match next.ranking_policy(WATCHER).await?.as_str() {
+            "baseline" => "decay-diversity",
+            _ => "baseline",
+        };
+        let asked = Instant::now();
+        next.activate(policy).await?;
+        try_join_all(hosts.iter().map(|host| ranks_by(host, policy))).await?;
+        reach_ms.push(asked.elapsed().as_secs_f64() * 1_000.0);
+        at += 1;
+        tokio::time::sleep_until((begun + SWAP_INTERVAL * at).into()).await;
+    }
+    Ok(reach_ms)
+}
+
+async fn ranks_by(host: &Host, policy: &str) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while host.ranking_policy(WATCHER).await? != policy {
+        anyhow::ensure!(
+            begun.elapsed() < NOTICED_WITHIN,
+            "a host never ranked by {policy}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
