@@ -52,8 +52,8 @@ fn summary(quiet: Vec<Report>, swapped: Vec<Report>, reach_ms: &[f64]) {
     let ratios =
         ratios.map(|(quiet, swapped)| swapped.percentile_ms(0.99) / quiet.percentile_ms(0.99));
     let ratio = median(ratios.collect());
-    print("without swaps", &Report::together(quiet));
-    print("with swaps", &Report::together(swapped));
+    print("without swaps", &Report::in_turn(quiet));
+    print("with swaps", &Report::in_turn(swapped));
     println!("p99 with swaps / without, median of the slices: {ratio:.2}");
     println!(
         "from an activation until every host ranks by it, {} activations: p50 {:.0} ms, p95 {:.0} ms, max {:.0} ms",
@@ -96,12 +96,15 @@ async fn swap(hosts: &[Host], length: Duration) -> anyhow::Result<Vec<f64>> {
 
 async fn ranks_by(host: &Host, policy: &str) -> anyhow::Result<()> {
     let begun = Instant::now();
-    while host.ranking_policy(WATCHER).await? != policy {
+    loop {
+        let ranked_by = host.ranking_policy(WATCHER).await?;
+        if ranked_by == policy {
+            return Ok(());
+        }
         anyhow::ensure!(
             begun.elapsed() < NOTICED_WITHIN,
-            "a host never ranked by {policy}"
+            "a host ranks by {ranked_by} and not by {policy}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(())
 }

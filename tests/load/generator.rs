@@ -34,6 +34,15 @@ impl Report {
         together
     }
 
+    /// What one generator saw at several times.
+    pub fn in_turn(parts: Vec<Self>) -> Self {
+        let length = parts.iter().map(|part| part.length).sum();
+        Self {
+            length,
+            ..Self::together(parts)
+        }
+    }
+
     pub fn per_second(&self) -> f64 {
         self.latencies_ms.len() as f64 / self.length.as_secs_f64()
     }
