@@ -212,9 +212,9 @@ impl Target {
     }
 }
 
-fn answer(result: Result<crate::policy::deploy::Published, DeployError>) -> anyhow::Result<Value> {
+fn answer(result: Result<impl Into<PolicyAnswer>, DeployError>) -> anyhow::Result<Value> {
     match result {
-        Ok(published) => Ok(serde_json::to_value(PolicyAnswer::from(published))?),
+        Ok(changed) => Ok(serde_json::to_value(changed.into())?),
         Err(DeployError::Refused(refusal)) => {
             bail!("policy refused: {}", refusal.reasons.join("; "))
         }

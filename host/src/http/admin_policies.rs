@@ -36,7 +36,16 @@ impl From<Published> for PolicyAnswer {
             version: published.policy.version.to_string(),
             digest: published.digest.to_string(),
             state: published.state,
-            local: published.reach == Reach::ThisHost,
+            local: false,
+        }
+    }
+}
+
+impl From<(Published, Reach)> for PolicyAnswer {
+    fn from((published, reach): (Published, Reach)) -> Self {
+        Self {
+            local: reach == Reach::ThisHost,
+            ..published.into()
         }
     }
 }
@@ -224,9 +233,9 @@ pub async fn rollback(
     admin: Admin<Operate>,
     JsonBody(body): JsonBody<RollbackBody>,
 ) -> Result<Json<PolicyAnswer>, Problem> {
-    let published = app
+    let rolled_back = app
         .deploy
         .rollback(&body.reason, body.expected_active.as_ref(), &admin.actor)
         .await?;
-    Ok(Json(published.into()))
+    Ok(Json(rolled_back.into()))
 }

@@ -47,7 +47,7 @@ impl Deploy {
         actor: &str,
     ) -> Result<Reach, DeployError> {
         match (
-            self.carry_out(&change, actor).await,
+            self.carry_out(change.clone(), actor).await,
             self.registry.local_changes(),
         ) {
             (Err(DeployError::Unavailable(cause)), Some(local)) => {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     async fn roll_back(host: &Deploy) -> Reach {
-        host.rollback("bad", None, "ada").await.unwrap().reach
+        host.rollback("bad", None, "ada").await.unwrap().1
     }
 
     /// A host that is cut off while the timeline is active, after the baseline.
