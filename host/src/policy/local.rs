@@ -82,25 +82,6 @@ impl Intent {
     }
 }
 
-/// What `change` makes of `state`, as the registry would.
-pub fn fold(state: &mut RegistryState, change: &Change) {
-    match change {
-        Change::Rollback { to, .. } => {
-            let former = state.activations.len().saturating_sub(1);
-            if let Some(at) = state.activations[..former]
-                .iter()
-                .rposition(|policy| policy == to)
-            {
-                state.activations.truncate(at + 1);
-            }
-        }
-        Change::PutExperiment { key, experiment } => {
-            state.experiments.insert(key.clone(), experiment.clone());
-        }
-        _ => {}
-    }
-}
-
 /// A change that one host made alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LocalChange {

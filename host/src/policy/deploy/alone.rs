@@ -4,7 +4,7 @@ use super::{Deploy, DeployError, Reach};
 use crate::clock::unix_ms;
 use crate::metrics::METRICS;
 use crate::policy::audit::AuditPage;
-use crate::policy::local::{Intent, LocalChange, LocalChanges, Since, fold, reconciled};
+use crate::policy::local::{Intent, LocalChange, LocalChanges, Since, reconciled};
 use crate::policy::registry::{Change, RegistryError, RegistryState};
 use tokio::sync::MutexGuard;
 use uuid::Uuid;
@@ -87,7 +87,7 @@ impl Deploy {
                 error.context("the registry does not answer, and on this host's disk"),
             )
         })?;
-        fold(&mut state, change);
+        state.apply(change);
         self.serve(state).await.map_err(DeployError::Recorded)
     }
 
@@ -96,7 +96,7 @@ impl Deploy {
         for local in self.local_changes() {
             // What does not hold any more is dropped as soon as the registry can be told.
             if let Ok(change) = local.intent.on(&state) {
-                fold(&mut state, &change);
+                state.apply(&change);
             }
         }
         state

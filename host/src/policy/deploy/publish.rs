@@ -2,6 +2,7 @@
 
 use super::modules::{CompiledModules, Known};
 use super::{Deploy, DeployError, PolicyState, Published, Serving};
+use crate::clock::unix_ms;
 use crate::policy::admission::{Admitted, PolicyFiles, Refusal, admit};
 use crate::policy::artifact::{Digest, Manifest, ModuleSource, PolicyRef, Stage};
 use crate::policy::builtin;
@@ -108,6 +109,7 @@ impl Deploy {
             spec: loaded.spec.clone(),
             digest: loaded.digest,
             modules: admitted.module_bytes.clone(),
+            at_ms: unix_ms(),
         };
         self.carry_out(change, actor).await?;
         let policy = loaded.spec.policy.clone();

@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions as _, SqlSafeStr as _};
 
 /// In the order of their numbers. One that was ever released does not change; what it got wrong, a
 /// later one mends.
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (
         1,
         "community",
@@ -30,8 +30,13 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
     ),
     (
         5,
+        "lifecycle",
+        include_str!("../../../../migrations/0005_lifecycle.sql"),
+    ),
+    (
+        6,
         "audit_chain",
-        include_str!("../../../../migrations/0005_audit_chain.sql"),
+        include_str!("../../../../migrations/0006_audit_chain.sql"),
     ),
 ];
 
