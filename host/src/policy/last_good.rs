@@ -27,7 +27,7 @@ const NOTHING_KEPT: i64 = -1;
 /// Marks an error of a registry that is away, on a host that can do something about it alone.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the registry does not answer; rollback and stopping an experiment work on this host without it"
+    "the registry does not answer; rollback, quarantine and stopping an experiment work on this host without it"
 )]
 pub struct Away;
 

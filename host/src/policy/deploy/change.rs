@@ -3,7 +3,6 @@
 use super::{Deploy, DeployError, PolicyState, Published, Reach, require_published};
 use crate::metrics::METRICS;
 use crate::policy::artifact::PolicyRef;
-use crate::policy::local::Intent;
 use crate::policy::registry::Change;
 
 impl Deploy {
@@ -89,12 +88,7 @@ impl Deploy {
             to: to.clone(),
             reason: reason.to_owned(),
         };
-        let intent = Intent::Rollback {
-            from: active.clone(),
-            to: to.clone(),
-            reason: reason.to_owned(),
-        };
-        let reach = self.carry_out_or_keep(change, intent, actor).await?;
+        let reach = self.carry_out(change, actor).await?;
         drop(loaded);
         METRICS
             .policy_swaps_total
@@ -126,6 +120,7 @@ impl Deploy {
             },
             actor,
         )
-        .await
+        .await?;
+        Ok(())
     }
 }

@@ -4,7 +4,6 @@ use super::{Deploy, DeployError, Reach};
 use crate::experiments::cohort::Rule;
 use crate::experiments::routing::RunningExperiment;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
-use crate::policy::local::Intent;
 use crate::policy::registry::{Change, Experiment, RegistryState};
 
 impl Deploy {
@@ -123,14 +122,7 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        let reach = if next == ExperimentState::Stopped {
-            let key = key.to_owned();
-            let intent = Intent::StopExperiment { key };
-            self.carry_out_or_keep(change, intent, actor).await?
-        } else {
-            self.carry_out(change, actor).await?;
-            Reach::Everywhere
-        };
+        let reach = self.carry_out(change, actor).await?;
         tracing::info!(
             experiment = key,
             state = next.as_str(),

@@ -2,6 +2,9 @@
 //! first in the registry, then by exchanging that pointer.
 
 mod alone;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod alone_tests;
 mod change;
 mod experiments;
 mod follow;
@@ -169,15 +172,25 @@ impl Deploy {
         self.development
     }
 
-    /// Records a change and serves by it. When this returns, this host does.
-    async fn carry_out(&self, change: Change, actor: &str) -> Result<(), DeployError> {
+    /// Records a change and serves by it: when this returns, this host does. While the registry does not
+    /// answer, a host makes some changes alone.
+    async fn carry_out(&self, change: Change, actor: &str) -> Result<Reach, DeployError> {
+        match self.record(&change, actor).await {
+            Err(DeployError::Unavailable(cause)) => {
+                self.carry_out_alone(&change, actor, cause).await
+            }
+            recorded => recorded.map(|()| Reach::Everywhere),
+        }
+    }
+
+    async fn record(&self, change: &Change, actor: &str) -> Result<(), DeployError> {
         // What this host did alone was done on a state that the registry does not have.
         if self.is_ahead() {
             let waiting = anyhow::Error::from(Away).context("local changes wait for the registry");
             return Err(DeployError::Unavailable(waiting));
         }
         let revision = self.serving().state.revision;
-        if let Err(error) = self.registry.apply(&change, actor, revision).await {
+        if let Err(error) = self.registry.apply(change, actor, revision).await {
             if matches!(error, RegistryError::Conflict(_)) {
                 self.refresh().await.map_err(DeployError::Unavailable)?;
             }
