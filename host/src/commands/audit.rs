@@ -64,6 +64,7 @@ enum Source {
     Registry(Arc<dyn Registry>),
 }
 
+/// A host's answer.
 #[derive(Debug, serde::Deserialize)]
 struct Page {
     entries: Vec<AuditEntry>,
@@ -87,11 +88,11 @@ impl List {
         let source = Source::of(&self.target).await?;
         let mut entries: Vec<AuditEntry> = Vec::new();
         let mut page = AuditPage::NEWEST;
-        let mut local_changes = Vec::new();
+        let (mut local_changes, mut degraded) = (Vec::new(), Vec::new());
         while entries.len() < self.limit as usize {
             let wanted = (self.limit - entries.len() as u32).min(AUDIT_MAX);
             let mut more = source.page(page, wanted).await?;
-            local_changes = more.local_changes;
+            (local_changes, degraded) = (more.local_changes, more.degraded);
             let Some(last) = more.entries.last() else {
                 break;
             };
@@ -99,11 +100,17 @@ impl List {
             entries.append(&mut more.entries);
         }
         if self.json {
-            let log = json!({ "entries": entries, "local_changes": local_changes });
+            let log =
+                json!({ "entries": entries, "local_changes": local_changes, "degraded": degraded });
             println!("{log}");
-        } else {
-            print!("{}{}", rendered(&entries), local_lines(&local_changes));
+            return Ok(());
         }
+        if degraded.is_empty() {
+            print!("{}", rendered(&entries));
+        } else {
+            println!("the registry does not answer; its log cannot be read now");
+        }
+        print!("{}", local_lines(&local_changes));
         Ok(())
     }
 }
@@ -224,12 +231,39 @@ fn rendered(entries: &[AuditEntry]) -> String {
                 entry.actor.clone(),
                 entry.action.clone(),
                 entry.subject.clone(),
-                shortened(&entry.detail.to_string()),
+                shortened(&in_words(&entry.detail)),
             ]
         })
         .collect();
     let header = ["id", "at", "actor", "action", "subject", "detail"];
     table::render(header, &rows)
+}
+
+/// What a person looks for comes first.
+fn in_words(detail: &Value) -> String {
+    let Some(fields) = detail.as_object() else {
+        return detail.to_string();
+    };
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let mut words: Vec<String> = Vec::new();
+    for name in ["why", "reason"] {
+        words.extend(fields.get(name).map(&text));
+    }
+    if let Some(made_at) = fields
+        .get("local")
+        .and_then(|local| local["made_at"].as_str())
+    {
+        words.push(format!("made on one host alone at {made_at}"));
+    }
+    let others = fields
+        .iter()
+        .filter(|(name, _)| !["why", "reason", "local"].contains(&name.as_str()));
+    words.extend(others.map(|(name, value)| format!("{name} {}", text(value))));
+    words.join("; ")
 }
 
 fn shortened(detail: &str) -> String {

@@ -6,6 +6,7 @@ use crate::metrics::METRICS;
 use crate::policy::audit::AuditPage;
 use crate::policy::local::{Intent, LocalChange, LocalChanges, Since, reconciled};
 use crate::policy::registry::{Change, RegistryError, RegistryState};
+use std::sync::atomic::Ordering;
 use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
@@ -19,6 +20,7 @@ impl Deploy {
     pub(super) async fn begin_change(&self) -> MutexGuard<'_, ()> {
         let changing = self.changing.lock().await;
         if self.is_ahead()
+            && !self.away.load(Ordering::Acquire)
             && let Err(error) = self.settle_local_changes().await
         {
             tracing::debug!(error = format!("{error:#}"), "local changes wait");
@@ -30,6 +32,13 @@ impl Deploy {
     pub(super) fn is_ahead(&self) -> bool {
         let local = self.registry.local_changes();
         local.is_some_and(|local| !local.is_empty())
+    }
+
+    /// Whether this change is made without asking a registry that did not answer just now.
+    pub(super) fn makes_alone(&self, change: &Change) -> bool {
+        self.away.load(Ordering::Acquire)
+            && self.registry.local_changes().is_some()
+            && Intent::of(change, &self.serving().state).is_some()
     }
 
     /// What this host did alone and the registry does not know yet, oldest first.

@@ -9,6 +9,7 @@ use crate::policy::registry::{Change, Quarantine, Registry as _};
 use crate::policy::testing::{Fleet, active};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 const BASELINE: &str = "baseline@1.0.0";
 const TIMELINE: &str = "timeline@1.0.0";
@@ -69,6 +70,23 @@ async fn a_rollback_while_the_registry_is_away_is_in_force_at_once_and_everywher
     assert_eq!(entry.detail["reason"], "bad");
     assert_eq!(entry.detail["local"]["host"], "here");
     assert!(entry.detail["local"]["made_at"].is_string());
+}
+
+#[tokio::test]
+async fn a_host_that_knows_of_an_outage_does_not_ask_and_settles_as_soon_as_it_sees_the_end() {
+    let fleet = Fleet::new().await;
+    let host = fleet.host("here").await;
+    activate(&host, TIMELINE, "ada").await;
+    host.away.store(true, Ordering::Release);
+    assert_eq!(roll_back(&host).await, Reach::ThisHost);
+    let following = tokio::spawn(host.clone().follow_registry());
+    while host.is_ahead() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(newest(&fleet).await.action, "rollback");
+    activate(&host, TIMELINE, "ada").await;
+    assert_eq!(roll_back(&host).await, Reach::Everywhere);
+    following.abort();
 }
 
 #[tokio::test]

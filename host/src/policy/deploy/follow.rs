@@ -41,7 +41,7 @@ impl Deploy {
 
     /// Follows changes that other processes make, until the host ends.
     pub async fn follow_registry(self: Arc<Self>) {
-        let mut failing = false;
+        let mut failing = self.away.load(Ordering::Acquire);
         loop {
             tokio::select! {
                 () = self.registry.changed() => {}
@@ -60,12 +60,14 @@ impl Deploy {
                 tracing::info!("the registry answers again");
             }
             failing = looked.is_err();
+            self.away.store(failing, Ordering::Release);
         }
     }
 
     /// One look at the registry, and whatever follows from it.
     async fn look(&self) -> anyhow::Result<()> {
         let revision = self.registry.revision().await?;
+        self.away.store(false, Ordering::Release);
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }

@@ -107,6 +107,8 @@ pub struct Deploy {
     changing: tokio::sync::Mutex<()>,
     /// Whether what this binary ships is in the registry.
     prepared: AtomicBool,
+    /// Whether the registry did not answer when it was last looked at.
+    away: AtomicBool,
     /// A development host lets a policy that says so follow its sources.
     development: bool,
 }
@@ -145,6 +147,7 @@ impl Deploy {
             bound: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             prepared: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             development,
         };
         deploy.show_active();
@@ -175,7 +178,13 @@ impl Deploy {
     /// Records a change and serves by it: when this returns, this host does. While the registry does not
     /// answer, a host makes some changes alone.
     async fn carry_out(&self, change: Change, actor: &str) -> Result<Reach, DeployError> {
-        match self.record(&change, actor).await {
+        let recorded = if self.makes_alone(&change) {
+            // An operator in an outage does not wait for a deadline that passed for others a moment ago.
+            Err(DeployError::Unavailable(Away.into()))
+        } else {
+            self.record(&change, actor).await
+        };
+        match recorded {
             Err(DeployError::Unavailable(cause)) => {
                 self.carry_out_alone(&change, actor, cause).await
             }
