@@ -259,9 +259,12 @@ fn in_words(detail: &Value) -> String {
     {
         words.push(format!("made on one host alone at {made_at}"));
     }
-    let others = fields
+    let mut others: Vec<_> = fields
         .iter()
-        .filter(|(name, _)| !["why", "reason", "local"].contains(&name.as_str()));
+        .filter(|(name, _)| !["why", "reason", "local"].contains(&name.as_str()))
+        .collect();
+    others.sort_by_key(|(_, value)| value.is_object());
+    let others = others.into_iter();
     words.extend(others.map(|(name, value)| format!("{name} {}", text(value))));
     words.join("; ")
 }
