@@ -55,7 +55,10 @@ impl RegistryState {
                 self.end_trial(policy);
                 self.activations.push(policy.clone());
             }
-            Change::Rollback { to, .. } => self.return_to(to),
+            Change::Rollback { to, .. } => {
+                self.end_trial(to);
+                self.return_to(to);
+            }
             Change::Shadow { policy } => {
                 self.end_trial(policy);
                 self.retired.remove(policy);
