@@ -10,6 +10,7 @@ use super::artifact::{Digest, PerStage, PolicyRef, Stage};
 use super::audit::{AuditEntry, AuditPage};
 use super::deploy::WARM_POLICIES;
 use super::kept;
+use super::lifecycle::rollback_targets;
 use super::local::LocalChanges;
 use super::registry::{Change, Registry, RegistryError, RegistryState};
 use crate::experiments::spec::ExperimentState;
@@ -139,10 +140,12 @@ fn file_name(digest: Digest) -> String {
     format!("{digest}.wasm")
 }
 
-/// Of what a host loads when it starts: the active policy, those it could roll back to, and the
-/// variations of running experiments.
+/// Of what a host loads when it starts: the active policy, those it could roll back to, those on
+/// trial, and the variations of running experiments.
 fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
-    let activated = state.activations.iter().rev().take(1 + WARM_POLICIES);
+    let active = state.activations.last();
+    let former = rollback_targets(state).take(WARM_POLICIES);
+    let canary = state.canary.as_ref().map(|canary| &canary.policy);
     let varied = state
         .experiments
         .values()
@@ -157,7 +160,14 @@ fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
             .flat_map(|stages| Stage::ALL.map(|stage| stages.get(stage).module))
             .collect::<Vec<_>>()
     };
-    activated.chain(varied).flat_map(modules).collect()
+    active
+        .into_iter()
+        .chain(former)
+        .chain(canary)
+        .chain(&state.shadows)
+        .chain(varied)
+        .flat_map(modules)
+        .collect()
 }
 
 #[async_trait]

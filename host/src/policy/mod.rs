@@ -1,5 +1,6 @@
 //! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), kept (`registry`, `last_good`, `local`, `kept`), audited (`audit`) and swapped (`deploy`, `watcher`).
+//! `sandbox`, `bindings`, `ranking`), kept (`registry`, `last_good`, `local`, `kept`) and audited (`audit`), what may become
+//! of them (`lifecycle`, `budget`) and how they are swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
@@ -7,6 +8,7 @@ pub mod admission;
 pub mod artifact;
 pub mod audit;
 pub mod bindings;
+pub mod budget;
 pub mod builtin;
 pub mod deploy;
 pub mod engine;
@@ -15,6 +17,7 @@ pub mod failure;
 pub mod features;
 pub mod kept;
 pub mod last_good;
+pub mod lifecycle;
 pub mod loaded;
 pub mod local;
 pub mod module;

@@ -57,7 +57,10 @@ impl RegistryState {
                 self.end_trial(policy);
                 self.activations.push(policy.clone());
             }
-            Change::Rollback { to, .. } => self.return_to(to),
+            Change::Rollback { to, .. } => {
+                self.end_trial(to);
+                self.return_to(to);
+            }
             Change::Shadow { policy } => {
                 self.end_trial(policy);
                 self.retired.remove(policy);
@@ -174,6 +177,9 @@ pub struct Experiment {
     pub spec: ExperimentSpec,
     pub state: ExperimentState,
 }
+
+/// The actor of what nobody asked for.
+pub const HOST: &str = "host";
 
 /// One change, carried out and audited in one transaction.
 #[derive(Debug, Clone)]

@@ -4,8 +4,11 @@ use super::{Deploy, DeployError, Reach};
 use crate::clock::unix_ms;
 use crate::metrics::METRICS;
 use crate::policy::audit::AuditPage;
+use crate::policy::lifecycle::settle as follow_quarantines;
 use crate::policy::local::{Intent, LocalChange, LocalChanges, Since, reconciled};
 use crate::policy::registry::{Change, RegistryError, RegistryState};
+use crate::stores::UnixMs;
+use anyhow::Context as _;
 use std::sync::atomic::Ordering;
 use tokio::sync::MutexGuard;
 use uuid::Uuid;
@@ -38,7 +41,7 @@ impl Deploy {
     pub(super) fn makes_alone(&self, change: &Change) -> bool {
         self.away.load(Ordering::Acquire)
             && self.registry.local_changes().is_some()
-            && Intent::of(change, &self.serving().state).is_some()
+            && Intent::of(change).is_some()
     }
 
     /// What this host did alone and the registry does not know yet, oldest first.
@@ -55,30 +58,56 @@ impl Deploy {
         actor: &str,
         cause: anyhow::Error,
     ) -> Result<Reach, DeployError> {
-        let mut state = self.serving().state.clone();
-        let (Some(local), Some(intent)) =
-            (self.registry.local_changes(), Intent::of(change, &state))
+        let (Some(local), Some(intent)) = (self.registry.local_changes(), Intent::of(change))
         else {
             return Err(DeployError::Unavailable(cause));
         };
-        let kept = LocalChange {
+        self.keep(local, intent, actor, unix_ms())
+            .await
+            .map_err(DeployError::Unavailable)?;
+        let (action, subject) = (change.action(), change.subject());
+        let cause = format!("{cause:#}");
+        tracing::warn!(cause, action, subject, actor, "changed on this host alone");
+        let _exchanging = self.exchanging.lock().await;
+        let mut state = self.serving().state.clone();
+        state.apply(change);
+        self.exchange(state).await.map_err(DeployError::Recorded)?;
+        Ok(Reach::ThisHost)
+    }
+
+    async fn keep(
+        &self,
+        local: &LocalChanges,
+        intent: Intent,
+        actor: &str,
+        made_at_ms: UnixMs,
+    ) -> anyhow::Result<()> {
+        let change = LocalChange {
             id: Uuid::now_v7(),
             host: local.host.clone(),
             intent,
             actor: actor.to_owned(),
-            made_at_ms: unix_ms(),
-            base_revision: state.revision,
+            made_at_ms,
+            base_revision: self.serving().state.revision,
         };
-        let kept = local.add(kept).await;
-        kept.map_err(|error| {
-            DeployError::Unavailable(error.context("keeping it on this host's disk"))
-        })?;
-        let (action, subject) = (change.action(), change.subject());
-        let cause = format!("{cause:#}");
-        tracing::warn!(cause, action, subject, actor, "changed on this host alone");
-        state.apply(change);
-        self.serve(state).await.map_err(DeployError::Recorded)?;
-        Ok(Reach::ThisHost)
+        let kept = local.add(change).await;
+        kept.context("keeping a change on this host's disk")
+    }
+
+    /// Quarantines that the registry could not be told; without this a restart would forget them.
+    pub(super) async fn keep_quarantines(&self) -> anyhow::Result<()> {
+        let Some(local) = self.registry.local_changes() else {
+            return Ok(());
+        };
+        let withdrawn = self.withdrawn().clone();
+        for (digest, quarantine) in withdrawn {
+            let (by, at_ms) = (quarantine.by.clone(), quarantine.at_ms);
+            let intent = Intent::Quarantine { digest, quarantine };
+            if local.list().iter().all(|kept| kept.intent != intent) {
+                self.keep(local, intent, &by, at_ms).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The registry's state with what this host did alone.
@@ -87,6 +116,7 @@ impl Deploy {
             // What does not hold any more is dropped as soon as the registry can be told.
             if let Ok(change) = local.intent.on(&state) {
                 state.apply(&change);
+                follow_quarantines(&mut state);
             }
         }
         state
@@ -98,13 +128,17 @@ impl Deploy {
             return Ok(());
         };
         while let Some(change) = local.first() {
-            self.settle(&change).await?;
+            self.reconcile(&change).await?;
             local.remove(change.id).await?;
+            // What this host did next was done on what followed from it.
+            if matches!(change.intent, Intent::Quarantine { .. }) {
+                self.settle().await?;
+            }
         }
         self.refresh().await
     }
 
-    async fn settle(&self, local: &LocalChange) -> Result<(), RegistryError> {
+    async fn reconcile(&self, local: &LocalChange) -> Result<(), RegistryError> {
         for _ in 0..SETTLE_ATTEMPTS {
             let since = self.since(local).await?;
             if since.is_settled {

@@ -5,7 +5,7 @@ use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::policy::artifact::PolicyRef;
 use crate::policy::audit::{AuditEntry, verify};
 use crate::policy::last_good::Away;
-use crate::policy::registry::{Change, Quarantine, Registry as _};
+use crate::policy::registry::Registry as _;
 use crate::policy::testing::{Fleet, active};
 use serde_json::json;
 use std::sync::Arc;
@@ -273,57 +273,60 @@ async fn a_damaged_file_of_local_changes_is_put_aside_and_the_host_starts() {
     assert!(file.with_extension("damaged").is_file());
 }
 
-fn quarantine_of(host: &Deploy, name: &str, by: &str) -> Change {
-    let digest = host.serving().state.policy(&policy(name)).unwrap().digest;
-    let quarantine = Quarantine {
-        policy: policy(name),
-        reason: "traps".into(),
-        by: by.into(),
-        at_ms: 1,
-    };
-    Change::Quarantine { digest, quarantine }
-}
-
-async fn set_state(
-    host: &Deploy,
-    state: ExperimentState,
-) -> Result<(ExperimentState, Reach), DeployError> {
-    let set = host.set_experiment_state("e", state, "ada").await;
-    set.map(|(experiment, reach)| (experiment.state, reach))
+/// The timeline, which takes part in a running experiment.
+async fn quarantine(host: &Deploy, actor: &str) -> Reach {
+    let quarantined = host.quarantine(&policy(TIMELINE), "traps", actor).await;
+    quarantined.unwrap().1
 }
 
 #[tokio::test]
-async fn a_quarantine_and_what_follows_from_it_are_made_alone_and_hold_when_the_registry_returns() {
+async fn a_quarantine_made_alone_survives_a_restart_and_holds_everywhere_with_what_follows_from_it()
+{
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     host.put_experiment("e", experiment(), "ada").await.unwrap();
-    set_state(&host, ExperimentState::Running).await.unwrap();
+    let running = ExperimentState::Running;
+    host.set_experiment_state("e", running, "ada")
+        .await
+        .unwrap();
     activate(&host, TIMELINE, "ada").await;
     fleet.cut_off("here", true);
-    let paused = set_state(&host, ExperimentState::Paused).await;
-    assert!(paused.is_err(), "an operator's own pause waits: {paused:?}");
-    let quarantine = quarantine_of(&host, TIMELINE, "host");
-    assert_eq!(
-        host.carry_out(quarantine, "host").await.unwrap(),
-        Reach::ThisHost
-    );
-    assert_eq!(roll_back(&host).await, Reach::ThisHost);
-    let paused = set_state(&host, ExperimentState::Paused).await.unwrap();
-    assert_eq!(paused, (ExperimentState::Paused, Reach::ThisHost));
+    assert_eq!(quarantine(&host, "ada").await, Reach::ThisHost);
+    assert_eq!(active(&host), BASELINE);
+    drop(host);
+    let host = fleet.host("here").await;
+    assert_eq!(active(&host), BASELINE);
     let alone = host.serving().state.clone();
+    assert_eq!(alone.experiments["e"].state, ExperimentState::Paused);
     returned(&fleet, &host).await;
     let state = fleet.registry.load().await.unwrap();
     assert_eq!(state.quarantined, alone.quarantined);
     assert_eq!(state.activations, alone.activations);
     assert_eq!(state.experiments["e"].state, ExperimentState::Paused);
     let log = fleet.log().await;
-    let actions: Vec<&str> = log
-        .iter()
-        .rev()
-        .take(3)
-        .map(|e| e.action.as_str())
-        .collect();
-    assert_eq!(actions, ["put_experiment", "rollback", "quarantine"]);
+    verify(&log).unwrap();
+    let quarantined = log.iter().find(|entry| entry.action == "quarantine");
+    let quarantined = quarantined.unwrap();
+    assert_eq!(quarantined.actor, "ada");
+    assert!(quarantined.detail["local"].is_object());
+}
+
+#[tokio::test]
+async fn a_rollback_made_alone_after_a_quarantine_made_alone_goes_one_further_everywhere() {
+    let fleet = Fleet::new().await;
+    let host = fleet.host("here").await;
+    activate(&host, DIVERSITY, "ada").await;
+    activate(&host, TIMELINE, "ada").await;
+    fleet.cut_off("here", true);
+    quarantine(&host, "ada").await;
+    assert_eq!(active(&host), DIVERSITY);
+    assert_eq!(roll_back(&host).await, Reach::ThisHost);
+    assert_eq!(active(&host), BASELINE);
+    returned(&fleet, &host).await;
+    assert_eq!(active(&host), BASELINE);
+    let state = fleet.registry.load().await.unwrap();
+    assert_eq!(state.activations, [policy(BASELINE)]);
+    assert_eq!(newest(&fleet).await.subject, DIVERSITY);
 }
 
 #[tokio::test]
@@ -331,10 +334,8 @@ async fn a_quarantine_that_another_host_made_already_is_dropped() {
     let fleet = Fleet::new().await;
     let host = cut_off_host(&fleet).await;
     let elsewhere = fleet.host("there").await;
-    for (host, by) in [(&host, "ada"), (&elsewhere, "bob")] {
-        let quarantine = quarantine_of(host, DIVERSITY, by);
-        host.carry_out(quarantine, by).await.unwrap();
-    }
+    assert_eq!(quarantine(&host, "ada").await, Reach::ThisHost);
+    assert_eq!(quarantine(&elsewhere, "bob").await, Reach::Everywhere);
     returned(&fleet, &host).await;
     let entry = newest(&fleet).await;
     assert_eq!(

@@ -45,6 +45,7 @@ impl Deploy {
         loop {
             tokio::select! {
                 () = self.registry.changed() => {}
+                () = self.settle_soon.notified() => {}
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
             let looked = self.look().await;
@@ -61,6 +62,13 @@ impl Deploy {
             }
             failing = looked.is_err();
             self.away.store(failing, Ordering::Release);
+            let _changing = self.changing.lock().await;
+            if failing && let Err(error) = self.keep_quarantines().await {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "a restart would forget a quarantine"
+                );
+            }
         }
     }
 
@@ -71,17 +79,21 @@ impl Deploy {
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
-        if revision == self.serving().state.revision && !self.is_ahead() {
+        let is_behind = self.is_ahead() || self.is_unsettled();
+        if revision == self.serving().state.revision && !is_behind {
             return Ok(());
         }
         let _changing = self.changing.lock().await;
         if self.is_ahead() {
-            return self.settle_local_changes().await;
+            self.settle_local_changes().await?;
         }
         // Meanwhile this host's own change, of which this is the echo, may have been loaded.
-        if revision == self.serving().state.revision {
-            return Ok(());
+        if revision != self.serving().state.revision {
+            self.refresh().await?;
         }
-        self.refresh().await
+        if self.is_unsettled() {
+            self.settle().await?;
+        }
+        Ok(())
     }
 }

@@ -8,8 +8,8 @@
 //!   than this host: undoing them would be what `expected_active` is there to prevent. That the same
 //!   policy is active is not enough: it may have been rolled back, mended and activated again.
 //! - A **stop** and a **quarantine** hold whatever else happened: both are for good, so nobody can be undone
-//!   by them, and what goes on although it was told to end does harm. The pause of an experiment that
-//!   follows from a quarantine holds for as long as that is its reason.
+//!   by them, and what goes on although it was told to end does harm. What follows from a quarantine
+//!   follows from it in the registry as well, and moves nothing that an operator did.
 //!
 //! What does not hold is dropped, with an audit entry that says why.
 
@@ -22,7 +22,8 @@ pub use kept::LocalChanges;
 
 use super::artifact::{Digest, PolicyRef};
 use super::audit::AuditEntry;
-use super::registry::{Change, Experiment, Quarantine, RegistryState};
+use super::lifecycle::{Event, step};
+use super::registry::{Change, Experiment, HOST, Quarantine, RegistryState};
 use crate::clock::rfc3339;
 use crate::experiments::spec::ExperimentState;
 use crate::stores::UnixMs;
@@ -42,10 +43,6 @@ pub enum Intent {
     StopExperiment {
         key: String,
     },
-    /// Because one of its policies is in quarantine.
-    PauseExperiment {
-        key: String,
-    },
     Quarantine {
         digest: Digest,
         quarantine: Quarantine,
@@ -53,8 +50,8 @@ pub enum Intent {
 }
 
 impl Intent {
-    /// What `change`, made on `state`, is meant to do; `None` for what nobody may do alone.
-    pub fn of(change: &Change, state: &RegistryState) -> Option<Self> {
+    /// What `change` is meant to do; `None` for what nobody may do alone.
+    pub fn of(change: &Change) -> Option<Self> {
         match change {
             Change::Rollback { from, to, reason } => Some(Self::Rollback {
                 from: from.clone(),
@@ -65,13 +62,10 @@ impl Intent {
                 digest: *digest,
                 quarantine: quarantine.clone(),
             }),
-            Change::PutExperiment { key, experiment } => match experiment.state {
-                ExperimentState::Stopped => Some(Self::StopExperiment { key: key.clone() }),
-                ExperimentState::Paused if has_quarantined(state, experiment) => {
-                    Some(Self::PauseExperiment { key: key.clone() })
-                }
-                _ => None,
-            },
+            Change::PutExperiment { key, experiment } => {
+                let is_stop = experiment.state == ExperimentState::Stopped;
+                is_stop.then(|| Self::StopExperiment { key: key.clone() })
+            }
             _ => None,
         }
     }
@@ -80,7 +74,7 @@ impl Intent {
     pub fn subject(&self) -> String {
         match self {
             Self::Rollback { from, .. } => from.to_string(),
-            Self::StopExperiment { key } | Self::PauseExperiment { key } => key.clone(),
+            Self::StopExperiment { key } => key.clone(),
             Self::Quarantine { quarantine, .. } => quarantine.policy.to_string(),
         }
     }
@@ -91,13 +85,15 @@ impl Intent {
     /// Why there is nothing to do, or nothing that may be done.
     pub fn on(&self, state: &RegistryState) -> Result<Change, String> {
         match self {
-            Self::Rollback { from, reason, .. } => Ok(Change::Rollback {
-                from: from.clone(),
-                to: former(state, from)?.clone(),
-                reason: reason.clone(),
-            }),
-            Self::StopExperiment { key } => become_state(state, key, ExperimentState::Stopped),
-            Self::PauseExperiment { key } => become_state(state, key, ExperimentState::Paused),
+            // The target that was right when this host was alone may be out of service now.
+            Self::Rollback { from, reason, .. } => first_change(
+                state,
+                &Event::Rollback {
+                    reason: reason.clone(),
+                    expected_active: Some(from.clone()),
+                },
+            ),
+            Self::StopExperiment { key } => stopped(state, key),
             Self::Quarantine { digest, quarantine } => match state.quarantined.get(digest) {
                 Some(known) => Err(format!("it is in quarantine already, by {}", known.by)),
                 None => Ok(Change::Quarantine {
@@ -109,54 +105,27 @@ impl Intent {
     }
 }
 
-/// What was active before `from`, if that is active: the target that was right when this host was alone
-/// may be in quarantine now.
-fn former<'a>(state: &'a RegistryState, from: &PolicyRef) -> Result<&'a PolicyRef, String> {
-    let Some((active, former)) = state.activations.split_last() else {
-        return Err("nothing is active".into());
-    };
-    if active != from {
-        return Err(format!("{active} is active, not {from}"));
-    }
-    let is_quarantined = |policy: &PolicyRef| {
-        let digest = state.policy(policy).map(|published| published.digest);
-        digest.is_some_and(|digest| state.quarantined.contains_key(&digest))
-    };
-    let to = former.iter().rev().find(|policy| !is_quarantined(policy));
-    to.ok_or_else(|| format!("there is nothing to go back to from {from}"))
+fn first_change(state: &RegistryState, event: &Event) -> Result<Change, String> {
+    let (_, changes) = step(state, event).map_err(|refused| refused.to_string())?;
+    let first = changes.into_iter().next();
+    first.ok_or_else(|| "there is nothing to change".into())
 }
 
-fn become_state(state: &RegistryState, key: &str, next: ExperimentState) -> Result<Change, String> {
+fn stopped(state: &RegistryState, key: &str) -> Result<Change, String> {
     let Some(current) = state.experiments.get(key) else {
         return Err(format!("there is no experiment `{key}`"));
     };
-    if !current.state.may_become(next) {
-        return Err(format!("it is {}", current.state.as_str()));
-    }
-    if next == ExperimentState::Paused && !has_quarantined(state, current) {
-        return Err("none of its policies is in quarantine".into());
+    if !current.state.may_become(ExperimentState::Stopped) {
+        return Err(format!("it is {} already", current.state.as_str()));
     }
     let experiment = Experiment {
         spec: current.spec.clone(),
-        state: next,
+        state: ExperimentState::Stopped,
     };
     Ok(Change::PutExperiment {
         key: key.to_owned(),
         experiment,
     })
-}
-
-fn has_quarantined(state: &RegistryState, experiment: &Experiment) -> bool {
-    let variations = experiment.spec.variations.iter();
-    let digests = variations.filter_map(|variation| {
-        let published = state.policy(&variation.policy)?;
-        let Some(params) = variation.params.clone() else {
-            return Some(published.digest);
-        };
-        Some(published.spec.with_overrides(&params.into()).digest())
-    });
-    let mut quarantined = digests.filter(|digest| state.quarantined.contains_key(digest));
-    quarantined.next().is_some()
 }
 
 /// A change that one host made alone.
@@ -205,7 +174,9 @@ impl Since {
         self.is_settled |= local["id"] == json!(change.id);
         // This host's own earlier changes are what this one was made on.
         let is_own = local["host"] == json!(change.host);
-        if is_own || self.moved.is_some() {
+        // Nobody's decision, but what followed from a quarantine.
+        let is_automatic = entry.actor == HOST;
+        if is_own || is_automatic || self.moved.is_some() {
             return;
         }
         let (actor, subject, id) = (&entry.actor, &entry.subject, entry.id);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock::unix_ms;
+use crate::policy::registry::PublishedPolicy;
 use proptest::prelude::*;
 
 /// The registry, as far as activations go: a state, and a log of what made it.
@@ -12,6 +13,13 @@ struct Model {
 }
 
 impl Model {
+    fn new() -> Self {
+        let mut model = Self::default();
+        let policies = (1..4).map(|n| published(format!("p@{n}.0.0").parse().unwrap()));
+        model.state.policies = policies.collect();
+        model
+    }
+
     fn apply(&mut self, change: &Change, actor: &str) {
         self.state.apply(change);
         self.state.revision += 1;
@@ -41,12 +49,26 @@ impl Model {
 }
 
 fn rollback_of(state: &RegistryState) -> Option<Change> {
-    let (from, former) = state.activations.split_last()?;
-    Some(Change::Rollback {
-        from: from.clone(),
-        to: former.last()?.clone(),
+    let event = Event::Rollback {
         reason: "bad".into(),
-    })
+        expected_active: None,
+    };
+    step(state, &event).ok()?.1.into_iter().next()
+}
+
+fn published(policy: PolicyRef) -> PublishedPolicy {
+    let stage = serde_json::json!({"module": Digest::of(b"module"), "params": {}});
+    let spec = serde_json::json!({
+        "policy": policy,
+        "description": "",
+        "stages": {"dedup": stage, "score": stage, "saturation": stage},
+        "limits": {"deadline_ms": 20, "memory_mb": 16, "instance": "fresh"},
+    });
+    PublishedPolicy {
+        spec: serde_json::from_value(spec).unwrap(),
+        digest: Digest::of(policy.to_string().as_bytes()),
+        published_at_ms: 1,
+    }
 }
 
 /// Rollbacks of a host that is alone from now on, and what it serves by then.
@@ -59,7 +81,7 @@ fn made_alone(base: &RegistryState, host: &str, count: usize) -> (Vec<LocalChang
         changes.push(LocalChange {
             id: Uuid::now_v7(),
             host: host.into(),
-            intent: Intent::of(&change, &state).unwrap(),
+            intent: Intent::of(&change).unwrap(),
             actor: "ada".into(),
             made_at_ms: 1,
             base_revision: base.revision,
@@ -96,7 +118,7 @@ proptest! {
         meanwhile in prop::collection::vec(elsewhere(), 0..5),
         settled_twice in any::<bool>(),
     ) {
-        let mut registry = Model::default();
+        let mut registry = Model::new();
         for policy in &activations {
             registry.activate(policy, "ada");
         }
@@ -132,7 +154,7 @@ proptest! {
 
 #[test]
 fn nothing_holds_in_a_registry_that_was_put_back_to_an_older_state() {
-    let mut registry = Model::default();
+    let mut registry = Model::new();
     let one = "p@1.0.0".parse().unwrap();
     registry.activate(&one, "ada");
     let backup = registry.clone();

@@ -190,6 +190,7 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
             .await
         }
         Change::Rollback { to, .. } => {
+            end_trial(tx, to).await?;
             // Everything above the last activation of the target goes: what lies between was quarantined.
             let delete = "DELETE FROM policy_activations WHERE id > \
                  (SELECT max(id) FROM policy_activations WHERE policy = ? AND id < (SELECT max(id) FROM policy_activations))";

@@ -287,6 +287,7 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
             run(connection, insert.bind(policy.to_string())).await
         }
         Change::Rollback { to, .. } => {
+            end_trial(connection, to).await?;
             // Everything above the last activation of the target goes: what lies between was quarantined.
             let delete = "DELETE FROM policy_activations WHERE id > \
                  (SELECT max(id) FROM policy_activations WHERE policy = $1 AND id < (SELECT max(id) FROM policy_activations))";

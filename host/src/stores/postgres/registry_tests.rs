@@ -212,6 +212,7 @@ fn a_life() -> Vec<Change> {
         canary(&two, 100.0),
         canary(&one, 3.0),
         activate(&one),
+        canary(&two, 1.0),
         Change::Rollback {
             from: one.clone(),
             to: two.clone(),
