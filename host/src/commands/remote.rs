@@ -4,7 +4,7 @@ use super::{ConfigPath, DataDir};
 use crate::http::admin_policies::{PolicyAnswer, PolicyList};
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
-use crate::policy::deploy::{Deploy, DeployError};
+use crate::policy::deploy::{Deploy, DeployError, Reach};
 use crate::policy::engine::Engine;
 use crate::policy::registry::Registry;
 use crate::wiring;
@@ -38,6 +38,26 @@ pub struct Remote {
     base: String,
     token: String,
     client: reqwest::Client,
+}
+
+/// A step of a published policy's life.
+#[derive(Debug)]
+pub enum Step {
+    Shadow,
+    Canary { percent: f64 },
+    Retire,
+    Quarantine { reason: String },
+}
+
+impl Step {
+    fn request(&self) -> (&'static str, Option<Value>) {
+        match self {
+            Step::Shadow => ("shadow", None),
+            Step::Canary { percent } => ("canary", Some(json!({ "percent": percent }))),
+            Step::Retire => ("retire", None),
+            Step::Quarantine { reason } => ("quarantine", Some(json!({ "reason": reason }))),
+        }
+    }
 }
 
 /// Where a command's change goes.
@@ -193,6 +213,31 @@ impl Target {
         }
     }
 
+    pub async fn step(&self, policy: &PolicyRef, step: &Step) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => {
+                let (verb, body) = step.request();
+                let PolicyRef { name, version } = policy;
+                let path = format!("/admin/v1/policies/{name}/{version}/{verb}");
+                remote.call(Method::POST, &path, body.as_ref()).await
+            }
+            Target::Directory(deploy) => answer(match step {
+                Step::Shadow => deploy.shadow(policy, LOCAL_ACTOR).await,
+                Step::Canary { percent } => deploy.canary(policy, *percent, LOCAL_ACTOR).await,
+                Step::Retire => deploy.retire(policy, LOCAL_ACTOR).await,
+                Step::Quarantine { reason } => {
+                    match deploy.quarantine(policy, reason, LOCAL_ACTOR).await {
+                        // In force in a process that ends now.
+                        Ok((_, Reach::ThisHost)) => bail!(
+                            "the registry does not answer; nothing was changed. Name each running host with --host: they do it alone"
+                        ),
+                        quarantined => quarantined.map(|(published, _)| published),
+                    }
+                }
+            }),
+        }
+    }
+
     pub async fn rollback(
         &self,
         reason: &str,
@@ -217,6 +262,13 @@ fn answer(result: Result<impl Into<PolicyAnswer>, DeployError>) -> anyhow::Resul
         Ok(changed) => Ok(serde_json::to_value(changed.into())?),
         Err(DeployError::Refused(refusal)) => {
             bail!("policy refused: {}", refusal.reasons.join("; "))
+        }
+        Err(DeployError::Invalid(fields)) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(f, why)| format!("{f}: {why}"))
+                .collect();
+            bail!("{}", fields.join("; "))
         }
         Err(error) => Err(error.into()),
     }

@@ -1,3 +1,6 @@
+mod lifecycle;
+mod status;
+
 use super::audit::local_lines;
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
@@ -72,6 +75,11 @@ enum PolicyCommand {
         #[command(flatten)]
         target: TargetArguments,
     },
+    Shadow(lifecycle::Shadow),
+    Canary(lifecycle::Canary),
+    Retire(lifecycle::Retire),
+    Quarantine(lifecycle::Quarantine),
+    Status(status::Status),
     /// Returns to what was active before
     #[command(
         after_help = "Example: nova policy rollback --reason 'complaints' --expected-active fresh-first@0.1.0"
@@ -140,6 +148,11 @@ impl PolicyArguments {
                 print(json, &answer, format!("{policy} is active\n"));
                 Ok(())
             }),
+            PolicyCommand::Shadow(shadow) => shadow.run(json),
+            PolicyCommand::Canary(canary) => canary.run(json),
+            PolicyCommand::Retire(retire) => retire.run(json),
+            PolicyCommand::Quarantine(quarantine) => quarantine.run(json),
+            PolicyCommand::Status(status) => status.run(json),
             PolicyCommand::Rollback {
                 reason,
                 expected_active,

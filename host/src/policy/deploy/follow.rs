@@ -73,7 +73,7 @@ impl Deploy {
     }
 
     /// One look at the registry, and whatever follows from it.
-    async fn look(&self) -> anyhow::Result<()> {
+    pub(super) async fn look(&self) -> anyhow::Result<()> {
         let revision = self.registry.revision().await?;
         self.away.store(false, Ordering::Release);
         if !self.prepared.load(Ordering::Acquire) {
