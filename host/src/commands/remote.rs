@@ -71,8 +71,9 @@ impl TargetArguments {
         let config = self.config.load(&self.data_dir)?;
         std::fs::create_dir_all(&config.data_dir)?;
         let registry = wiring::registry(&config).await?;
+        let engine = Engine::start()?.with_cache(&config.data_dir)?;
         Ok(Target::Directory(
-            Deploy::start(Engine::start()?, registry, false).await?,
+            Deploy::start(engine, registry, false).await?,
         ))
     }
 }

@@ -2,9 +2,11 @@
 
 use super::artifact::{Digest, Stage};
 use super::class::{Class, ClassLimits, MEMORIES_MAX, MEMORY_MB_MAX};
+use super::compile_cache::CompileCache;
 use super::module::{Module, ModuleError};
 use super::sandbox::Sandbox;
 use super::shape::Shape;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,6 +21,7 @@ const EPOCH_TICK: Duration = Duration::from_millis(1);
 pub struct Engine {
     standard: Arc<ClassEngine>,
     large: Arc<ClassEngine>,
+    cache: Option<Arc<CompileCache>>,
 }
 
 /// The engine of one class, and how many of its slots hold idle instances.
@@ -44,6 +47,7 @@ impl Engine {
         let engine = Self {
             standard: Arc::new(ClassEngine::new(Class::Standard)?),
             large: Arc::new(ClassEngine::new(Class::Large)?),
+            cache: None,
         };
         // A thread of its own, not a timer of the async runtime: a guest that spins must not be able to
         // stop the clock that is meant to stop it. The thread ends with the last engine handle.
@@ -62,6 +66,21 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Keeps what it compiles in a data directory, and looks there before it compiles.
+    ///
+    /// # Errors
+    /// When the cache cannot be made there.
+    pub fn with_cache(mut self, data_dir: &Path) -> anyhow::Result<Self> {
+        let engines = [&self.standard.inner, &self.large.inner];
+        self.cache = Some(Arc::new(CompileCache::open(data_dir, engines)?));
+        Ok(self)
+    }
+
+    #[cfg(test)]
+    pub(super) fn standard(&self) -> &wasmtime::Engine {
+        &self.standard.inner
+    }
+
     fn class(&self, class: Class) -> &Arc<ClassEngine> {
         match class {
             Class::Standard => &self.standard,
@@ -75,14 +94,32 @@ impl Engine {
         refuse_core_module(bytes)?;
         let shape = Shape::read(bytes).map_err(ModuleError::Invalid)?;
         let engine = self.class(shape.class());
-        let component = Component::new(&engine.inner, bytes)
-            .map_err(|error| ModuleError::Invalid(root_cause(&error)))?;
+        let digest = Digest::of(bytes);
+        let component = self.component(engine, digest, bytes)?;
         let stage = engine.check_world(&component)?;
         let pre = engine
             .linker
             .instantiate_pre(&component)
             .map_err(|error| ModuleError::Invalid(root_cause(&error)))?;
-        Module::link(engine.clone(), Digest::of(bytes), shape, stage, pre)
+        Module::link(engine.clone(), digest, shape, stage, pre)
+    }
+
+    fn component(
+        &self,
+        engine: &ClassEngine,
+        digest: Digest,
+        bytes: &[u8],
+    ) -> Result<Component, ModuleError> {
+        let cached = self.cache.as_ref();
+        if let Some(component) = cached.and_then(|cache| cache.load(&engine.inner, digest)) {
+            return Ok(component);
+        }
+        let component = Component::new(&engine.inner, bytes)
+            .map_err(|error| ModuleError::Invalid(root_cause(&error)))?;
+        if let Some(cache) = &self.cache {
+            cache.keep(&engine.inner, digest, &component);
+        }
+        Ok(component)
     }
 }
 
