@@ -204,7 +204,7 @@ fn answer(result: Result<crate::policy::deploy::Published, DeployError>) -> anyh
     match result {
         Ok(published) => Ok(serde_json::to_value(PolicyAnswer::from(published))?),
         Err(DeployError::Refused(refusal)) => {
-            bail!("policy refused: {}", refusal.reasons.join("; "))
+            bail!("policy refused: {}", refusal.text())
         }
         Err(error) => Err(error.into()),
     }

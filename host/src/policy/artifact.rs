@@ -111,6 +111,14 @@ impl<T> PerStage<T> {
         }
     }
 
+    pub fn get_mut(&mut self, stage: Stage) -> &mut T {
+        match stage {
+            Stage::Dedup => &mut self.dedup,
+            Stage::Score => &mut self.score,
+            Stage::Saturation => &mut self.saturation,
+        }
+    }
+
     pub fn try_build<E>(mut make: impl FnMut(Stage) -> Result<T, E>) -> Result<Self, E> {
         Ok(Self {
             dedup: make(Stage::Dedup)?,

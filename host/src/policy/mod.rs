@@ -1,4 +1,4 @@
-//! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`class`, `shape`, `engine`, `compile_cache`, `sealed`, `module`, `loaded`, `pool`,
+//! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`class`, `shape`, `engine`, `compiler`, `meter`, `compile_cache`, `sealed`, `module`, `loaded`, `pool`,
 //! `sandbox`, `bindings`, `ranking`), kept (`registry`) and swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
@@ -9,6 +9,7 @@ pub mod bindings;
 pub mod builtin;
 pub mod class;
 pub mod compile_cache;
+pub mod compiler;
 pub mod deploy;
 pub mod engine;
 pub mod explain;
@@ -16,6 +17,7 @@ pub mod failure;
 pub mod features;
 pub mod last_good;
 pub mod loaded;
+pub mod meter;
 pub mod module;
 pub mod native;
 pub mod pool;

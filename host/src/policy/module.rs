@@ -2,9 +2,11 @@
 
 use super::artifact::{Digest, InstanceMode, Stage};
 use super::bindings::{deduper, saturator, scorer};
+use super::compiler::CompileError;
 use super::engine::{ClassEngine, root_cause};
 use super::failure::{FailureKind, PolicyFailure};
 use super::features::Feature;
+use super::meter::Meter;
 use super::sandbox::Sandbox;
 use super::shape::Shape;
 use nova_policy_sdk::{Candidates, Ranked, Request};
@@ -40,10 +42,49 @@ pub enum ModuleError {
     Imports(Vec<String>),
     #[error("wrong world: it exports {}, not one of nova:policy/dedup, nova:policy/score, nova:policy/saturation @1.0.0", quoted(.0))]
     WrongWorld(Vec<String>),
+    #[error(
+        "speaks {interface}@{found}, and this host speaks {interface}@{offered}: build it with an SDK of that version"
+    )]
+    AbiVersion {
+        interface: &'static str,
+        found: String,
+        offered: &'static str,
+    },
+    #[error("too complex: {0}")]
+    TooComplex(String),
+    #[error(transparent)]
+    Uncompiled(CompileError),
     #[error("describe failed: {0}")]
     Describe(PolicyFailure),
     #[error("description: {0}")]
     Description(String),
+}
+
+impl ModuleError {
+    /// Stable, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ModuleError::NotWasm => "not_wasm",
+            ModuleError::CoreModule => "core_module",
+            ModuleError::Invalid(_) => "invalid_component",
+            ModuleError::Imports(_) => "imports",
+            ModuleError::WrongWorld(_) => "wrong_world",
+            ModuleError::AbiVersion { .. } => "abi_version",
+            ModuleError::TooComplex(_) => "too_complex",
+            ModuleError::Uncompiled(_) => "compile_time",
+            ModuleError::Describe(_) => "describe",
+            ModuleError::Description(_) => "description",
+        }
+    }
+}
+
+impl From<CompileError> for ModuleError {
+    fn from(error: CompileError) -> Self {
+        match error {
+            CompileError::Invalid(error) => ModuleError::Invalid(root_cause(&error)),
+            other => ModuleError::Uncompiled(other),
+        }
+    }
 }
 
 fn quoted(names: &[String]) -> String {
@@ -75,10 +116,21 @@ pub struct Parameter {
     pub doc: String,
 }
 
+/// Where a module came from, apart from its code.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    pub digest: Digest,
+    pub shape: Shape,
+    pub stage: Stage,
+    /// `None`: it was compiled before, and read from disk.
+    pub compiled_in: Option<Duration>,
+}
+
 pub struct Module {
     pub digest: Digest,
     pub shape: Shape,
     pub stage: Stage,
+    pub compiled_in: Option<Duration>,
     pub description: Description,
     pub features: Vec<Feature>,
     linked: Linked,
@@ -166,11 +218,15 @@ fn ranked_for<'a>(ranked: &Ranked<'a>) -> saturator::exports::nova::policy::satu
 impl Module {
     pub(super) fn link(
         engine: Arc<ClassEngine>,
-        digest: Digest,
-        shape: Shape,
-        stage: Stage,
+        origin: Origin,
         pre: InstancePre<Sandbox>,
     ) -> Result<Self, ModuleError> {
+        let Origin {
+            digest,
+            shape,
+            stage,
+            compiled_in,
+        } = origin;
         let invalid = |error: wasmtime::Error| ModuleError::Invalid(root_cause(&error));
         let budget = CallBudget {
             deadline: Instant::now() + DESCRIBE_DEADLINE,
@@ -221,10 +277,21 @@ impl Module {
             digest,
             shape,
             stage,
+            compiled_in,
             description,
             features,
             linked,
         })
+    }
+
+    /// Of a module that was loaded to be measured.
+    pub fn meter(&self) -> Option<&Meter> {
+        let engine = match &self.linked {
+            Linked::Dedup(runner) => &runner.engine,
+            Linked::Score(runner) => &runner.engine,
+            Linked::Saturation(runner) => &runner.engine,
+        };
+        engine.meter.as_ref()
     }
 
     pub fn dedup(
@@ -549,6 +616,11 @@ impl<W: World> Runner<W> {
             Sandbox::new(budget.memory_bytes, self.engine.limits),
         );
         store.limiter(|sandbox| sandbox);
+        if let Some(meter) = &self.engine.meter {
+            store
+                .set_fuel(meter.fuel_max())
+                .map_err(|error| self.classify(&store, &error))?;
+        }
         self.arm(&mut store, budget.deadline)?;
         match self.pre.instantiate(&mut store) {
             Ok(instance) => Ok(Idle {
@@ -569,7 +641,12 @@ impl<W: World> Runner<W> {
     ) -> Result<(R, Idle<W::Instance>), PolicyFailure> {
         self.arm(&mut idle.store, budget.deadline)?;
         idle.store.data_mut().begin_call();
-        match call(&mut idle.store, &idle.instance) {
+        let answer = call(&mut idle.store, &idle.instance);
+        if let Some(meter) = &self.engine.meter {
+            let fuel_left = idle.store.get_fuel().unwrap_or_default();
+            meter.record(fuel_left, idle.store.data().memory_bytes());
+        }
+        match answer {
             Ok(answer) => {
                 idle.calls += 1;
                 Ok((answer, idle))
@@ -598,7 +675,10 @@ impl<W: World> Runner<W> {
             FailureKind::Pool
         } else if store.data().memory_denied() {
             FailureKind::Memory
-        } else if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+        } else if matches!(
+            error.downcast_ref::<Trap>(),
+            Some(Trap::Interrupt | Trap::OutOfFuel)
+        ) {
             FailureKind::Deadline
         } else {
             FailureKind::Trap

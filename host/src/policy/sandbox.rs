@@ -7,6 +7,7 @@ use super::class::{ClassLimits, MEMORIES_MAX};
 pub struct Sandbox {
     memory_cap_bytes: usize,
     memory_denied: bool,
+    memory_bytes: usize,
     limits: &'static ClassLimits,
 }
 
@@ -15,6 +16,7 @@ impl Sandbox {
         Self {
             memory_cap_bytes,
             memory_denied: false,
+            memory_bytes: 0,
             limits,
         }
     }
@@ -29,6 +31,11 @@ impl Sandbox {
     pub fn memory_denied(&self) -> bool {
         self.memory_denied
     }
+
+    /// Linear memory as it is, which is as large as it ever was.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
 }
 
 impl wasmtime::ResourceLimiter for Sandbox {
@@ -40,6 +47,9 @@ impl wasmtime::ResourceLimiter for Sandbox {
     ) -> wasmtime::Result<bool> {
         let granted = desired <= self.memory_cap_bytes;
         self.memory_denied |= !granted;
+        if granted {
+            self.memory_bytes = desired;
+        }
         Ok(granted)
     }
 

@@ -1,7 +1,7 @@
 //! What a component is made of, read from its sections in milliseconds: enough to say which class of
 //! slots it needs, and whether it is worth compiling, before a compiler has seen it.
 
-use super::class::Class;
+use super::class::{self, Class};
 use wasmparser::{Instance, Parser, Payload};
 
 const PAGE_BYTES: u64 = 64 << 10;
@@ -9,6 +9,13 @@ const PAGE_BYTES: u64 = 64 << 10;
 const STANDARD_BYTES_MAX: u64 = 2 << 20;
 /// What a policy may ask for by default.
 const STANDARD_MEMORY_BYTES_MAX: u64 = 16 << 20;
+
+/// An interpreter has 14,000.
+const FUNCTIONS_MAX: u64 = 50_000;
+/// The largest in an interpreter has 430 KB.
+const FUNCTION_BYTES_MAX: u64 = 2 << 20;
+/// Encoders use one.
+const NESTING_MAX: u64 = 3;
 
 /// Sums over the component and everything nested in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,6 +94,45 @@ impl Shape {
         Ok(())
     }
 
+    /// What no policy needs and a compiler might choke on.
+    pub fn too_complex(&self) -> Option<String> {
+        let limits = Class::Large.limits();
+        let bounds = [
+            ("functions", self.functions.into(), FUNCTIONS_MAX),
+            (
+                "bytes in one function",
+                self.function_bytes_max,
+                FUNCTION_BYTES_MAX,
+            ),
+            (
+                "levels of nested components",
+                self.nesting.into(),
+                NESTING_MAX,
+            ),
+            (
+                "core instances",
+                self.core_instances.into(),
+                limits.core_instances.into(),
+            ),
+            ("memories", self.memories.into(), class::MEMORIES_MAX.into()),
+            (
+                "bytes of memory to begin with",
+                self.memory_bytes,
+                u64::from(class::MEMORY_MB_MAX) << 20,
+            ),
+            ("tables", self.tables.into(), limits.tables.into()),
+            (
+                "elements in one table",
+                self.table_elements,
+                limits.table_elements as u64,
+            ),
+        ];
+        let exceeded = bounds
+            .into_iter()
+            .find(|(_, actual, allowed)| actual > allowed);
+        exceeded.map(|(what, actual, allowed)| format!("{actual} {what}; {allowed} are allowed"))
+    }
+
     /// The smallest class that it fits.
     pub fn class(&self) -> Class {
         let limits = Class::Standard.limits();
@@ -145,6 +191,38 @@ mod tests {
         for shape in [python, interpreter_alone, large_table, large_memory] {
             assert_eq!(shape.class(), Class::Large, "{shape:?}");
         }
+    }
+
+    #[test]
+    fn what_could_choke_a_compiler_is_named_before_it_is_compiled() {
+        let bombs = [
+            (
+                Shape {
+                    functions: 1_000_000,
+                    ..Shape::default()
+                },
+                "1000000 functions; 50000",
+            ),
+            (
+                Shape {
+                    nesting: 100,
+                    ..Shape::default()
+                },
+                "nested",
+            ),
+            (
+                Shape {
+                    core_instances: 1_000,
+                    ..Shape::default()
+                },
+                "core instances",
+            ),
+        ];
+        for (bomb, word) in bombs {
+            let reason = bomb.too_complex().unwrap();
+            assert!(reason.contains(word), "{reason}");
+        }
+        assert_eq!(Shape::default().too_complex(), None);
     }
 
     #[test]

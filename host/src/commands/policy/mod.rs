@@ -263,13 +263,8 @@ fn check(path: &Path, json: bool) -> anyhow::Result<()> {
             path.display()
         );
     }
-    let admitted = admit(&engine, &NothingKnown, &files).map_err(|refusal| {
-        anyhow!(
-            "{} would be refused: {}",
-            path.display(),
-            refusal.reasons.join("; ")
-        )
-    })?;
+    let admitted = admit(&engine, &NothingKnown, &files)
+        .map_err(|refusal| anyhow!("{} would be refused: {}", path.display(), refusal.text()))?;
     let spec = &admitted.loaded.spec;
     let mut text = format!(
         "{} would be admitted\ndigest {}\n",
