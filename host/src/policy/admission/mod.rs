@@ -10,15 +10,15 @@ pub use reason::{Reason, Refusal};
 pub use record::Record;
 
 use crate::policy::artifact::{
-    Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage, StageSpec,
+    Digest, Limits, Manifest, ModuleSource, PerStage, PolicySpec, Stage, StageSpec,
 };
 use crate::policy::builtin;
-use crate::policy::class::MEMORY_MB_MAX;
+use crate::policy::class::{Class, MEMORY_MB_MAX};
 use crate::policy::engine::Engine;
 use crate::policy::loaded::{LoadedPolicy, misfits};
 use crate::policy::module::Module;
 use golden::CANDIDATES_MAX;
-use record::FUEL_PER_MS;
+use record::{FUEL_PER_MS, StageRecord};
 use std::collections::BTreeMap;
 use trial::Subject;
 
@@ -123,6 +123,38 @@ pub fn admit(
         }),
         _ => Err(Refusal { reasons }),
     }
+}
+
+/// One module as any policy might use it: with the defaults of its parameters and of limits.
+///
+/// # Errors
+/// Every reason why no policy with it can be published.
+pub fn admit_module(engine: &Engine, bytes: &[u8]) -> Result<(Module, StageRecord), Refusal> {
+    let module = engine.load_upload(bytes).map_err(|error| Refusal {
+        reasons: vec![Reason::whole(error.code(), error.to_string())],
+    })?;
+    let mut limits = Limits::default();
+    if module.shape.class() == Class::Large {
+        limits.memory_mb = MEMORY_MB_MAX;
+    }
+    let declared = module.description.parameters.iter();
+    let params: Vec<f64> = declared.map(|parameter| parameter.default).collect();
+    let tried = trial::try_stage(
+        engine,
+        Subject {
+            stage: module.stage,
+            module: &module,
+            bytes,
+            params: &params,
+            limits,
+        },
+    );
+    if !tried.reasons.is_empty() {
+        return Err(Refusal {
+            reasons: tried.reasons,
+        });
+    }
+    Ok((module, tried.record))
 }
 
 /// `None` while there are reasons against it.
