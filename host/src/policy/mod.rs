@@ -1,10 +1,12 @@
-//! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`class`, `shape`, `engine`, `compiler`, `meter`, `compile_cache`, `sealed`, `module`, `loaded`, `pool`,
+//! Policies: what they are (`artifact`), how they are admitted (`admission`) and measured (`bench`, `meter`),
+//! compiled (`compiler`, `compile_cache`, `sealed`), run (`shape`, `class`, `engine`, `module`, `loaded`, `pool`,
 //! `sandbox`, `bindings`, `ranking`), kept (`registry`) and swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
 pub mod admission;
 pub mod artifact;
+pub mod bench;
 pub mod bindings;
 pub mod builtin;
 pub mod class;

@@ -1,3 +1,4 @@
+mod bench;
 mod check;
 
 use super::remote::{Target, TargetArguments};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The policy author's and the operator's loop: new, build, check, push, activate, rollback.
+/// The policy author's and the operator's loop: new, build, check, bench, push, activate, rollback.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nova policy new fresh-first --stage score && nova policy build fresh-first && nova policy check fresh-first"
@@ -50,6 +51,9 @@ enum PolicyCommand {
         /// A .wasm file, or a directory with policy.toml
         path: PathBuf,
     },
+    /// What a policy costs beside baseline: fuel, time and memory, by stage and as candidates grow
+    #[command(after_help = "Example: nova policy bench fresh-first")]
+    Bench(bench::Bench),
     /// Publishes a policy directory, or a published policy with other parameters
     // `--version` is the policy's here, not the program's.
     #[command(
@@ -128,6 +132,7 @@ impl PolicyArguments {
             } => new(&name, stage, json),
             PolicyCommand::Build { path } => build(&path, json),
             PolicyCommand::Check { path } => check::check(&path, json),
+            PolicyCommand::Bench(bench) => bench.run(json),
             PolicyCommand::Push(push) => block_on(push.run(json)),
             PolicyCommand::List { target } => block_on(async {
                 let list = target.target().await?.list().await?;

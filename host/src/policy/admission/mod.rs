@@ -4,7 +4,7 @@
 pub mod golden;
 pub mod reason;
 pub mod record;
-mod trial;
+pub mod trial;
 
 pub use reason::{Reason, Refusal};
 pub use record::Record;

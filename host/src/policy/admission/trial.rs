@@ -76,7 +76,7 @@ fn try_anew(engine: &Engine, subject: Subject<'_>) -> Tried {
 }
 
 /// What a stage answered; scores by their bits, because the same bytes are asked for.
-type Answer = Vec<u32>;
+pub type Answer = Vec<u32>;
 
 impl Subject<'_> {
     /// Of everything that a trial depends on.
@@ -207,7 +207,10 @@ impl Subject<'_> {
     }
 
     /// One call, its answer checked.
-    fn call(
+    ///
+    /// # Errors
+    /// When it fails or breaks the contract.
+    pub fn call(
         &self,
         mode: InstanceMode,
         golden: &Golden,
