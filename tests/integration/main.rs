@@ -15,6 +15,7 @@ mod feed;
 mod harness;
 mod hostile;
 mod import_command;
+mod lifecycle;
 mod recipes;
 mod recovery;
 mod requests;

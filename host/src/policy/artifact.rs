@@ -317,6 +317,10 @@ pub struct PolicySpec {
     pub description: String,
     pub stages: PerStage<StageSpec>,
     pub limits: Limits,
+    /// Of the proof that somebody trusted signed it, which lies with the modules. It says nothing of
+    /// behaviour, so it is in no digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Digest>,
 }
 
 impl PolicySpec {
@@ -397,6 +401,7 @@ mod tests {
                 saturation: stage(2.0),
             },
             limits: Limits::default(),
+            signature: None,
         }
     }
 

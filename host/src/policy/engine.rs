@@ -1,6 +1,7 @@
 //! The WebAssembly engines: one for each resource class, with everything that is decided once.
 
 use super::admission::record::StageRecord;
+use super::admission::signature::TrustedKeys;
 use super::artifact::{Digest, Stage};
 use super::class::{Class, ClassLimits, MEMORIES_MAX, MEMORY_MB_MAX};
 use super::compile_cache::CompileCache;
@@ -33,6 +34,7 @@ pub struct Engine {
     large: Arc<ClassEngine>,
     compiler: Arc<Compiler>,
     cache: Option<Arc<CompileCache>>,
+    trusted_keys: Arc<TrustedKeys>,
     /// Of stages that passed, by everything that their trial depended on: one module serves many policies.
     pub(super) trials: Cache<Digest, StageRecord>,
 }
@@ -73,6 +75,7 @@ impl Engine {
             large: Arc::new(ClassEngine::new(Class::Large)?),
             compiler: Arc::new(Compiler::start()?),
             cache: None,
+            trusted_keys: Arc::default(),
             trials: Cache::new(TRIALS_MAX),
         };
         // A thread of its own, not a timer of the async runtime: a guest that spins must not be able to
@@ -100,6 +103,16 @@ impl Engine {
         let engines = [&self.standard.inner, &self.large.inner];
         self.cache = Some(Arc::new(CompileCache::open(data_dir, engines)?));
         Ok(self)
+    }
+
+    /// Runs only what is signed with one of these keys, if there are any.
+    pub fn with_trusted_keys(mut self, keys: TrustedKeys) -> Self {
+        self.trusted_keys = Arc::new(keys);
+        self
+    }
+
+    pub(super) fn trusted_keys(&self) -> &TrustedKeys {
+        &self.trusted_keys
     }
 
     #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Policies: what they are (`artifact`), how they are admitted (`admission`) and measured (`bench`, `meter`),
 //! compiled (`compiler`, `compile_cache`, `sealed`), run (`shape`, `class`, `engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), kept (`registry`) and swapped (`deploy`, `watcher`).
+//! `sandbox`, `bindings`, `ranking`), kept (`registry`), what may become of them (`lifecycle`, `budget`) and how they are
+//! swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
@@ -8,6 +9,7 @@ pub mod admission;
 pub mod artifact;
 pub mod bench;
 pub mod bindings;
+pub mod budget;
 pub mod builtin;
 pub mod class;
 pub mod compile_cache;
@@ -18,6 +20,7 @@ pub mod explain;
 pub mod failure;
 pub mod features;
 pub mod last_good;
+pub mod lifecycle;
 pub mod loaded;
 pub mod meter;
 pub mod module;

@@ -1,5 +1,7 @@
 mod bench;
 mod check;
+mod lifecycle;
+mod status;
 
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
@@ -75,6 +77,11 @@ enum PolicyCommand {
         #[command(flatten)]
         target: TargetArguments,
     },
+    Shadow(lifecycle::Shadow),
+    Canary(lifecycle::Canary),
+    Retire(lifecycle::Retire),
+    Quarantine(lifecycle::Quarantine),
+    Status(status::Status),
     /// Returns to what was active before
     #[command(
         after_help = "Example: nova policy rollback --reason 'complaints' --expected-active fresh-first@0.1.0"
@@ -144,6 +151,11 @@ impl PolicyArguments {
                 print(json, &answer, format!("{policy} is active\n"));
                 Ok(())
             }),
+            PolicyCommand::Shadow(shadow) => shadow.run(json),
+            PolicyCommand::Canary(canary) => canary.run(json),
+            PolicyCommand::Retire(retire) => retire.run(json),
+            PolicyCommand::Quarantine(quarantine) => quarantine.run(json),
+            PolicyCommand::Status(status) => status.run(json),
             PolicyCommand::Rollback {
                 reason,
                 expected_active,

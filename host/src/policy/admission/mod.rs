@@ -4,6 +4,7 @@
 pub mod golden;
 pub mod reason;
 pub mod record;
+pub mod signature;
 pub mod trial;
 
 pub use reason::{Reason, Refusal};
@@ -19,6 +20,7 @@ use crate::policy::loaded::{LoadedPolicy, misfits};
 use crate::policy::module::Module;
 use golden::CANDIDATES_MAX;
 use record::{FUEL_PER_MS, StageRecord};
+use signature::{MANIFEST_FILE, Proof, SIGNATURE_FILE, SUMS_FILE, TrustedKeys};
 use std::collections::BTreeMap;
 use trial::Subject;
 
@@ -107,22 +109,62 @@ pub fn admit(
         }
     }
     let policy = bind(&manifest, &found, &reasons)?;
+    let proof = Proof::of(files);
+    if let Some(reason) = unsigned(
+        engine.trusted_keys(),
+        proof.as_ref(),
+        policy.as_ref(),
+        files,
+    ) {
+        reasons.push(reason);
+    }
     let record = match &policy {
         Some(policy) if known.is_tried(policy.digest) => None,
         _ => Some(try_all(engine, &manifest, &sound, &mut reasons)),
     };
     match policy {
-        Some(loaded) if reasons.is_empty() => Ok(Admitted {
-            loaded: Arc::new(loaded),
-            module_bytes: found
-                .into_iter()
+        Some(mut loaded) if reasons.is_empty() => {
+            let modules = found.into_iter();
+            let mut module_bytes: Vec<_> = modules
                 .map(|found| (found.module.digest, found.bytes))
-                .collect(),
-            follow: manifest.follow,
-            record,
-        }),
+                .collect();
+            if let Some(proof) = proof {
+                let bytes = proof.to_bytes();
+                loaded.spec.signature = Some(Digest::of(&bytes));
+                module_bytes.push((Digest::of(&bytes), bytes));
+            }
+            Ok(Admitted {
+                loaded: Arc::new(loaded),
+                module_bytes,
+                follow: manifest.follow,
+                record,
+            })
+        }
         _ => Err(Refusal { reasons }),
     }
+}
+
+/// Why the signature does not do, where one is asked for. What this binary ships needs none.
+fn unsigned(
+    keys: &TrustedKeys,
+    proof: Option<&Proof>,
+    policy: Option<&LoadedPolicy>,
+    files: &PolicyFiles,
+) -> Option<Reason> {
+    if keys.is_empty() || builtin::recipes().any(|shipped| shipped == *files) {
+        return None;
+    }
+    let Some(proof) = proof else {
+        let message = format!(
+            "not signed, and this host asks for it: sha256sum {MANIFEST_FILE} *.wasm > {SUMS_FILE} && minisign -Sm {SUMS_FILE}, and send both with {SIGNATURE_FILE}"
+        );
+        return Some(Reason::whole("signature", message));
+    };
+    let policy = policy?;
+    let proved = proof.proves(keys, &policy.spec, &policy.modules);
+    proved
+        .err()
+        .map(|message| Reason::whole("signature", message))
 }
 
 /// One module as any policy might use it: with the defaults of its parameters and of limits.
@@ -376,6 +418,7 @@ fn resolve(manifest: &Manifest, modules: &PerStage<Arc<Module>>) -> PolicySpec {
             saturation: stage(Stage::Saturation),
         },
         limits: manifest.limits,
+        signature: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! How a policy comes into the registry: what this binary ships, an upload, a watched directory.
 
+use super::change::standing;
 use super::modules::{CompiledModules, Known, Tried};
 use super::{Deploy, DeployError, PolicyState, Published, Serving};
+use crate::clock::unix_ms;
 use crate::policy::admission::{Admitted, PolicyFiles, Refusal, admit};
 use crate::policy::artifact::{Digest, Manifest, ModuleSource, PolicyRef, Stage};
 use crate::policy::builtin;
@@ -118,6 +120,7 @@ impl Deploy {
             spec: loaded.spec.clone(),
             digest: loaded.digest,
             modules: admitted.module_bytes.clone(),
+            at_ms: unix_ms(),
         };
         self.carry_out(change, actor).await?;
         let policy = loaded.spec.policy.clone();
@@ -126,6 +129,7 @@ impl Deploy {
             policy,
             digest: loaded.digest,
             state: PolicyState::Published,
+            percent: None,
             new: true,
         })
     }
@@ -144,6 +148,7 @@ impl Deploy {
                 policy: serving.active.spec.policy.clone(),
                 digest,
                 state: PolicyState::Active,
+                percent: None,
                 new: false,
             });
         }
@@ -203,18 +208,7 @@ fn already_published(
         );
         return Err(Refusal::one(reason).into());
     }
-    let active = serving.state.activations.last() == Some(&policy);
-    let state = if active {
-        PolicyState::Active
-    } else {
-        PolicyState::Published
-    };
-    Ok(Published {
-        policy,
-        digest,
-        state,
-        new: false,
-    })
+    standing(&serving.state, &policy)
 }
 
 /// A recipe of this binary, admitted.
