@@ -424,4 +424,7 @@ fn resolve(manifest: &Manifest, modules: &PerStage<Arc<Module>>) -> PolicySpec {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
+mod signature_tests;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
