@@ -1,6 +1,7 @@
 //! The one door through which a policy becomes a published version, whichever way it came: upload,
 //! watched directory, command line or compiled in. Refusals list every reason at once.
 
+mod found;
 pub mod golden;
 pub mod reason;
 pub mod record;
@@ -10,14 +11,13 @@ pub mod trial;
 pub use reason::{Reason, Refusal};
 pub use record::Record;
 
-use crate::policy::artifact::{
-    Digest, Limits, Manifest, ModuleSource, PerStage, PolicySpec, Stage, StageSpec,
-};
+use crate::policy::artifact::{Digest, Limits, Manifest, PerStage, PolicySpec, Stage, StageSpec};
 use crate::policy::builtin;
 use crate::policy::class::{Class, MEMORY_MB_MAX};
 use crate::policy::engine::Engine;
-use crate::policy::loaded::{LoadedPolicy, misfits};
+use crate::policy::loaded::LoadedPolicy;
 use crate::policy::module::Module;
+use found::Found;
 use golden::CANDIDATES_MAX;
 use record::{FUEL_PER_MS, StageRecord};
 use signature::{MANIFEST_FILE, Proof, SIGNATURE_FILE, SUMS_FILE, TrustedKeys};
@@ -275,49 +275,6 @@ fn misses_deadline(record: &Record, deadline_ms: u32) -> Option<Reason> {
     Some(Reason::whole("deadline", message))
 }
 
-/// A stage's module with its bytes.
-#[derive(Clone)]
-struct Found {
-    stage: Stage,
-    module: Arc<Module>,
-    bytes: Vec<u8>,
-}
-
-impl Found {
-    fn new(
-        engine: &Engine,
-        known: &dyn KnownModules,
-        files: &PolicyFiles,
-        manifest: &Manifest,
-        stage: Stage,
-    ) -> Result<Self, Reason> {
-        let bytes = find_bytes(known, files, stage, &manifest.stage(stage).module)
-            .map_err(|message| Reason::new("module_missing", stage, message))?;
-        let module = load(engine, known, stage, &bytes)?;
-        Ok(Self {
-            stage,
-            module,
-            bytes,
-        })
-    }
-
-    /// Why it cannot be this stage of this policy.
-    fn misfits(&self, manifest: &Manifest) -> Vec<Reason> {
-        let (stage, module) = (self.stage, &self.module);
-        let mut reasons = misfits(stage, module, &manifest.stage(stage).params);
-        reasons.extend(lacks_memory(stage, module, manifest.limits.memory_mb));
-        reasons
-    }
-
-    fn params(&self, manifest: &Manifest) -> Vec<f64> {
-        let values = &manifest.stage(self.stage).params;
-        let declared = self.module.description.parameters.iter();
-        declared
-            .map(|p| values.get(&p.name).copied().unwrap_or(p.default))
-            .collect()
-    }
-}
-
 fn check_limits(manifest: &Manifest) -> Vec<Reason> {
     let limits = manifest.limits;
     let mut reasons = Vec::new();
@@ -336,61 +293,6 @@ fn check_limits(manifest: &Manifest) -> Vec<Reason> {
         reasons.push(Reason::whole("limits", message));
     }
     reasons
-}
-
-/// A module that begins with more memory than its policy allows cannot be instantiated even once.
-fn lacks_memory(stage: Stage, module: &Module, memory_mb: u32) -> Option<Reason> {
-    let needed_mb = module.shape.memory_bytes.div_ceil(1 << 20);
-    (needed_mb > memory_mb.into()).then(|| {
-        // Room for what it allocates while it runs.
-        let enough_mb = (2 * needed_mb).next_power_of_two().min(MEMORY_MB_MAX.into());
-        let message = format!("{stage}.module: begins with {needed_mb} MiB of memory, and limits.memory_mb is {memory_mb}: set memory_mb = {enough_mb}");
-        Reason::new("memory", stage, message)
-    })
-}
-
-fn find_bytes(
-    known: &dyn KnownModules,
-    files: &PolicyFiles,
-    stage: Stage,
-    source: &ModuleSource,
-) -> Result<Vec<u8>, String> {
-    match source {
-        ModuleSource::File(name) => {
-            files.modules.get(name).cloned().ok_or_else(|| {
-                format!("{stage}.module: there is no file `{name}` beside policy.toml")
-            })
-        }
-        ModuleSource::Published(digest) => known
-            .bytes(*digest)
-            .ok_or_else(|| format!("{stage}.module: no published policy has the module {digest}")),
-        ModuleSource::Builtin(name) => builtin::module(name).map(<[u8]>::to_vec).ok_or_else(|| {
-            let names = builtin::module_names().collect::<Vec<_>>().join(", ");
-            format!("{stage}.module: there is no builtin `{name}`; there are {names}")
-        }),
-    }
-}
-
-fn load(
-    engine: &Engine,
-    known: &dyn KnownModules,
-    stage: Stage,
-    bytes: &[u8],
-) -> Result<Arc<Module>, Reason> {
-    if bytes.len() > MODULE_BYTES_MAX {
-        let message = format!(
-            "{stage}.module: {} bytes are more than the {MODULE_BYTES_MAX} allowed",
-            bytes.len()
-        );
-        return Err(Reason::new("too_large", stage, message));
-    }
-    if let Some(module) = known.compiled(Digest::of(bytes)) {
-        return Ok(module);
-    }
-    engine
-        .load_upload(bytes)
-        .map(Arc::new)
-        .map_err(|error| Reason::new(error.code(), stage, format!("{stage}.module: {error}")))
 }
 
 /// The published form: modules by digest, every declared parameter with its value.

@@ -1,5 +1,6 @@
 //! Admission from outside: files in, a verdict out.
 
+use super::found::lacks_memory;
 use super::golden::{CANDIDATES_MAX, OVERSIZE};
 use super::*;
 use crate::policy::builtin;
