@@ -25,6 +25,7 @@ pub struct Config {
     pub stores: Stores,
     pub auth: Auth,
     pub server: Server,
+    pub policy: PolicyTrust,
     /// Bytes of accepted events that may wait to be counted. Default 1 GiB.
     pub spool_bytes_max: u64,
     /// Memory for snapshots and for cached candidates, MiB each. Default 256.
@@ -129,6 +130,14 @@ pub struct Server {
     pub shutdown_timeout_ms: u64,
     /// Origins that browsers may call from. Default none.
     pub cors_origins: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyTrust {
+    /// minisign public keys in base64; when there are any, only policies signed with one of them are
+    /// published and loaded. Default none.
+    pub trusted_keys: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -270,6 +279,7 @@ impl Default for Config {
                 issuer: "nova".to_owned(),
             },
             server: Server::default(),
+            policy: PolicyTrust::default(),
             spool_bytes_max: 1 << 30,
             cache_mb: 256,
             live: Live::default(),
@@ -411,6 +421,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_BODY_TIMEOUT_MS", "server.body_timeout_ms"),
     ("NOVA_SHUTDOWN_TIMEOUT_MS", "server.shutdown_timeout_ms"),
     ("NOVA_CORS_ORIGINS", "server.cors_origins"),
+    ("NOVA_POLICY_TRUSTED_KEYS", "policy.trusted_keys"),
     ("NOVA_SPOOL_BYTES_MAX", "spool_bytes_max"),
     ("NOVA_CACHE_MB", "cache_mb"),
     ("NOVA_CANDIDATES_TTL_S", "ttl.candidates_s"),
@@ -619,7 +630,7 @@ fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
 
 /// Environment variables are text; the key's type decides what is meant.
 fn read_value(key: &str, text: &str) -> toml::Value {
-    if key == "server.cors_origins" {
+    if ["server.cors_origins", "policy.trusted_keys"].contains(&key) {
         return toml::Value::Array(
             text.split(',')
                 .map(|origin| toml::Value::String(origin.trim().to_owned()))

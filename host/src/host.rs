@@ -10,6 +10,7 @@ use crate::http;
 use crate::http::auth::TokenKeys;
 use crate::jobs::{self, ConfigFile, Jobs};
 use crate::logging::Logging;
+use crate::policy::admission::signature::TrustedKeys;
 use crate::policy::deploy::Deploy;
 use crate::policy::engine::Engine;
 use crate::policy::pool::CpuPool;
@@ -86,7 +87,9 @@ impl Host {
             beside,
         } = wiring::connect(&config).await?;
         let into_stores = embedded.is_some();
-        let engine = Engine::start()?;
+        let engine = Engine::start()?
+            .with_cache(data_dir)?
+            .with_trusted_keys(TrustedKeys::parse(&config.policy.trusted_keys)?);
         let deploy = Deploy::start(engine, registry, development).await?;
         let stop_draining = CancellationToken::new();
         let (exposures, exposures_task) =

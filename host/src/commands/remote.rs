@@ -4,6 +4,7 @@ use super::{ConfigPath, DataDir};
 use crate::http::admin_policies::{PolicyAnswer, PolicyList};
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
+use crate::policy::admission::signature::TrustedKeys;
 use crate::policy::deploy::{Deploy, DeployError, Reach};
 use crate::policy::engine::Engine;
 use crate::policy::registry::Registry;
@@ -92,8 +93,11 @@ impl TargetArguments {
         let config = self.config.load(&self.data_dir)?;
         std::fs::create_dir_all(&config.data_dir)?;
         let registry = wiring::registry(&config).await?;
+        let engine = Engine::start()?
+            .with_cache(&config.data_dir)?
+            .with_trusted_keys(TrustedKeys::parse(&config.policy.trusted_keys)?);
         Ok(Target::Directory(
-            Deploy::start(Engine::start()?, registry, false).await?,
+            Deploy::start(engine, registry, false).await?,
         ))
     }
 }
@@ -261,7 +265,7 @@ fn answer(result: Result<impl Into<PolicyAnswer>, DeployError>) -> anyhow::Resul
     match result {
         Ok(changed) => Ok(serde_json::to_value(changed.into())?),
         Err(DeployError::Refused(refusal)) => {
-            bail!("policy refused: {}", refusal.reasons.join("; "))
+            bail!("policy refused: {}", refusal.text())
         }
         Err(DeployError::Invalid(fields)) => {
             let fields: Vec<String> = fields

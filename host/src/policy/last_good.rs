@@ -6,7 +6,7 @@
 //! than the one on disk can be, and what fails is an error. What a host may change without the registry
 //! is kept beside it ([`LocalChanges`]).
 
-use super::artifact::{Digest, PerStage, PolicyRef, Stage};
+use super::artifact::{Digest, PolicyRef, Stage};
 use super::audit::{AuditEntry, AuditPage};
 use super::deploy::WARM_POLICIES;
 use super::kept;
@@ -153,11 +153,12 @@ fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
         .flat_map(|experiment| &experiment.spec.variations)
         .map(|variation| &variation.policy);
     let modules = |policy: &PolicyRef| {
-        let stages: Option<&PerStage<_>> =
-            state.policy(policy).map(|published| &published.spec.stages);
-        stages
-            .into_iter()
-            .flat_map(|stages| Stage::ALL.map(|stage| stages.get(stage).module))
+        let spec = state.policy(policy).map(|published| &published.spec);
+        spec.into_iter()
+            .flat_map(|spec| {
+                let modules = Stage::ALL.map(|stage| spec.stages.get(stage).module);
+                modules.into_iter().chain(spec.signature)
+            })
             .collect::<Vec<_>>()
     };
     active

@@ -5,6 +5,7 @@
 //! symlink, and some mounts tell nothing at all, so it is also polled.
 
 use super::admission::PolicyFiles;
+use super::admission::signature::{SIGNATURE_FILE, SUMS_FILE};
 use super::artifact::{Digest, Manifest, ModuleSource, Stage};
 use super::deploy::{Deploy, DeployError};
 use notify::{RecursiveMode, Watcher};
@@ -141,7 +142,7 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
     };
     match deploy.publish(files, ACTOR).await {
         Ok(_) => report.set(&candidate.name, Vec::new()),
-        Err(DeployError::Refused(refusal)) => refused(refusal.reasons),
+        Err(DeployError::Refused(refusal)) => refused(refusal.messages()),
         Err(DeployError::Conflict(_)) => return false,
         Err(DeployError::Unavailable(error) | DeployError::Recorded(error)) => {
             tracing::warn!(
@@ -230,6 +231,11 @@ pub fn read_policy_directory(path: &Path) -> Result<PolicyFiles, String> {
                 files.modules.insert(name.clone(), bytes);
             }
             Err(_) => {}
+        }
+    }
+    for name in [SUMS_FILE, SIGNATURE_FILE] {
+        if let Ok(bytes) = std::fs::read(path.join(name)) {
+            files.modules.insert(name.to_owned(), bytes);
         }
     }
     Ok(files)

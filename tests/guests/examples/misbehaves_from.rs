@@ -1,6 +1,7 @@
 //! Behaves for viewers below an id and traps for the others: whoever calls decides after how many
 //! good calls it begins to fail, and for how long.
 
+use guests::in_service;
 use nova_policy_sdk::{Request, scorer};
 
 scorer! {
@@ -15,7 +16,7 @@ scorer! {
 
 fn total(post: &Post, params: &Params, request: &Request) -> [f64; 1] {
     assert!(
-        (request.user_id as f64) < params.first_victim,
+        !in_service(request) || (request.user_id as f64) < params.first_victim,
         "this viewer gets no feed"
     );
     [-post.age_hours]

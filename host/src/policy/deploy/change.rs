@@ -31,6 +31,7 @@ impl Deploy {
         if changes.is_empty() && serving.active.spec.policy == *policy {
             return standing(&serving.state, policy);
         }
+        self.refuse_downgrade(&serving, policy)?;
         // Loaded before it is recorded: what cannot run must not become the truth.
         let loaded = self.load(&serving.state, policy, None).await?;
         let change = Change::Activate {

@@ -134,6 +134,7 @@ impl Deploy {
             score: self.module(spec.stages.score.module).await?,
             saturation: self.module(spec.stages.saturation.module).await?,
         };
+        self.check_signature(published, &modules).await?;
         let mut loaded = LoadedPolicy::bind(published.digest, spec, modules)
             .map_err(|reasons| Refusal { reasons })?;
         loaded.outcomes = self.outcomes(loaded.effective_digest);

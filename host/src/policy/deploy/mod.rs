@@ -12,6 +12,7 @@ mod load;
 mod modules;
 mod publish;
 mod quarantine;
+mod signature;
 mod status;
 
 use super::admission::Refusal;

@@ -1,0 +1,56 @@
+//! Signatures where they matter once more: when what the registry holds is about to serve.
+
+use super::{Deploy, DeployError, Serving};
+use crate::policy::admission::signature::{Proof, is_shipped};
+use crate::policy::admission::{Reason, Refusal};
+use crate::policy::artifact::{PerStage, PolicyRef};
+use crate::policy::module::Module;
+use crate::policy::registry::PublishedPolicy;
+use std::sync::Arc;
+
+impl Deploy {
+    /// Nothing, where no keys are configured. What this binary ships needs no signature.
+    pub(super) async fn check_signature(
+        &self,
+        published: &PublishedPolicy,
+        modules: &PerStage<Arc<Module>>,
+    ) -> Result<(), DeployError> {
+        let (keys, spec) = (self.engine.trusted_keys(), &published.spec);
+        if keys.is_empty() || is_shipped(spec, modules) {
+            return Ok(());
+        }
+        let refuse = |why: String| Refusal {
+            reasons: vec![Reason::whole(
+                "signature",
+                format!("{}: {why}", spec.policy),
+            )],
+        };
+        let unsigned = || {
+            refuse(
+                "is not signed, and policy.trusted_keys asks for it; publish a signed version"
+                    .to_owned(),
+            )
+        };
+        let digest = spec.signature.ok_or_else(unsigned)?;
+        let bytes = self.registry.module(digest).await?.ok_or_else(unsigned)?;
+        let proof = Proof::from_bytes(&bytes).map_err(refuse)?;
+        Ok(proof.proves(keys, spec, modules).map_err(refuse)?)
+    }
+
+    /// Where policies are signed, an old one that is signed as well must not come back by being
+    /// activated: that is what a rollback is for, which says so in the audit log.
+    pub(super) fn refuse_downgrade(
+        &self,
+        serving: &Serving,
+        policy: &PolicyRef,
+    ) -> Result<(), DeployError> {
+        let active = &serving.active.spec.policy;
+        let lower = active.name == policy.name && policy.version < active.version;
+        if self.engine.trusted_keys().is_empty() || !lower {
+            return Ok(());
+        }
+        Err(DeployError::Conflict(format!(
+            "{active} is active, and where policies are signed {policy} comes back by a rollback alone; or publish it under a higher version"
+        )))
+    }
+}
