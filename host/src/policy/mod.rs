@@ -7,6 +7,7 @@ pub mod admission;
 pub mod artifact;
 pub mod bindings;
 pub mod builtin;
+pub mod compare;
 pub mod deploy;
 pub mod engine;
 pub mod explain;
