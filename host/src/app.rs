@@ -16,6 +16,7 @@ use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::WatchReport;
+use crate::replay::recorder::Recorder;
 use crate::stores::guard;
 use crate::stores::{
     CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
@@ -56,6 +57,7 @@ pub struct App {
     pub policy_pool: CpuPool,
     pub spool: Spool,
     pub exposures: Exposures,
+    pub recorder: Recorder,
     pub trending: Trending,
     pub suggestions: Suggestions,
     pub token_keys: TokenKeys,
@@ -92,6 +94,7 @@ pub struct Parts {
     pub policy_pool: CpuPool,
     pub spool: Spool,
     pub exposures: Exposures,
+    pub recorder: Recorder,
     pub token_keys: TokenKeys,
     pub cursor_key: CursorKey,
     pub watch_report: WatchReport,
@@ -118,6 +121,7 @@ impl App {
             policy_pool: parts.policy_pool,
             spool: parts.spool,
             exposures: parts.exposures,
+            recorder: parts.recorder,
             token_keys: parts.token_keys,
             cursor_key: parts.cursor_key,
             watch_report: parts.watch_report,
@@ -150,6 +154,7 @@ impl App {
             self.rate_limits
                 .store(Arc::new(RateLimits::new(&live.limits)));
         }
+        self.recorder.configure(&live.records);
         self.live.store(Arc::new(live));
     }
 

@@ -4,6 +4,7 @@
 //! whatever else changes in the file is reported and waits for a restart.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,6 +42,7 @@ pub struct Live {
     pub ttl: Ttl,
     pub limits: Limits,
     pub feed: Feed,
+    pub records: Records,
     pub flags: Flags,
 }
 
@@ -177,6 +179,20 @@ pub struct Feed {
     pub policy_budget_ms: u64,
 }
 
+/// Rankings that are stored whole, to be replayed. A ranking whose policy failed is always one of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Records {
+    /// Share of rankings, 0 to 1. Default 0.01.
+    pub sample_ratio: f64,
+    /// Viewers whose rankings are all recorded, by id. Default none.
+    pub viewers: BTreeSet<u64>,
+    /// Bytes of records and the modules they need; the oldest records go first. Default 256 MiB.
+    pub bytes_max: u64,
+    /// How long a record is kept, h: it says what a viewer was shown. Default 168.
+    pub age_max_h: u64,
+}
+
 /// Defaults of the flags; an operator's `PUT /admin/v1/flags/{name}` beats them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -235,6 +251,7 @@ impl Default for Live {
             ttl: Ttl::default(),
             limits: Limits::default(),
             feed: Feed::default(),
+            records: Records::default(),
             flags: Flags::default(),
         }
     }
@@ -270,6 +287,17 @@ impl Default for Feed {
             source_timeout_ms: 2_000,
             timeline_timeout_ms: 500,
             policy_budget_ms: 250,
+        }
+    }
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self {
+            sample_ratio: 0.01,
+            viewers: BTreeSet::new(),
+            bytes_max: 256 << 20,
+            age_max_h: 168,
         }
     }
 }
@@ -367,6 +395,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_SOURCE_TIMEOUT_MS", "feed.source_timeout_ms"),
     ("NOVA_TIMELINE_TIMEOUT_MS", "feed.timeline_timeout_ms"),
     ("NOVA_POLICY_BUDGET_MS", "feed.policy_budget_ms"),
+    ("NOVA_RECORD_SAMPLE_RATIO", "records.sample_ratio"),
+    ("NOVA_RECORD_VIEWERS", "records.viewers"),
+    ("NOVA_RECORD_BYTES_MAX", "records.bytes_max"),
+    ("NOVA_RECORD_AGE_MAX_H", "records.age_max_h"),
     ("NOVA_USE_CH_RANKING", "flags.use_ch_ranking"),
     ("NOVA_ENABLE_CACHING", "flags.enable_caching"),
     ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
@@ -458,6 +490,10 @@ impl Config {
                 self.live.log_level
             ));
         }
+        let ratio = self.live.records.sample_ratio;
+        if !(0.0..=1.0).contains(&ratio) {
+            return refuse(format!("records.sample_ratio: {ratio} is not within 0 … 1"));
+        }
         let limits = &self.live.limits;
         let rates = [
             (
@@ -537,12 +573,16 @@ fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
 
 /// Environment variables are text; the key's type decides what is meant.
 fn read_value(key: &str, text: &str) -> toml::Value {
-    if key == "server.cors_origins" {
-        return toml::Value::Array(
-            text.split(',')
-                .map(|origin| toml::Value::String(origin.trim().to_owned()))
-                .collect(),
-        );
+    if ["server.cors_origins", "records.viewers"].contains(&key) {
+        let entry = |entry: &str| match entry.parse() {
+            Ok(id) if key == "records.viewers" => toml::Value::Integer(id),
+            _ => toml::Value::String(entry.to_owned()),
+        };
+        return toml::Value::Array(text.split(',').map(str::trim).map(entry).collect());
+    }
+    if key == "records.sample_ratio" {
+        let ratio = text.parse().map(toml::Value::Float);
+        return ratio.unwrap_or_else(|_| toml::Value::String(text.to_owned()));
     }
     // An integer or a boolean where the text is one; secrets and names stay text.
     let literal = !key.starts_with("auth.")
@@ -629,6 +669,8 @@ mod tests {
             ("HTTP_PORT", "9"),
             ("NOVA_SNAPSHOT_TTL_S", "7"),
             ("NOVA_RATE_LIMIT", "off"),
+            ("NOVA_RECORD_SAMPLE_RATIO", "1"),
+            ("NOVA_RECORD_VIEWERS", "7, 42"),
             ("NOVA_ENABLE_CACHING", "false"),
             ("NOVA_CORS_ORIGINS", "https://a.example, https://b.example"),
         ];
@@ -648,6 +690,8 @@ mod tests {
             ),
             (Switch::Off, false)
         );
+        assert_eq!(config.live.records.sample_ratio, 1.0);
+        assert!(config.live.records.viewers.iter().eq(&[7, 42]));
         assert_eq!(
             config.server.cors_origins,
             ["https://a.example", "https://b.example"]
@@ -660,6 +704,8 @@ mod tests {
             ("HTTP_PORT", "http"),
             ("NOVA_SNAPSHOT_TTL_S", "soon"),
             ("NOVA_RATE_LIMIT", "maybe"),
+            ("NOVA_RECORD_SAMPLE_RATIO", "1.5"),
+            ("NOVA_RECORD_VIEWERS", "7,ada"),
             ("LOG_LEVEL", "=="),
             ("NOVA_JWT_SECRET", "short"),
         ] {

@@ -14,6 +14,7 @@ use crate::policy::deploy::Deploy;
 use crate::policy::engine::Engine;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::{self, WatchReport};
+use crate::replay::recorder::Recorder;
 use crate::secret;
 use crate::wiring::{self, Wired};
 use anyhow::Context;
@@ -91,6 +92,12 @@ impl Host {
         let stop_draining = CancellationToken::new();
         let (exposures, exposures_task) =
             Exposures::start(stores.exposures.clone(), stop_draining.clone());
+        let (recorder, recorder_task) = Recorder::start(
+            config.data_dir.clone(),
+            config.live.records.clone(),
+            deploy.registry().clone(),
+            stop_draining.clone(),
+        );
         let watch_report = WatchReport::default();
         let policies_dir = config.policies_dir();
         std::fs::create_dir_all(&policies_dir)
@@ -103,6 +110,7 @@ impl Host {
             spool: spool.clone(),
             deploy: deploy.clone(),
             exposures,
+            recorder,
             config,
         };
         let app = App::new(parts, stores);
@@ -117,6 +125,7 @@ impl Host {
         let mut draining = beside(&app, &stop_draining)?;
         draining.push(start_drain(&app, spool, into_stores, stop_draining.clone()));
         draining.push(exposures_task);
+        draining.push(recorder_task);
         Ok(Self {
             app,
             listener,

@@ -66,6 +66,8 @@ pub struct Metrics {
     pub job_duration_seconds: HistogramVec,
     pub exposures_total: IntCounterVec,
     pub fallback_ratio: Gauge,
+    pub records_total: IntCounterVec,
+    pub records_bytes: IntGauge,
 }
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
@@ -289,6 +291,15 @@ impl Metrics {
             fallback_ratio: r.float_gauge(
                 "fallback_ratio",
                 "Share of the last 1,000 feeds that fell back to the timeline.",
+            ),
+            records_total: r.counters(
+                "records_total",
+                "Rankings to be recorded, by what became of them.",
+                &["outcome"],
+            ),
+            records_bytes: r.gauge(
+                "records_bytes",
+                "Size of the recorded rankings and the modules they need.",
             ),
             registry: r.0,
         }

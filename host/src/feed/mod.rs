@@ -2,6 +2,7 @@
 
 pub mod candidates;
 pub mod cursor;
+pub mod decision;
 pub mod deleted;
 pub mod ladder;
 pub mod page;
