@@ -17,6 +17,7 @@ mod hostile;
 mod import_command;
 mod recipes;
 mod recovery;
+mod replay;
 mod requests;
 mod senders;
 #[path = "../shared/services.rs"]

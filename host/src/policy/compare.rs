@@ -214,6 +214,23 @@ impl Comparisons {
         self.herfindahl_after.push(authors_after.herfindahl);
     }
 
+    /// Takes another worker's comparisons along.
+    pub fn extend(&mut self, other: &Comparisons) {
+        self.overlap.extend(&other.overlap);
+        self.kendall_tau.extend(&other.kendall_tau);
+        self.entered.extend(&other.entered);
+        self.left.extend(&other.left);
+        self.moved.extend(&other.moved);
+        self.distinct_authors_before
+            .extend(&other.distinct_authors_before);
+        self.distinct_authors_after
+            .extend(&other.distinct_authors_after);
+        self.max_share_before.extend(&other.max_share_before);
+        self.max_share_after.extend(&other.max_share_after);
+        self.herfindahl_before.extend(&other.herfindahl_before);
+        self.herfindahl_after.extend(&other.herfindahl_after);
+    }
+
     pub fn summary(&self) -> ComparisonSummary {
         ComparisonSummary {
             overlap: self.overlap.distribution(),
@@ -258,6 +275,11 @@ impl Samples {
             *oldest = value;
             self.next = (self.next + 1) % self.window;
         }
+    }
+
+    /// Takes another worker's values along.
+    pub fn extend(&mut self, other: &Samples) {
+        other.values.iter().for_each(|value| self.push(*value));
     }
 
     pub fn values(&self) -> &[f64] {

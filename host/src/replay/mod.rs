@@ -3,6 +3,10 @@
 //!
 //! A file of records has everything a replay needs, the modules included, so it means the same on another machine.
 
+pub mod html;
+pub mod policies;
 pub mod record;
 pub mod recorder;
+pub mod report;
+pub mod run;
 pub mod store;

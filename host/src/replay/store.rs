@@ -338,6 +338,10 @@ impl RecordStore {
             bail!("{} exists; name another file", to.display());
         }
         let name = to.to_str().context("the file's name is not Unicode")?;
+        // A copy is a write as well, if of another file.
+        sqlx::query("PRAGMA query_only = OFF")
+            .execute(&mut self.connection)
+            .await?;
         sqlx::query("VACUUM INTO ?")
             .bind(name)
             .execute(&mut self.connection)

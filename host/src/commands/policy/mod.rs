@@ -1,3 +1,5 @@
+mod replay;
+
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
 use crate::policy::PolicyRef;
@@ -50,6 +52,11 @@ enum PolicyCommand {
         /// A .wasm file, or a directory with policy.toml
         path: PathBuf,
     },
+    /// Runs recorded requests again: bit for bit as they were served, and under other policies
+    #[command(
+        after_help = "Examples:\n  nova policy replay\n  nova policy replay ./fresh-first timeline@1.0.0 --html report.html\n  nova policy replay --export week.records\n  nova policy replay fresh-first.wasm --records week.records"
+    )]
+    Replay(replay::Replay),
     /// Publishes a policy directory, or a published policy with other parameters
     // `--version` is the policy's here, not the program's.
     #[command(
@@ -128,6 +135,7 @@ impl PolicyArguments {
             } => new(&name, stage, json),
             PolicyCommand::Build { path } => build(&path, json),
             PolicyCommand::Check { path } => check(&path, json),
+            PolicyCommand::Replay(replay) => replay.run(json),
             PolicyCommand::Push(push) => block_on(push.run(json)),
             PolicyCommand::List { target } => block_on(async {
                 let list = target.target().await?.list().await?;
