@@ -1,5 +1,6 @@
 //! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), kept (`registry`) and swapped (`deploy`, `watcher`).
+//! `sandbox`, `bindings`, `ranking`), kept (`registry`), what may become of them (`lifecycle`, `budget`) and how they are
+//! swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
@@ -14,6 +15,7 @@ pub mod explain;
 pub mod failure;
 pub mod features;
 pub mod last_good;
+pub mod lifecycle;
 pub mod loaded;
 pub mod module;
 pub mod native;

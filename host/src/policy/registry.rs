@@ -7,16 +7,23 @@ use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::stores::UnixMs;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything but module bytes and the audit log: small enough to be read whole.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+// A host's last good state on disk may be older than a field.
+#[serde(default)]
 pub struct RegistryState {
     /// Grows with every change.
     pub revision: i64,
     pub policies: Vec<PublishedPolicy>,
     /// Activations, the active policy last. Rollback takes from the end.
     pub activations: Vec<PolicyRef>,
+    pub canary: Option<Canary>,
+    pub shadows: BTreeSet<PolicyRef>,
+    pub retired: BTreeSet<PolicyRef>,
+    /// By effective digest: equal behaviour is quarantined under every name.
+    pub quarantined: BTreeMap<Digest, Quarantine>,
     pub experiments: BTreeMap<String, Experiment>,
     pub cohorts: BTreeMap<String, Rule>,
     /// Flags that an operator has set; the others have their configured values.
@@ -29,6 +36,129 @@ impl RegistryState {
             .iter()
             .find(|published| published.spec.policy == *policy)
     }
+
+    /// What a change means. The stores do the same in their own words, and a test holds them to it.
+    /// The revision is the store's to give.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Publish {
+                spec,
+                digest,
+                at_ms,
+                ..
+            } => self.publish(PublishedPolicy {
+                spec: spec.clone(),
+                digest: *digest,
+                published_at_ms: *at_ms,
+            }),
+            Change::Activate { policy } => {
+                self.end_trial(policy);
+                self.activations.push(policy.clone());
+            }
+            Change::Rollback { to, .. } => {
+                self.end_trial(to);
+                self.return_to(to);
+            }
+            Change::Shadow { policy } => {
+                self.end_trial(policy);
+                self.retired.remove(policy);
+                self.shadows.insert(policy.clone());
+            }
+            Change::Canary { policy, percent } => {
+                self.end_trial(policy);
+                if *percent > 0.0 {
+                    self.retired.remove(policy);
+                    self.canary = Some(Canary {
+                        policy: policy.clone(),
+                        percent: *percent,
+                    });
+                }
+            }
+            Change::Retire { policy } => {
+                self.end_trial(policy);
+                self.retired.insert(policy.clone());
+            }
+            Change::Quarantine { digest, quarantine } => {
+                let equal = self.policies.iter().filter(|p| p.digest == *digest);
+                for policy in equal.map(|p| p.spec.policy.clone()).collect::<Vec<_>>() {
+                    self.end_trial(&policy);
+                }
+                self.quarantined
+                    .entry(*digest)
+                    .or_insert_with(|| quarantine.clone());
+            }
+            Change::PutExperiment { key, experiment } => {
+                self.experiments.insert(key.clone(), experiment.clone());
+            }
+            Change::PutCohort { key, rule } => {
+                self.cohorts.insert(key.clone(), rule.clone());
+            }
+            Change::SetFlag { name, enabled } => {
+                self.flags.insert(name.clone(), *enabled);
+            }
+        }
+    }
+
+    fn publish(&mut self, published: PublishedPolicy) {
+        self.policies.push(published);
+        self.policies.sort_by_cached_key(|p| {
+            let PolicyRef { name, version } = &p.spec.policy;
+            (p.published_at_ms, name.clone(), version.to_string())
+        });
+    }
+
+    fn end_trial(&mut self, policy: &PolicyRef) {
+        self.shadows.remove(policy);
+        self.canary.take_if(|canary| canary.policy == *policy);
+    }
+
+    /// Takes off the stack whatever lies above the last activation of `to` but the top one.
+    fn return_to(&mut self, to: &PolicyRef) {
+        let below = self.activations.len().saturating_sub(1);
+        let at = self.activations[..below].iter().rposition(|p| p == to);
+        if let Some(at) = at {
+            self.activations.truncate(at + 1);
+        }
+    }
+}
+
+/// A policy that some viewers get instead of the active one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Canary {
+    pub policy: PolicyRef,
+    /// Of the viewers whom no experiment takes, above 0 and at most 100.
+    pub percent: f64,
+}
+
+/// Where a store says that a policy stands, put back into a state.
+///
+/// # Errors
+/// A stage nobody knows: a newer host wrote it.
+pub fn put_stage(
+    state: &mut RegistryState,
+    policy: PolicyRef,
+    stage: &str,
+    percent: Option<f64>,
+) -> Result<(), String> {
+    match (stage, percent) {
+        ("shadow", None) => drop(state.shadows.insert(policy)),
+        ("retired", None) => drop(state.retired.insert(policy)),
+        ("canary", Some(percent)) => state.canary = Some(Canary { policy, percent }),
+        _ => return Err(format!("{policy} stands at `{stage}`")),
+    }
+    Ok(())
+}
+
+/// Why nobody is served by a digest any more. There is no way back: changed behaviour has another digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Quarantine {
+    /// Under this name it was caught.
+    #[schema(value_type = String)]
+    pub policy: PolicyRef,
+    pub reason: String,
+    /// The token's subject, `cli`, or `host`.
+    pub by: String,
+    pub at_ms: UnixMs,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +181,7 @@ pub enum Change {
         spec: PolicySpec,
         digest: Digest,
         modules: Vec<(Digest, Vec<u8>)>,
+        at_ms: UnixMs,
     },
     Activate {
         policy: PolicyRef,
@@ -60,6 +191,23 @@ pub enum Change {
         from: PolicyRef,
         to: PolicyRef,
         reason: String,
+    },
+    /// Runs beside the active policy on live candidates and serves nobody.
+    Shadow {
+        policy: PolicyRef,
+    },
+    /// Serves this share of viewers; 0 ends a canary or a shadow.
+    Canary {
+        policy: PolicyRef,
+        percent: f64,
+    },
+    Retire {
+        policy: PolicyRef,
+    },
+    /// Serves nobody any more, whatever name it has.
+    Quarantine {
+        digest: Digest,
+        quarantine: Quarantine,
     },
     PutExperiment {
         key: String,
@@ -82,6 +230,10 @@ impl Change {
             Change::Publish { .. } => "publish",
             Change::Activate { .. } => "activate",
             Change::Rollback { .. } => "rollback",
+            Change::Shadow { .. } => "shadow",
+            Change::Canary { .. } => "canary",
+            Change::Retire { .. } => "retire",
+            Change::Quarantine { .. } => "quarantine",
             Change::PutExperiment { .. } => "put_experiment",
             Change::PutCohort { .. } => "put_cohort",
             Change::SetFlag { .. } => "set_flag",
@@ -92,7 +244,11 @@ impl Change {
     pub fn subject(&self) -> String {
         match self {
             Change::Publish { spec, .. } => spec.policy.to_string(),
-            Change::Activate { policy } => policy.to_string(),
+            Change::Activate { policy }
+            | Change::Shadow { policy }
+            | Change::Canary { policy, .. }
+            | Change::Retire { policy } => policy.to_string(),
+            Change::Quarantine { quarantine, .. } => quarantine.policy.to_string(),
             Change::Rollback { from, .. } => from.to_string(),
             Change::PutExperiment { key, .. } | Change::PutCohort { key, .. } => key.clone(),
             Change::SetFlag { name, .. } => name.clone(),
@@ -103,7 +259,13 @@ impl Change {
     pub fn detail(&self) -> serde_json::Value {
         match self {
             Change::Publish { digest, .. } => serde_json::json!({ "digest": digest }),
-            Change::Activate { .. } => serde_json::json!({}),
+            Change::Activate { .. } | Change::Shadow { .. } | Change::Retire { .. } => {
+                serde_json::json!({})
+            }
+            Change::Canary { percent, .. } => serde_json::json!({ "percent": percent }),
+            Change::Quarantine { digest, quarantine } => {
+                serde_json::json!({ "digest": digest, "reason": quarantine.reason })
+            }
             Change::Rollback { to, reason, .. } => {
                 serde_json::json!({ "to": to, "reason": reason })
             }

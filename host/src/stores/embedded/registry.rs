@@ -1,10 +1,10 @@
 //! The registry in SQLite, beside the data.
 
-use super::EmbeddedStore;
+use super::{EmbeddedStore, to_sql};
 use crate::clock::unix_ms;
 use crate::policy::artifact::{Digest, PolicyRef};
 use crate::policy::registry::{
-    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState,
+    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState, put_stage,
 };
 use anyhow::Context;
 use async_trait::async_trait;
@@ -62,6 +62,16 @@ impl Registry for SqliteRegistry {
             state
                 .activations
                 .push(row.get::<&str, _>(0).parse().map_err(corrupt)?);
+        }
+        for row in fetch(&mut tx, "SELECT policy, stage, percent FROM policy_stages").await? {
+            let policy = row.get::<&str, _>(0).parse().map_err(corrupt)?;
+            put_stage(&mut state, policy, row.get(1), row.get(2)).map_err(corrupt)?;
+        }
+        for row in fetch(&mut tx, "SELECT digest, body FROM policy_quarantine").await? {
+            state.quarantined.insert(
+                row.get::<&str, _>(0).parse().map_err(corrupt)?,
+                serde_json::from_str(row.get(1)).map_err(corrupt)?,
+            );
         }
         for row in fetch(&mut tx, "SELECT key, body FROM experiments").await? {
             state.experiments.insert(
@@ -168,6 +178,7 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
             spec,
             digest,
             modules,
+            at_ms,
         } => {
             for (digest, bytes) in modules {
                 let insert = sqlx::query(
@@ -182,10 +193,11 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
                 .bind(version.to_string())
                 .bind(digest.to_string())
                 .bind(serde_json::to_string(spec).map_err(corrupt)?)
-                .bind(unix_ms() as i64);
+                .bind(to_sql(*at_ms));
             run(tx, query).await
         }
         Change::Activate { policy } => {
+            end_trial(tx, policy).await?;
             run(
                 tx,
                 sqlx::query("INSERT INTO policy_activations (policy) VALUES (?)")
@@ -194,10 +206,30 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
             .await
         }
         Change::Rollback { to, .. } => {
+            end_trial(tx, to).await?;
             // Everything above the last activation of the target goes: what lies between was quarantined.
             let delete = "DELETE FROM policy_activations WHERE id > \
                  (SELECT max(id) FROM policy_activations WHERE policy = ? AND id < (SELECT max(id) FROM policy_activations))";
             run(tx, sqlx::query(delete).bind(to.to_string())).await
+        }
+        Change::Shadow { policy } => write_stage(tx, policy, "shadow", None).await,
+        Change::Retire { policy } => write_stage(tx, policy, "retired", None).await,
+        Change::Canary { policy, percent } if *percent > 0.0 => {
+            run(
+                tx,
+                sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'"),
+            )
+            .await?;
+            write_stage(tx, policy, "canary", Some(*percent)).await
+        }
+        Change::Canary { policy, .. } => end_trial(tx, policy).await,
+        Change::Quarantine { digest, quarantine } => {
+            let end_trials = "DELETE FROM policy_stages WHERE stage <> 'retired' AND policy IN \
+                 (SELECT name || '@' || version FROM policies WHERE digest = ?)";
+            run(tx, sqlx::query(end_trials).bind(digest.to_string())).await?;
+            let body = serde_json::to_string(quarantine).map_err(corrupt)?;
+            let insert = "INSERT OR IGNORE INTO policy_quarantine (digest, body) VALUES (?, ?)";
+            run(tx, sqlx::query(insert).bind(digest.to_string()).bind(body)).await
         }
         Change::PutExperiment { key, experiment } => {
             let body = serde_json::to_string(experiment).map_err(corrupt)?;
@@ -224,6 +256,25 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
             run(tx, query.bind(name).bind(enabled)).await
         }
     }
+}
+
+async fn end_trial(
+    tx: &mut Transaction<'_, Sqlite>,
+    policy: &PolicyRef,
+) -> Result<(), RegistryError> {
+    let delete = "DELETE FROM policy_stages WHERE policy = ? AND stage <> 'retired'";
+    run(tx, sqlx::query(delete).bind(policy.to_string())).await
+}
+
+async fn write_stage(
+    tx: &mut Transaction<'_, Sqlite>,
+    policy: &PolicyRef,
+    stage: &'static str,
+    percent: Option<f64>,
+) -> Result<(), RegistryError> {
+    let put = "INSERT OR REPLACE INTO policy_stages (policy, stage, percent) VALUES (?, ?, ?)";
+    let put = sqlx::query(put).bind(policy.to_string());
+    run(tx, put.bind(stage).bind(percent)).await
 }
 
 async fn run(

@@ -20,6 +20,20 @@ CREATE TABLE IF NOT EXISTS policy_activations (
     policy TEXT NOT NULL
 );
 
+-- Policies on trial (`shadow`, `canary`) and `retired` ones; of those that are not here, the stack and
+-- the quarantine say where they stand.
+CREATE TABLE IF NOT EXISTS policy_stages (
+    policy  TEXT PRIMARY KEY,
+    stage   TEXT NOT NULL,
+    percent REAL
+) WITHOUT ROWID;
+
+-- By effective digest, for ever.
+CREATE TABLE IF NOT EXISTS policy_quarantine (
+    digest TEXT PRIMARY KEY,
+    body   TEXT NOT NULL
+) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS experiments (
     key   TEXT PRIMARY KEY,
     body  TEXT NOT NULL

@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions as _, SqlSafeStr as _};
 
 /// In the order of their numbers. One that was ever released does not change; what it got wrong, a
 /// later one mends.
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (
         1,
         "community",
@@ -27,6 +27,11 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
         4,
         "registry",
         include_str!("../../../../migrations/0004_registry.sql"),
+    ),
+    (
+        5,
+        "lifecycle",
+        include_str!("../../../../migrations/0005_lifecycle.sql"),
     ),
 ];
 

@@ -6,7 +6,8 @@ use super::{connect_options, pool, to_sql};
 use crate::clock::unix_ms;
 use crate::policy::artifact::{Digest, PolicyRef};
 use crate::policy::registry::{
-    AuditEntry, Change, PublishedPolicy, Registry, RegistryError, RegistryState,
+    AuditEntry, Change, PublishedPolicy, Quarantine, Registry, RegistryError, RegistryState,
+    put_stage,
 };
 use crate::stores::breaker::Breaker;
 use crate::stores::guard::{Failure, Guard};
@@ -112,7 +113,7 @@ impl Registry for PostgresRegistry {
             // One snapshot: the parts must be of one revision.
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
             let mut tx = self.pool.begin_with(begin).await?;
-            Ok(RegistryState {
+            let mut state = RegistryState {
                 revision: revision(&mut tx).await?,
                 policies: policies(&mut tx).await?,
                 activations: activations(&mut tx).await?,
@@ -123,7 +124,11 @@ impl Registry for PostgresRegistry {
                     .await?
                     .into_iter()
                     .collect(),
-            })
+                quarantined: quarantined(&mut tx).await?,
+                ..RegistryState::default()
+            };
+            stages(&mut tx, &mut state).await?;
+            Ok(state)
         };
         self.guard.run("load", load).await.map_err(unavailable)
     }
@@ -236,6 +241,26 @@ async fn activations(connection: &mut PgConnection) -> Result<Vec<PolicyRef>, Fa
         .collect()
 }
 
+async fn stages(connection: &mut PgConnection, state: &mut RegistryState) -> Result<(), Failure> {
+    let all = "SELECT policy, stage, percent FROM policy_stages";
+    let rows: Vec<(String, String, Option<f64>)> =
+        sqlx::query_as(all).fetch_all(connection).await?;
+    for (policy, stage, percent) in rows {
+        put_stage(state, policy.parse().map_err(corrupt)?, &stage, percent).map_err(corrupt)?;
+    }
+    Ok(())
+}
+
+async fn quarantined(
+    connection: &mut PgConnection,
+) -> Result<BTreeMap<Digest, Quarantine>, Failure> {
+    let all = "SELECT digest, body::text FROM policy_quarantine";
+    let rows: Vec<(String, String)> = sqlx::query_as(all).fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|(digest, body)| Ok((digest.parse().map_err(corrupt)?, parse(&body)?)))
+        .collect()
+}
+
 async fn by_key<T: DeserializeOwned>(
     connection: &mut PgConnection,
     rows: &'static str,
@@ -252,6 +277,7 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
             spec,
             digest,
             modules,
+            at_ms,
         } => {
             let keep =
                 "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
@@ -266,18 +292,37 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
                 .bind(version.to_string())
                 .bind(digest.to_string())
                 .bind(serde_json::to_string(spec).map_err(corrupt)?)
-                .bind(to_sql(unix_ms()));
+                .bind(to_sql(*at_ms));
             run(connection, insert).await
         }
         Change::Activate { policy } => {
+            end_trial(connection, policy).await?;
             let insert = sqlx::query("INSERT INTO policy_activations (policy) VALUES ($1)");
             run(connection, insert.bind(policy.to_string())).await
         }
         Change::Rollback { to, .. } => {
+            end_trial(connection, to).await?;
             // Everything above the last activation of the target goes: what lies between was quarantined.
             let delete = "DELETE FROM policy_activations WHERE id > \
                  (SELECT max(id) FROM policy_activations WHERE policy = $1 AND id < (SELECT max(id) FROM policy_activations))";
             run(connection, sqlx::query(delete).bind(to.to_string())).await
+        }
+        Change::Shadow { policy } => write_stage(connection, policy, "shadow", None).await,
+        Change::Retire { policy } => write_stage(connection, policy, "retired", None).await,
+        Change::Canary { policy, percent } if *percent > 0.0 => {
+            let end_other = sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'");
+            run(connection, end_other).await?;
+            write_stage(connection, policy, "canary", Some(*percent)).await
+        }
+        Change::Canary { policy, .. } => end_trial(connection, policy).await,
+        Change::Quarantine { digest, quarantine } => {
+            let end_trials = "DELETE FROM policy_stages WHERE stage <> 'retired' AND policy IN \
+                 (SELECT name || '@' || version FROM policies WHERE digest = $1)";
+            run(connection, sqlx::query(end_trials).bind(digest.to_string())).await?;
+            let insert = "INSERT INTO policy_quarantine (digest, body) VALUES ($1, $2::json) ON CONFLICT DO NOTHING";
+            let body = serde_json::to_string(quarantine).map_err(corrupt)?;
+            let insert = sqlx::query(insert).bind(digest.to_string()).bind(body);
+            run(connection, insert).await
         }
         Change::PutExperiment { key, experiment } => {
             let put = "INSERT INTO experiments (key, body) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET body = excluded.body";
@@ -294,6 +339,23 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
             run(connection, sqlx::query(put).bind(name).bind(enabled)).await
         }
     }
+}
+
+async fn end_trial(connection: &mut PgConnection, policy: &PolicyRef) -> Result<(), Failure> {
+    let delete = "DELETE FROM policy_stages WHERE policy = $1 AND stage <> 'retired'";
+    run(connection, sqlx::query(delete).bind(policy.to_string())).await
+}
+
+async fn write_stage(
+    connection: &mut PgConnection,
+    policy: &PolicyRef,
+    stage: &'static str,
+    percent: Option<f64>,
+) -> Result<(), Failure> {
+    let put = "INSERT INTO policy_stages (policy, stage, percent) VALUES ($1, $2, $3) \
+         ON CONFLICT (policy) DO UPDATE SET stage = excluded.stage, percent = excluded.percent";
+    let put = sqlx::query(put).bind(policy.to_string());
+    run(connection, put.bind(stage).bind(percent)).await
 }
 
 async fn audit(

@@ -4,7 +4,7 @@ use super::registry::PostgresRegistry;
 use super::testing::TestDatabase;
 use crate::experiments::cohort::Rule;
 use crate::policy::artifact::{Digest, PolicyRef, PolicySpec};
-use crate::policy::registry::{Change, Registry, RegistryError, RegistryState};
+use crate::policy::registry::{Change, Quarantine, Registry, RegistryError, RegistryState};
 use crate::stores::embedded::EmbeddedStore;
 use crate::stores::embedded::registry::SqliteRegistry;
 use futures::future::join_all;
@@ -46,6 +46,7 @@ fn publish(version: &str) -> Change {
         digest: spec.digest(),
         spec,
         modules: vec![module()],
+        at_ms: 1_700_000_000_000,
     }
 }
 
@@ -141,6 +142,102 @@ async fn a_rollback_takes_off_the_stack_what_lies_above_its_target() {
         let activations = registry.load().await.unwrap().activations;
         let expected = ["1.0.0", "2.0.0", "1.0.0"].map(reference);
         assert_eq!(activations, expected);
+    })
+    .await;
+}
+
+/// Two policies of equal behaviour, two of others, and every kind of change in an order that a
+/// lifecycle would not take: the stores and the fold must agree on more than what is allowed.
+fn a_life() -> Vec<Change> {
+    let reference = |version: &str| reference(version);
+    let [one, two, three, equal] = ["1.0.0", "2.0.0", "3.0.0", "4.0.0"].map(reference);
+    let publish = |version: &str, digest: &[u8], at_ms| match publish(version) {
+        Change::Publish { spec, modules, .. } => Change::Publish {
+            spec,
+            digest: Digest::of(digest),
+            modules,
+            at_ms,
+        },
+        other => other,
+    };
+    let activate = |policy: &PolicyRef| Change::Activate {
+        policy: policy.clone(),
+    };
+    let shadow = |policy: &PolicyRef| Change::Shadow {
+        policy: policy.clone(),
+    };
+    let canary = |policy: &PolicyRef, percent| Change::Canary {
+        policy: policy.clone(),
+        percent,
+    };
+    let retire = |policy: &PolicyRef| Change::Retire {
+        policy: policy.clone(),
+    };
+    let quarantine = |policy: &PolicyRef, digest: &[u8]| Change::Quarantine {
+        digest: Digest::of(digest),
+        quarantine: Quarantine {
+            policy: policy.clone(),
+            reason: "trap".into(),
+            by: "host".into(),
+            at_ms: 7,
+        },
+    };
+    vec![
+        publish("2.0.0", b"2", 2),
+        publish("1.0.0", b"1", 1),
+        publish("3.0.0", b"3", 3),
+        publish("4.0.0", b"3", 3),
+        activate(&one),
+        shadow(&two),
+        shadow(&three),
+        canary(&two, 5.0),
+        canary(&two, 12.5),
+        canary(&three, 1.0),
+        shadow(&equal),
+        quarantine(&three, b"3"),
+        quarantine(&equal, b"3"),
+        activate(&two),
+        activate(&one),
+        retire(&two),
+        shadow(&two),
+        retire(&two),
+        canary(&two, 0.0),
+        canary(&two, 100.0),
+        canary(&one, 3.0),
+        activate(&one),
+        canary(&two, 1.0),
+        Change::Rollback {
+            from: one.clone(),
+            to: two.clone(),
+            reason: "x".into(),
+        },
+        Change::Rollback {
+            from: two.clone(),
+            to: three,
+            reason: "never was active: nothing changes".into(),
+        },
+        retire(&one),
+        Change::SetFlag {
+            name: "f".into(),
+            enabled: true,
+        },
+        Change::PutCohort {
+            key: "c".into(),
+            rule: Rule::everybody(),
+        },
+    ]
+}
+
+#[tokio::test]
+async fn a_store_and_the_pure_fold_agree_on_what_every_change_means() {
+    on_both(async |registry| {
+        let mut folded = RegistryState::default();
+        for change in a_life() {
+            folded.revision = apply_all(&*registry, &[change.clone()]).await;
+            folded.apply(&change);
+            assert_eq!(registry.load().await.unwrap(), folded, "{change:?}");
+        }
+        assert!(!folded.quarantined.is_empty() && !folded.retired.is_empty());
     })
     .await;
 }

@@ -1,0 +1,204 @@
+//! Experiments and cohorts: changing them, and making the running ones ready to assign.
+
+use super::{Deploy, DeployError};
+use crate::experiments::cohort::Rule;
+use crate::experiments::routing::RunningExperiment;
+use crate::experiments::spec::{ExperimentSpec, ExperimentState};
+use crate::policy::registry::{Change, Experiment, RegistryState};
+
+impl Deploy {
+    /// Creates or changes an experiment.
+    ///
+    /// # Errors
+    /// Every field that is wrong; a conflict when viewers are being assigned and more than coverage changes.
+    pub async fn put_experiment(
+        &self,
+        key: &str,
+        spec: ExperimentSpec,
+        actor: &str,
+    ) -> Result<(Experiment, bool), DeployError> {
+        let _changing = self.changing.lock().await;
+        let serving = self.serving.load_full();
+        self.check_experiment(&serving.state, &spec).await?;
+        let current = serving.state.experiments.get(key);
+        let state = current.map_or(ExperimentState::Draft, |experiment| experiment.state);
+        match (state, current) {
+            (ExperimentState::Stopped, _) => {
+                return Err(DeployError::Conflict(format!(
+                    "experiment `{key}` is stopped; choose another key"
+                )));
+            }
+            (ExperimentState::Running | ExperimentState::Paused, Some(current))
+                if !spec.only_grows(&current.spec) =>
+            {
+                return Err(DeployError::Conflict(format!(
+                    "experiment `{key}` is {}: only its coverage may change, and only grow",
+                    state.as_str()
+                )));
+            }
+            _ => {}
+        }
+        let experiment = Experiment { spec, state };
+        let change = Change::PutExperiment {
+            key: key.to_owned(),
+            experiment: experiment.clone(),
+        };
+        self.carry_out(change, actor).await?;
+        Ok((experiment, current.is_none()))
+    }
+
+    async fn check_experiment(
+        &self,
+        state: &RegistryState,
+        spec: &ExperimentSpec,
+    ) -> Result<(), DeployError> {
+        let mut errors = spec.check();
+        if spec.cohort != "all" && !state.cohorts.contains_key(&spec.cohort) {
+            errors.push((
+                "cohort".into(),
+                format!("there is no cohort `{}`", spec.cohort),
+            ));
+        }
+        for (at, variation) in spec.variations.iter().enumerate() {
+            let overrides = variation.params.clone().map(Into::into);
+            match self
+                .load(state, &variation.policy, overrides.as_ref())
+                .await
+            {
+                Ok(_) => {}
+                Err(DeployError::Refused(refusal)) => {
+                    errors.extend(
+                        refusal
+                            .reasons
+                            .into_iter()
+                            .map(|reason| (format!("variations[{at}].params"), reason)),
+                    );
+                }
+                Err(DeployError::NotFound(reason)) => {
+                    errors.push((format!("variations[{at}].policy"), reason))
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(DeployError::Invalid(errors))
+        }
+    }
+
+    /// Starts, pauses or stops an experiment. What is already so stays so.
+    ///
+    /// # Errors
+    /// When there is no such experiment or the step is not allowed.
+    pub async fn set_experiment_state(
+        &self,
+        key: &str,
+        next: ExperimentState,
+        actor: &str,
+    ) -> Result<Experiment, DeployError> {
+        let _changing = self.changing.lock().await;
+        let serving = self.serving.load_full();
+        let Some(current) = serving.state.experiments.get(key) else {
+            return Err(DeployError::NotFound(format!(
+                "there is no experiment `{key}`"
+            )));
+        };
+        if current.state == next {
+            return Ok(current.clone());
+        }
+        if !current.state.may_become(next) {
+            let (from, to) = (current.state.as_str(), next.as_str());
+            return Err(DeployError::Conflict(format!(
+                "experiment `{key}` is {from} and cannot become {to}"
+            )));
+        }
+        let experiment = Experiment {
+            spec: current.spec.clone(),
+            state: next,
+        };
+        let change = Change::PutExperiment {
+            key: key.to_owned(),
+            experiment: experiment.clone(),
+        };
+        self.carry_out(change, actor).await?;
+        tracing::info!(
+            experiment = key,
+            state = next.as_str(),
+            actor,
+            "experiment changed"
+        );
+        Ok(experiment)
+    }
+
+    /// # Errors
+    /// When the rule means nothing.
+    pub async fn put_cohort(
+        &self,
+        key: &str,
+        rule: Rule,
+        actor: &str,
+    ) -> Result<bool, DeployError> {
+        rule.check()
+            .map_err(|reason| DeployError::Invalid(vec![("rule".into(), reason)]))?;
+        if key == "all" {
+            return Err(DeployError::Conflict(
+                "the cohort `all` is everybody and stays so".into(),
+            ));
+        }
+        let _changing = self.changing.lock().await;
+        let new = !self.serving().state.cohorts.contains_key(key);
+        self.carry_out(
+            Change::PutCohort {
+                key: key.to_owned(),
+                rule,
+            },
+            actor,
+        )
+        .await?;
+        Ok(new)
+    }
+
+    pub(super) async fn running_experiments(
+        &self,
+        state: &RegistryState,
+    ) -> anyhow::Result<Vec<RunningExperiment>> {
+        let mut running = Vec::new();
+        for (key, experiment) in &state.experiments {
+            if experiment.state != ExperimentState::Running {
+                continue;
+            }
+            let mut policies = Vec::new();
+            for variation in &experiment.spec.variations {
+                let overrides = variation.params.clone().map(Into::into);
+                match self
+                    .load(state, &variation.policy, overrides.as_ref())
+                    .await
+                {
+                    Ok(policy) => policies.push(policy),
+                    Err(DeployError::Unavailable(error)) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(experiment = key, policy = %variation.policy, %error, "a variation cannot be loaded; its experiment assigns nobody");
+                    }
+                }
+            }
+            if policies.len() < experiment.spec.variations.len() {
+                continue;
+            }
+            let rule = state
+                .cohorts
+                .get(&experiment.spec.cohort)
+                .cloned()
+                .unwrap_or_else(Rule::everybody);
+            running.push(RunningExperiment::new(
+                key,
+                experiment.spec.clone(),
+                rule,
+                policies,
+            ));
+        }
+        // The map was in the order of keys and the sort is stable, so equal priorities go by key.
+        running.sort_by_key(|experiment| std::cmp::Reverse(experiment.spec.priority));
+        Ok(running)
+    }
+}

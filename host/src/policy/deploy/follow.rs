@@ -1,0 +1,82 @@
+//! Keeping up with the registry: bringing an empty one to where a host can serve by it, and looking
+//! at what other processes change.
+
+use super::{Deploy, DeployError};
+use crate::policy::builtin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How often a host looks whether another process changed the registry.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Hosts that start at once on an empty registry get in each other's way a few times.
+const PREPARE_ATTEMPTS: u32 = 16;
+
+impl Deploy {
+    /// Brings the registry to where a host can serve by it. Another host that does the same at the
+    /// same time does a part of the work.
+    pub(super) async fn prepare(&self) -> Result<(), DeployError> {
+        for _ in 0..PREPARE_ATTEMPTS {
+            match self.try_to_prepare().await {
+                Err(DeployError::Conflict(_)) => {}
+                other => return other,
+            }
+        }
+        let busy = anyhow::anyhow!("other hosts keep changing the registry");
+        Err(DeployError::Unavailable(busy))
+    }
+
+    async fn try_to_prepare(&self) -> Result<(), DeployError> {
+        {
+            let _changing = self.changing.lock().await;
+            self.refresh().await.map_err(DeployError::Unavailable)?;
+        }
+        self.publish_shipped().await?;
+        if self.serving().state.activations.is_empty() {
+            self.activate(&builtin::baseline(), "host").await?;
+        }
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Follows changes that other processes make, until the host ends.
+    pub async fn follow_registry(self: Arc<Self>) {
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                () = self.registry.changed() => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+            }
+            let looked = self.look().await;
+            if let Err(error) = &looked
+                && !failing
+            {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the registry cannot be followed; serving what was last loaded"
+                );
+            }
+            if failing && looked.is_ok() {
+                tracing::info!("the registry answers again");
+            }
+            failing = looked.is_err();
+        }
+    }
+
+    /// One look at the registry, and whatever follows from it.
+    async fn look(&self) -> anyhow::Result<()> {
+        let revision = self.registry.revision().await?;
+        if !self.prepared.load(Ordering::Acquire) {
+            return Ok(self.prepare().await?);
+        }
+        if revision == self.serving().state.revision {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().await;
+        // Meanwhile this host's own change, of which this is the echo, may have been loaded.
+        if revision == self.serving().state.revision {
+            return Ok(());
+        }
+        self.refresh().await
+    }
+}

@@ -1,0 +1,231 @@
+//! How a policy comes into the registry: what this binary ships, an upload, a watched directory.
+
+use super::modules::{CompiledModules, Known};
+use super::{Deploy, DeployError, PolicyState, Published, Serving};
+use crate::clock::unix_ms;
+use crate::policy::admission::{Admitted, PolicyFiles, Refusal, admit};
+use crate::policy::artifact::{Digest, Manifest, ModuleSource, PolicyRef, Stage};
+use crate::policy::builtin;
+use crate::policy::engine::Engine;
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::registry::{Change, PublishedPolicy};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+impl Deploy {
+    pub(super) async fn publish_shipped(&self) -> Result<(), DeployError> {
+        for files in builtin::recipes() {
+            let admitted = shipped(&self.engine, &self.compiled, files.clone())
+                .await
+                .map_err(|error| Refusal::one(format!("{error:#}")))?;
+            let policy = admitted.loaded.spec.policy.clone();
+            let published = self
+                .serving()
+                .state
+                .policy(&policy)
+                .map(|published| published.digest);
+            match published {
+                None => drop(self.publish(files, "host").await?),
+                Some(digest) if digest == admitted.loaded.digest => {}
+                Some(_) => {
+                    tracing::info!(%policy, "this binary ships other bytes for a policy that is published already; the published ones stay")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Admits and publishes a policy. A version that is published already, with the same digest,
+    /// is answered as it stands.
+    ///
+    /// # Errors
+    /// Every reason for a refusal; a registry that does not answer.
+    pub async fn publish(&self, files: PolicyFiles, actor: &str) -> Result<Published, DeployError> {
+        let admitted = self.admit(files).await?;
+        let _changing = self.changing.lock().await;
+        if admitted.follow {
+            return self.follow_source(admitted, actor).await;
+        }
+        let loaded = &admitted.loaded;
+        let policy = loaded.spec.policy.clone();
+        let serving = self.serving.load_full();
+        if let Some(published) = serving.state.policy(&policy) {
+            return already_published(&serving, published, loaded.digest);
+        }
+        self.publish_admitted(&admitted, actor).await
+    }
+
+    /// Admission alone: what `publish` would say.
+    ///
+    /// # Errors
+    /// As `publish`.
+    pub async fn admit(&self, files: PolicyFiles) -> Result<Admitted, DeployError> {
+        let known = Known {
+            compiled: self.compiled.clone(),
+            bytes: self.published_bytes(&files).await?,
+        };
+        let engine = self.engine.clone();
+        let admitted = tokio::task::spawn_blocking(move || admit(&engine, &known, &files))
+            .await
+            .map_err(|_| {
+                DeployError::Refused(Refusal::one("the compiler panicked on this policy"))
+            })??;
+        if admitted.follow && !self.development {
+            let reason = "follow = true works only on a host started for development (nova demo, nova serve --watch)";
+            return Err(Refusal::one(reason).into());
+        }
+        for stage in Stage::ALL {
+            self.compiled.keep(admitted.loaded.modules.get(stage));
+        }
+        Ok(admitted)
+    }
+
+    async fn published_bytes(
+        &self,
+        files: &PolicyFiles,
+    ) -> Result<HashMap<Digest, Vec<u8>>, DeployError> {
+        let mut bytes = HashMap::new();
+        // A manifest that cannot be read is admission's to refuse.
+        let Ok(manifest) = Manifest::parse(&files.manifest) else {
+            return Ok(bytes);
+        };
+        for stage in Stage::ALL {
+            if let ModuleSource::Published(digest) = manifest.stage(stage).module
+                && let Some(module) = self.registry.module(digest).await?
+            {
+                bytes.insert(digest, module);
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn publish_admitted(
+        &self,
+        admitted: &Admitted,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let loaded = &admitted.loaded;
+        let change = Change::Publish {
+            spec: loaded.spec.clone(),
+            digest: loaded.digest,
+            modules: admitted.module_bytes.clone(),
+            at_ms: unix_ms(),
+        };
+        self.carry_out(change, actor).await?;
+        let policy = loaded.spec.policy.clone();
+        tracing::info!(%policy, digest = %loaded.digest, actor, "policy published");
+        Ok(Published {
+            policy,
+            digest: loaded.digest,
+            state: PolicyState::Published,
+            new: true,
+        })
+    }
+
+    /// Development: the next free `-dev.N` version of a changed policy, active at once.
+    async fn follow_source(
+        &self,
+        admitted: Admitted,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let serving = self.serving.load_full();
+        let digest = admitted.loaded.digest;
+        let PolicyRef { name, version } = admitted.loaded.spec.policy.clone();
+        if serving.active.digest == digest && serving.active.spec.policy.name == name {
+            return Ok(Published {
+                policy: serving.active.spec.policy.clone(),
+                digest,
+                state: PolicyState::Active,
+                new: false,
+            });
+        }
+        let taken = |n: usize| {
+            dev_version(&version, n).is_none_or(|version| {
+                serving
+                    .state
+                    .policy(&PolicyRef {
+                        name: name.clone(),
+                        version,
+                    })
+                    .is_some()
+            })
+        };
+        let next = (1..=serving.state.policies.len() + 1)
+            .find(|&n| !taken(n))
+            .and_then(|n| dev_version(&version, n));
+        let Some(version) = next else {
+            return Err(
+                Refusal::one(format!("version {version} cannot carry a -dev.N suffix")).into(),
+            );
+        };
+        let mut spec = admitted.loaded.spec.clone();
+        spec.policy.version = version;
+        let loaded = LoadedPolicy::bind(digest, spec, admitted.loaded.modules.clone())
+            .map_err(|reasons| Refusal { reasons })?;
+        let admitted = Admitted {
+            loaded: Arc::new(loaded),
+            ..admitted
+        };
+        let published = self.publish_admitted(&admitted, actor).await?;
+        self.activate_locked(&published.policy, actor).await?;
+        Ok(Published {
+            state: PolicyState::Active,
+            ..published
+        })
+    }
+}
+
+fn dev_version(version: &semver::Version, n: usize) -> Option<semver::Version> {
+    let pre = semver::Prerelease::new(&format!("dev.{n}")).ok()?;
+    Some(semver::Version {
+        pre,
+        ..version.clone()
+    })
+}
+
+fn already_published(
+    serving: &Serving,
+    published: &PublishedPolicy,
+    digest: Digest,
+) -> Result<Published, DeployError> {
+    let policy = published.spec.policy.clone();
+    if published.digest != digest {
+        let reason = format!(
+            "{policy} is published with other content; a published version never changes, choose a new one"
+        );
+        return Err(Refusal::one(reason).into());
+    }
+    let active = serving.state.activations.last() == Some(&policy);
+    let state = if active {
+        PolicyState::Active
+    } else {
+        PolicyState::Published
+    };
+    Ok(Published {
+        policy,
+        digest,
+        state,
+        new: false,
+    })
+}
+
+/// A recipe of this binary, admitted.
+pub(super) async fn shipped(
+    engine: &Engine,
+    compiled: &CompiledModules,
+    files: PolicyFiles,
+) -> anyhow::Result<Admitted> {
+    let (engine, compiled) = (engine.clone(), compiled.clone());
+    let admitted = tokio::task::spawn_blocking(move || {
+        let known = Known {
+            compiled: compiled.clone(),
+            bytes: HashMap::new(),
+        };
+        let admitted = admit(&engine, &known, &files)?;
+        for stage in Stage::ALL {
+            compiled.keep(admitted.loaded.modules.get(stage));
+        }
+        Ok::<_, Refusal>(admitted)
+    });
+    Ok(admitted.await??)
+}
