@@ -3,6 +3,7 @@
 //! Every field says its unit and default. `Live` is the part that may change while the host runs;
 //! whatever else changes in the file is reported and waits for a restart.
 
+use crate::policy::budget::{Thresholds, WINDOW_MAX_S};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -42,6 +43,7 @@ pub struct Live {
     pub ttl: Ttl,
     pub limits: Limits,
     pub feed: Feed,
+    pub failure_budget: FailureBudget,
     pub records: Records,
     pub flags: Flags,
 }
@@ -179,6 +181,71 @@ pub struct Feed {
     pub policy_budget_ms: u64,
 }
 
+/// When a policy is taken out of service by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailureBudget {
+    /// Fewer failures in the window never do it. Default 5.
+    pub min_failures: u32,
+    /// Share of the window's calls that must have failed, above 0 and at most 1. Default 0.05.
+    pub ratio: f64,
+    /// How far back is counted, s, at most 600. Default 30: a policy that fails always is out after 1.5 s,
+    /// however many good calls went before.
+    pub window_s: u64,
+    /// A canary or variation goes when its p99 is this many times the active policy's and a quarter of its own
+    /// deadline. Default 3; 0 switches it off.
+    pub p99_factor: f64,
+    /// Calls that both need for that. Default 200.
+    pub p99_min_calls: u32,
+}
+
+impl FailureBudget {
+    pub fn thresholds(&self) -> Thresholds {
+        Thresholds {
+            min_failures: self.min_failures,
+            ratio: self.ratio,
+            window_s: self.window_s,
+            p99_factor: self.p99_factor,
+            p99_min_calls: self.p99_min_calls,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let checks = [
+            (self.min_failures >= 1, "min_failures: must be at least 1"),
+            (
+                self.ratio > 0.0 && self.ratio <= 1.0,
+                "ratio: must be above 0 and at most 1",
+            ),
+            (
+                (1..=WINDOW_MAX_S).contains(&self.window_s),
+                "window_s: must be within 1 … 600",
+            ),
+            (
+                self.p99_factor == 0.0 || self.p99_factor >= 1.0,
+                "p99_factor: must be at least 1, or 0 for never",
+            ),
+            (self.p99_min_calls >= 1, "p99_min_calls: must be at least 1"),
+        ];
+        match checks.iter().find(|(ok, _)| !ok) {
+            None => Ok(()),
+            Some((_, reason)) => Err(format!("failure_budget.{reason}")),
+        }
+    }
+}
+
+impl Default for FailureBudget {
+    fn default() -> Self {
+        Self {
+            min_failures: 5,
+            ratio: 0.05,
+            window_s: 30,
+            p99_factor: 3.0,
+            p99_min_calls: 200,
+        }
+    }
+}
+
 /// Rankings that are stored whole, to be replayed. A ranking whose policy failed is always one of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -251,6 +318,7 @@ impl Default for Live {
             ttl: Ttl::default(),
             limits: Limits::default(),
             feed: Feed::default(),
+            failure_budget: FailureBudget::default(),
             records: Records::default(),
             flags: Flags::default(),
         }
@@ -395,6 +463,20 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_SOURCE_TIMEOUT_MS", "feed.source_timeout_ms"),
     ("NOVA_TIMELINE_TIMEOUT_MS", "feed.timeline_timeout_ms"),
     ("NOVA_POLICY_BUDGET_MS", "feed.policy_budget_ms"),
+    (
+        "NOVA_FAILURE_BUDGET_MIN_FAILURES",
+        "failure_budget.min_failures",
+    ),
+    ("NOVA_FAILURE_BUDGET_RATIO", "failure_budget.ratio"),
+    ("NOVA_FAILURE_BUDGET_WINDOW_S", "failure_budget.window_s"),
+    (
+        "NOVA_FAILURE_BUDGET_P99_FACTOR",
+        "failure_budget.p99_factor",
+    ),
+    (
+        "NOVA_FAILURE_BUDGET_P99_MIN_CALLS",
+        "failure_budget.p99_min_calls",
+    ),
     ("NOVA_RECORD_SAMPLE_RATIO", "records.sample_ratio"),
     ("NOVA_RECORD_VIEWERS", "records.viewers"),
     ("NOVA_RECORD_BYTES_MAX", "records.bytes_max"),
@@ -512,7 +594,7 @@ impl Config {
         if let Some((name, _)) = rates.iter().find(|(_, rate)| *rate == 0) {
             return refuse(format!("limits.{name}: must be at least 1"));
         }
-        Ok(())
+        self.live.failure_budget.check().or_else(refuse)
     }
 
     pub fn policies_dir(&self) -> PathBuf {
@@ -580,15 +662,17 @@ fn read_value(key: &str, text: &str) -> toml::Value {
         };
         return toml::Value::Array(text.split(',').map(str::trim).map(entry).collect());
     }
-    if key == "records.sample_ratio" {
-        let ratio = text.parse().map(toml::Value::Float);
-        return ratio.unwrap_or_else(|_| toml::Value::String(text.to_owned()));
-    }
     // An integer or a boolean where the text is one; secrets and names stay text.
     let literal = !key.starts_with("auth.")
         && !key.ends_with("_url")
         && !key.ends_with("_dir")
         && !["stores.kafka_brokers", "stores.kafka_prefix"].contains(&key);
+    if (key.starts_with("failure_budget.") || key == "records.sample_ratio")
+        && let Ok(number) = text.parse::<f64>()
+        && text.contains('.')
+    {
+        return toml::Value::Float(number);
+    }
     match (literal, text.parse::<i64>(), text.parse::<bool>()) {
         (true, Ok(number), _) => toml::Value::Integer(number),
         (true, _, Ok(flag)) => toml::Value::Boolean(flag),

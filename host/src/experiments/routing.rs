@@ -1,5 +1,5 @@
 //! Which policy ranks for a viewer: forced viewers, then running experiments by priority, then the
-//! active policy. Pure; the viewer's attributes are passed in.
+//! canary, then the active policy. Pure; the viewer's attributes are passed in.
 
 use super::assignment::{BucketRange, bucket, choose, in_namespace};
 use super::cohort::Rule;
@@ -37,7 +37,8 @@ pub enum Lookup {
 /// Where a viewer was sent.
 #[derive(Debug, Clone)]
 pub struct Route {
-    pub policy: Arc<LoadedPolicy>,
+    /// `None`: no policy is in service, and the native copy ranks.
+    pub policy: Option<Arc<LoadedPolicy>>,
     pub assignment: Option<Assignment>,
 }
 
@@ -74,6 +75,15 @@ impl RunningExperiment {
 
     pub fn needs_attributes(&self) -> bool {
         self.rule.needs_attributes()
+    }
+
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<LoadedPolicy>> {
+        self.variations.iter().map(|variation| &variation.policy)
+    }
+
+    /// With the keys of the variations.
+    pub fn variations(&self) -> &[Variation] {
+        &self.variations
     }
 
     fn forced(&self, unit: &str) -> Option<usize> {
@@ -116,25 +126,46 @@ impl RunningExperiment {
             variation: variation.key.clone(),
         };
         Some(Route {
-            policy: variation.policy.clone(),
+            policy: Some(variation.policy.clone()),
             assignment: Some(assignment),
         })
+    }
+}
+
+/// A policy that serves a share of the viewers whom no experiment takes.
+#[derive(Debug)]
+pub struct CanaryShare {
+    pub policy: Arc<LoadedPolicy>,
+    /// Above 0 and at most 100.
+    pub percent: f64,
+}
+
+/// The hash version of canaries: 10,000 buckets, the steps in which a percent can grow.
+const CANARY_HASH: u32 = 2;
+
+impl CanaryShare {
+    /// By viewer and policy alone: who is in stays in while the percent grows, and the next canary
+    /// takes other viewers.
+    pub fn takes(&self, unit: &str) -> bool {
+        bucket(&self.policy.digest_hex, unit, CANARY_HASH).is_some_and(|n| n < self.percent / 100.0)
     }
 }
 
 /// `experiments` in the order of their priority. A viewer is in one experiment at most.
 pub fn route(
     experiments: &[RunningExperiment],
-    active: &Arc<LoadedPolicy>,
+    canary: Option<&CanaryShare>,
+    active: Option<&Arc<LoadedPolicy>>,
     viewer: u64,
     attributes: &Lookup,
     now_ms: UnixMs,
 ) -> Route {
-    if experiments.is_empty() {
-        return Route {
-            policy: active.clone(),
-            assignment: None,
-        };
+    let unassigned = |policy: Option<&Arc<LoadedPolicy>>| Route {
+        policy: policy.cloned(),
+        assignment: None,
+    };
+    if experiments.is_empty() && canary.is_none() {
+        return unassigned(active);
     }
     let unit = viewer.to_string();
     let forced = experiments
@@ -146,8 +177,8 @@ pub fn route(
                 experiment.route(experiment.assigned(viewer, &unit, attributes, now_ms)?)
             })
         })
-        .unwrap_or_else(|| Route {
-            policy: active.clone(),
-            assignment: None,
+        .unwrap_or_else(|| match canary {
+            Some(canary) if canary.takes(&unit) => unassigned(Some(&canary.policy)),
+            _ => unassigned(active),
         })
 }

@@ -10,8 +10,8 @@ use uuid::Uuid;
 pub struct Decision {
     pub ranking_id: Uuid,
     pub request_id: Arc<str>,
-    /// The policy that was to rank.
-    pub routed: Arc<LoadedPolicy>,
+    /// The policy that was to rank; `None` when no policy was in service.
+    pub routed: Option<Arc<LoadedPolicy>>,
     /// The one to rank if it failed.
     pub last_good: Option<Arc<LoadedPolicy>>,
     pub assignment: Option<Assignment>,

@@ -4,6 +4,7 @@
 use super::snapshot::{Algo, ServedBy, ServedPolicy};
 use crate::error::{REQUEST_ID, request_id};
 use crate::policy::Stage;
+use crate::policy::budget::Call;
 use crate::policy::deploy::Serving;
 use crate::policy::failure::{FailureKind, PolicyFailure};
 use crate::policy::features::CandidateSet;
@@ -11,6 +12,7 @@ use crate::policy::loaded::LoadedPolicy;
 use crate::policy::native::{Native, guarded};
 use crate::policy::pool::CpuPool;
 use crate::policy::ranking::{RankInput, Ranking, rank};
+use cpu_time::ThreadTime;
 use nova_policy_sdk::Request;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -43,17 +45,20 @@ impl Job {
 
 /// The policy to try when `routed` fails: the active one, or, if that is the one that failed, the
 /// one active before it.
-pub fn last_good(routed: &Arc<LoadedPolicy>, serving: &Serving) -> Option<Arc<LoadedPolicy>> {
-    std::iter::once(&serving.active)
+pub fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc<LoadedPolicy>> {
+    let routed = routed.map(|policy| policy.effective_digest);
+    serving
+        .active_in_service()
+        .into_iter()
         .chain(&serving.warm)
-        .find(|policy| policy.effective_digest != routed.effective_digest)
+        .find(|policy| Some(policy.effective_digest) != routed)
         .cloned()
 }
 
-/// Ranks on a worker, within `budget`. `None` only if even the native copy failed.
+/// Ranks on a worker, within `budget`; natively when no policy is in service. `None` only if even the native copy failed.
 pub async fn rank_down(
     pool: &CpuPool,
-    routed: Arc<LoadedPolicy>,
+    routed: Option<Arc<LoadedPolicy>>,
     last_good: Option<Arc<LoadedPolicy>>,
     job: Job,
     budget: Duration,
@@ -63,7 +68,12 @@ pub async fn rank_down(
     let request_id = request_id();
     let climb = move || {
         REQUEST_ID.sync_scope(request_id, || {
-            climb_down(&routed, last_good.as_deref(), &on_worker, deadline)
+            climb_down(
+                routed.as_deref(),
+                last_good.as_deref(),
+                &on_worker,
+                deadline,
+            )
         })
     };
     match pool.run(budget, climb).await {
@@ -72,32 +82,28 @@ pub async fn rank_down(
         // so the reactor can bear it; the viewer cannot bear an error.
         Err(busy) => {
             tracing::warn!(%busy, "ranking natively");
-            wanted.observe_unrun(&PolicyFailure::new(
-                Stage::Dedup,
-                FailureKind::Pool,
-                busy.to_string(),
-            ));
+            if let Some(wanted) = wanted {
+                let failure = PolicyFailure::new(Stage::Dedup, FailureKind::Pool, busy.to_string());
+                wanted.observe_unrun(&failure);
+            }
             rank_native(&job)
         }
     }
 }
 
 fn climb_down(
-    routed: &LoadedPolicy,
+    routed: Option<&LoadedPolicy>,
     last_good: Option<&LoadedPolicy>,
     job: &Job,
     deadline: Instant,
 ) -> Option<Ranked> {
-    let rungs = [
-        (Some(routed), ServedBy::Policy),
-        (last_good, ServedBy::LastGood),
-    ];
+    let rungs = [(routed, ServedBy::Policy), (last_good, ServedBy::LastGood)];
     for (policy, served_by) in rungs
         .into_iter()
         .filter_map(|(policy, served_by)| Some((policy?, served_by)))
     {
         let left = deadline.saturating_duration_since(Instant::now());
-        match rank(&policy.running(policy.budget(left)), job.input()) {
+        match rank_counted(policy, left, job) {
             Ok(ranking) => {
                 return Some(Ranked {
                     ranking,
@@ -115,6 +121,25 @@ fn climb_down(
         }
     }
     rank_native(job)
+}
+
+/// One call of a policy, with what it says of the policy's failure budget.
+fn rank_counted(
+    policy: &LoadedPolicy,
+    left: Duration,
+    job: &Job,
+) -> Result<Ranking, PolicyFailure> {
+    let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
+    let ranked = rank(&policy.running(policy.budget(left)), job.input());
+    let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
+    let failure = ranked.as_ref().err().map(|failure| failure.kind);
+    let took = cpu.unwrap_or_else(|_| begun.elapsed());
+    if !job.set.is_empty()
+        && let Some(call) = Call::of(failure, took, policy.deadline())
+    {
+        policy.outcomes.record(begun, call);
+    }
+    ranked
 }
 
 fn rank_native(job: &Job) -> Option<Ranked> {

@@ -74,7 +74,8 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
     }
     let (routed, attributes_missing) = pick_policy(app, &serving, ask.viewer).await;
     if flags.enable_caching
-        && let Some(snapshot) = fresh_snapshot(app, ask.viewer, routed.policy.effective_digest).await
+        && let Some(policy) = &routed.policy
+        && let Some(snapshot) = fresh_snapshot(app, ask.viewer, policy.effective_digest).await
         // Who starts or stops an experiment changes what a ranking counts for, also where it looks the same.
         && snapshot.assignment == routed.assignment
     {
@@ -151,7 +152,8 @@ async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool)
     };
     let routed = route(
         &serving.experiments,
-        &serving.active,
+        serving.canary.as_ref(),
+        serving.active_in_service(),
         viewer,
         &attributes,
         unix_ms(),
@@ -352,7 +354,7 @@ async fn rank_candidates(
     let seen = read_seen(app, ask.viewer, &set.post_ids, missing).await;
     let seen_version = seen.version;
     let job = rank_job(ask, set, seen);
-    let second = last_good(&routed.policy, serving);
+    let second = last_good(routed.policy.as_deref(), serving);
     let budget = Duration::from_millis(app.live().feed.policy_budget_ms);
     let pool = &app.policy_pool;
     let (first, then) = (routed.policy.clone(), second.clone());

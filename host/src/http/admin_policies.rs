@@ -7,8 +7,9 @@ use crate::error::Problem;
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::artifact::{Limits, PerStage, StageSpec};
-use crate::policy::deploy::{PolicyState, Published, Serving};
-use crate::policy::registry::{AuditEntry, PublishedPolicy};
+use crate::policy::deploy::{PolicyState, Published, Serving, ServingStatus};
+use crate::policy::lifecycle::{rollback_targets, state_of};
+use crate::policy::registry::{AuditEntry, PublishedPolicy, Quarantine};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request, State};
@@ -16,6 +17,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct PolicyAnswer {
@@ -23,6 +25,9 @@ pub struct PolicyAnswer {
     pub version: String,
     pub digest: String,
     pub state: PolicyState,
+    /// Of a canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
 }
 
 impl From<Published> for PolicyAnswer {
@@ -32,6 +37,7 @@ impl From<Published> for PolicyAnswer {
             version: published.policy.version.to_string(),
             digest: published.digest.to_string(),
             state: published.state,
+            percent: published.percent,
         }
     }
 }
@@ -45,6 +51,8 @@ pub struct PolicyList {
     /// What a rollback returns to.
     #[schema(value_type = Option<String>)]
     pub previous: Option<PolicyRef>,
+    /// How the policies that serve are doing on this host; null where no host runs.
+    pub serving: Option<ServingStatus>,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -53,6 +61,9 @@ pub struct PolicyEntry {
     pub version: String,
     pub digest: String,
     pub state: PolicyState,
+    /// Of a canary.
+    pub percent: Option<f64>,
+    pub quarantine: Option<Quarantine>,
     pub description: String,
     pub published_at: DateTime<Utc>,
     pub limits: Limits,
@@ -63,16 +74,15 @@ pub struct PolicyEntry {
 impl PolicyEntry {
     fn of(published: &PublishedPolicy, serving: &Serving) -> Self {
         let spec = &published.spec;
-        let active = serving.active.spec.policy == spec.policy;
+        let state = &serving.state;
+        let canary = state.canary.as_ref().filter(|c| c.policy == spec.policy);
         Self {
             name: spec.policy.name.clone(),
             version: spec.policy.version.to_string(),
             digest: published.digest.to_string(),
-            state: if active {
-                PolicyState::Active
-            } else {
-                PolicyState::Published
-            },
+            state: state_of(state, &spec.policy).unwrap_or(PolicyState::Published),
+            percent: canary.map(|canary| canary.percent),
+            quarantine: state.quarantined.get(&published.digest).cloned(),
             description: spec.description.clone(),
             published_at: crate::clock::utc(published.published_at_ms),
             limits: spec.limits,
@@ -91,16 +101,21 @@ impl PolicyList {
                 .map(|policy| PolicyEntry::of(policy, serving))
                 .collect(),
             active: serving.active.spec.policy.clone(),
-            previous: serving.state.activations.iter().rev().nth(1).cloned(),
+            previous: rollback_targets(&serving.state).next().cloned(),
+            serving: None,
         }
     }
 }
 
-/// Every published policy.
+/// Every published policy, where it stands, and how those that serve are doing.
 #[utoipa::path(get, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])),
     responses((status = 200, body = PolicyList), (status = 401, body = Problem), (status = 403, body = Problem)))]
 pub async fn list(State(app): State<Arc<App>>, _admin: Admin<Read>) -> Json<PolicyList> {
-    Json(PolicyList::of(&app.deploy.serving()))
+    let thresholds = app.live().failure_budget.thresholds();
+    Json(PolicyList {
+        serving: Some(app.deploy.status(&thresholds, Instant::now())),
+        ..PolicyList::of(&app.deploy.serving())
+    })
 }
 
 /// What an upload consists of.
@@ -180,19 +195,23 @@ async fn read_upload(request: Request, bytes_max: usize) -> Result<PolicyFiles, 
 /// Makes a policy the active one. When this is answered, the next feed uses it.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/activate", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),
-    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub async fn activate(
     State(app): State<Arc<App>>,
     admin: Admin<Operate>,
-    Path((name, version)): Path<(String, String)>,
+    Path(path): Path<(String, String)>,
 ) -> Result<Json<PolicyAnswer>, Problem> {
-    let unknown = || Problem::not_found(format!("no policy {name}@{version} is published"));
-    let policy = format!("{name}@{version}")
-        .parse::<PolicyRef>()
-        .map_err(|_| unknown())?;
+    let policy = policy_ref(path)?;
     Ok(Json(
         app.deploy.activate(&policy, &admin.actor).await?.into(),
     ))
+}
+
+/// The policy that a path names. What cannot be one is not published either.
+pub fn policy_ref((name, version): (String, String)) -> Result<PolicyRef, Problem> {
+    format!("{name}@{version}")
+        .parse()
+        .map_err(|_: String| Problem::not_found(format!("no policy {name}@{version} is published")))
 }
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]

@@ -2,6 +2,7 @@
 
 pub mod admin_experiments;
 pub mod admin_flags;
+pub mod admin_lifecycle;
 pub mod admin_policies;
 pub mod auth;
 pub mod debug;
@@ -60,6 +61,10 @@ pub fn router(app: Arc<App>) -> Router {
     let admin = OpenApiRouter::new()
         .routes(routes!(admin_policies::list, admin_policies::upload))
         .routes(routes!(admin_policies::activate))
+        .routes(routes!(admin_lifecycle::shadow))
+        .routes(routes!(admin_lifecycle::canary))
+        .routes(routes!(admin_lifecycle::retire))
+        .routes(routes!(admin_lifecycle::quarantine))
         .routes(routes!(admin_policies::rollback))
         .routes(routes!(admin_policies::audit))
         .routes(routes!(

@@ -18,6 +18,19 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// In the order of their discriminants.
+    pub const ALL: [Self; 9] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::ContractLength,
+        Self::ContractRange,
+        Self::ContractRepeat,
+        Self::ContractNonfinite,
+        Self::ContractEmpty,
+        Self::Pool,
+    ];
+
     /// The `outcome` label of `policy_calls_total`.
     pub fn as_str(self) -> &'static str {
         match self {

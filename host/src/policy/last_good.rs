@@ -7,6 +7,7 @@
 
 use super::artifact::{Digest, PerStage, PolicyRef, Stage};
 use super::deploy::WARM_POLICIES;
+use super::lifecycle::rollback_targets;
 use super::registry::{AuditEntry, Change, Registry, RegistryError, RegistryState};
 use crate::experiments::spec::ExperimentState;
 use anyhow::Context as _;
@@ -111,10 +112,12 @@ fn file_name(digest: Digest) -> String {
     format!("{digest}.wasm")
 }
 
-/// Of what a host loads when it starts: the active policy, those it could roll back to, and the
-/// variations of running experiments.
+/// Of what a host loads when it starts: the active policy, those it could roll back to, those on
+/// trial, and the variations of running experiments.
 fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
-    let activated = state.activations.iter().rev().take(1 + WARM_POLICIES);
+    let active = state.activations.last();
+    let former = rollback_targets(state).take(WARM_POLICIES);
+    let canary = state.canary.as_ref().map(|canary| &canary.policy);
     let varied = state
         .experiments
         .values()
@@ -129,7 +132,14 @@ fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
             .flat_map(|stages| Stage::ALL.map(|stage| stages.get(stage).module))
             .collect::<Vec<_>>()
     };
-    activated.chain(varied).flat_map(modules).collect()
+    active
+        .into_iter()
+        .chain(former)
+        .chain(canary)
+        .chain(&state.shadows)
+        .chain(varied)
+        .flat_map(modules)
+        .collect()
 }
 
 /// Whole or not at all: a reader sees the old file or the new one, also after a power cut.

@@ -1,6 +1,7 @@
 //! A published policy, compiled and ready to rank.
 
 use super::artifact::{Digest, PerStage, PolicySpec, Stage};
+use super::budget::Outcomes;
 use super::failure::{FailureKind, PolicyFailure};
 use super::features::Feature;
 use super::module::{CallBudget, Module};
@@ -21,6 +22,8 @@ pub struct LoadedPolicy {
     /// The same, written.
     pub digest_hex: Arc<str>,
     pub modules: PerStage<Arc<Module>>,
+    /// How its calls went, shared by all that behave alike.
+    pub outcomes: Arc<Outcomes>,
     /// In the order each module declares.
     params: PerStage<Vec<f64>>,
     metrics: PolicyMetrics,
@@ -61,6 +64,7 @@ impl LoadedPolicy {
             digest_hex: effective_digest.to_string().into(),
             spec,
             modules,
+            outcomes: Arc::default(),
             params,
             metrics,
         })
@@ -70,10 +74,14 @@ impl LoadedPolicy {
         self.params.get(stage)
     }
 
+    /// What the three stages may take together.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.spec.limits.deadline_ms.into())
+    }
+
     /// What the three stages together may use, from now, within `left` of the request's own time.
     pub fn budget(&self, left: Duration) -> CallBudget {
-        let own = Duration::from_millis(self.spec.limits.deadline_ms.into());
-        self.budget_without_deadline(own.min(left))
+        self.budget_without_deadline(self.deadline().min(left))
     }
 
     /// What a run that nobody is served from may use: `time` as it is, because telling a ranking

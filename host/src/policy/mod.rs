@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod artifact;
 pub mod bindings;
+pub mod budget;
 pub mod builtin;
 pub mod compare;
 pub mod deploy;

@@ -50,8 +50,8 @@ pub struct Record {
     pub now_ms: u64,
     pub seed: u64,
     pub limit: u32,
-    /// The policy that was to rank.
-    pub routed: PolicyIdentity,
+    /// The policy that was to rank; `None` when no policy was in service.
+    pub routed: Option<PolicyIdentity>,
     /// Experiment and variation.
     pub assignment: Option<(String, String)>,
     pub answer: Answer,
@@ -120,7 +120,7 @@ impl Record {
             now_ms: job.request.now_ms,
             seed: job.request.seed,
             limit: job.request.limit,
-            routed: PolicyIdentity::of(routed),
+            routed: routed.as_deref().map(PolicyIdentity::of),
             assignment: assignment.as_ref().map(pair),
             answer: Answer {
                 served_by: ranked.served_by,
@@ -238,7 +238,7 @@ pub mod tests {
             now_ms: 1_750_000_000_000,
             seed: u64::MAX,
             limit: 50,
-            routed: policy.clone(),
+            routed: Some(policy.clone()),
             assignment: Some(("recency".to_owned(), "fresh".to_owned())),
             answer: Answer {
                 served_by: ServedBy::Policy,

@@ -159,8 +159,9 @@ impl Writer {
 
     async fn write(&mut self, batch: Vec<(Why, Arc<Decision>)>) {
         for (why, decision) in &batch {
-            self.keep_policy(&decision.routed).await;
-            if let (Why::Failure, Some(policy)) = (why, &decision.last_good) {
+            // What the last good policy is matters only where it had to answer.
+            let last_good = decision.last_good.iter().filter(|_| *why == Why::Failure);
+            for policy in decision.routed.iter().chain(last_good) {
                 self.keep_policy(policy).await;
             }
         }

@@ -44,12 +44,14 @@ pub struct Encoded {
 
 impl Encoded {
     pub fn of(record: &Record) -> Self {
+        let served = &record.answer.policy;
+        let routed = record.routed.as_ref().unwrap_or(served);
         Self {
             recorded_ms: record.now_ms,
             user_id: record.user_id,
             why: record.why.as_str(),
-            routed: record.routed.effective_digest,
-            served: record.answer.policy.effective_digest,
+            routed: routed.effective_digest,
+            served: served.effective_digest,
             bytes: record.encode(),
         }
     }
@@ -410,8 +412,8 @@ mod tests {
         let mut record = record(20);
         record.now_ms = at_ms;
         record.user_id = user_id;
-        record.routed.effective_digest = policy.digest();
         record.answer.policy.effective_digest = policy.digest();
+        record.routed = Some(record.answer.policy.clone());
         Encoded::of(&record)
     }
 

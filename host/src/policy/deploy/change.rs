@@ -1,15 +1,17 @@
-//! Changes of what serves: activation, rollback, flags. Each is made in the registry first.
+//! Changes of what serves: a policy's steps through its life, rollback, flags. Each is made in the
+//! registry first.
 
 use super::{Deploy, DeployError, PolicyState, Published, require_published};
 use crate::metrics::METRICS;
 use crate::policy::artifact::PolicyRef;
-use crate::policy::registry::Change;
+use crate::policy::lifecycle::{Event, state_of, step};
+use crate::policy::registry::{Change, RegistryState};
 
 impl Deploy {
     /// Makes a published policy the active one.
     ///
     /// # Errors
-    /// When it is not published, cannot be loaded, or the registry does not answer.
+    /// When it is not published, out of service, cannot be loaded, or the registry does not answer.
     pub async fn activate(
         &self,
         policy: &PolicyRef,
@@ -25,36 +27,88 @@ impl Deploy {
         actor: &str,
     ) -> Result<Published, DeployError> {
         let serving = self.serving.load_full();
-        let digest = require_published(&serving.state, policy)?.digest;
-        let done = Published {
-            policy: policy.clone(),
-            digest,
-            state: PolicyState::Active,
-            new: false,
-        };
-        let recorded = serving.state.activations.last() == Some(policy);
-        if recorded && serving.active.spec.policy == *policy {
-            return Ok(done);
+        let (_, changes) = step(&serving.state, &Event::Activate(policy.clone()))?;
+        if changes.is_empty() && serving.active.spec.policy == *policy {
+            return standing(&serving.state, policy);
         }
         // Loaded before it is recorded: what cannot run must not become the truth.
         let loaded = self.load(&serving.state, policy, None).await?;
-        self.carry_out(
-            Change::Activate {
-                policy: policy.clone(),
-            },
-            actor,
-        )
-        .await?;
+        let change = Change::Activate {
+            policy: policy.clone(),
+        };
+        self.carry_out(change, actor).await?;
         drop(loaded);
         METRICS
             .policy_swaps_total
             .with_label_values(&["activate"])
             .inc();
-        tracing::info!(%policy, %digest, actor, "policy activated");
-        Ok(done)
+        tracing::info!(%policy, actor, "policy activated");
+        standing(&self.serving().state, policy)
     }
 
-    /// Returns to what was active before.
+    /// Lets a published policy rank beside the active one, for nobody.
+    ///
+    /// # Errors
+    /// When it may not from where it stands, cannot be loaded, or the registry does not answer.
+    pub async fn shadow(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
+        self.take_step(policy, Event::Shadow(policy.clone()), actor)
+            .await
+    }
+
+    /// Serves a share of the viewers whom no experiment takes; 0 ends a canary or a shadow.
+    ///
+    /// # Errors
+    /// As [`Deploy::shadow`].
+    pub async fn canary(
+        &self,
+        policy: &PolicyRef,
+        percent: f64,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let event = Event::Canary {
+            policy: policy.clone(),
+            percent,
+        };
+        self.take_step(policy, event, actor).await
+    }
+
+    /// Ends a version's life. Rollbacks skip it.
+    ///
+    /// # Errors
+    /// When it serves somebody, or the registry does not answer.
+    pub async fn retire(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
+        self.take_step(policy, Event::Retire(policy.clone()), actor)
+            .await
+    }
+
+    async fn take_step(
+        &self,
+        policy: &PolicyRef,
+        event: Event,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let _changing = self.changing.lock().await;
+        let serving = self.serving.load_full();
+        let (_, changes) = step(&serving.state, &event)?;
+        // Loaded before it is recorded, as for an activation.
+        let begins = matches!(
+            changes.first(),
+            Some(Change::Shadow { .. } | Change::Canary { .. })
+        );
+        let loaded = match begins && !matches!(event, Event::Canary { percent: 0.0, .. }) {
+            true => Some(self.load(&serving.state, policy, None).await?),
+            false => None,
+        };
+        for change in changes {
+            let (action, detail) = (change.action(), change.detail());
+            self.carry_out(change, actor).await?;
+            tracing::info!(%policy, action, %detail, actor, "policy changed");
+        }
+        drop(loaded);
+        standing(&self.serving().state, policy)
+    }
+
+    /// Returns to what was active before, skipping what is out of service.
     ///
     /// # Errors
     /// A conflict when another policy is active than the caller expected, or nothing was active before.
@@ -66,41 +120,27 @@ impl Deploy {
     ) -> Result<Published, DeployError> {
         let _changing = self.changing.lock().await;
         let serving = self.serving.load_full();
-        let Some((active, former)) = serving.state.activations.split_last() else {
-            return Err(DeployError::Conflict("nothing was ever activated".into()));
+        let event = Event::Rollback {
+            reason: reason.to_owned(),
+            expected_active: expected_active.cloned(),
         };
-        if let Some(expected) = expected_active
-            && expected != active
-        {
-            return Err(DeployError::Conflict(format!(
-                "{active} is active, not {expected}; nothing was changed"
-            )));
-        }
-        let Some(to) = former.last() else {
-            return Err(DeployError::Conflict(format!(
-                "{active} was the first; there is nothing to go back to"
-            )));
+        let (next, changes) = step(&serving.state, &event)?;
+        let Some(to) = next.activations.last() else {
+            return Err(DeployError::Conflict("nothing was ever activated".into()));
         };
         // Loaded before it is recorded, as for an activation.
         let loaded = self.load(&serving.state, to, None).await?;
-        let change = Change::Rollback {
-            from: active.clone(),
-            to: to.clone(),
-            reason: reason.to_owned(),
-        };
-        self.carry_out(change, actor).await?;
+        for change in changes {
+            self.carry_out(change, actor).await?;
+        }
         drop(loaded);
         METRICS
             .policy_swaps_total
             .with_label_values(&["rollback"])
             .inc();
-        tracing::warn!(from = %active, %to, actor, reason, "policy rolled back");
-        Ok(Published {
-            policy: to.clone(),
-            digest: require_published(&serving.state, to)?.digest,
-            state: PolicyState::Active,
-            new: false,
-        })
+        let from = serving.state.activations.last().map(ToString::to_string);
+        tracing::warn!(from, %to, actor, reason, "policy rolled back");
+        standing(&self.serving().state, to)
     }
 
     /// # Errors
@@ -121,4 +161,20 @@ impl Deploy {
         )
         .await
     }
+}
+
+/// Where a policy stands now.
+pub(super) fn standing(
+    state: &RegistryState,
+    policy: &PolicyRef,
+) -> Result<Published, DeployError> {
+    let stands = state_of(state, policy).unwrap_or(PolicyState::Published);
+    let canary = state.canary.as_ref().filter(|c| c.policy == *policy);
+    Ok(Published {
+        policy: policy.clone(),
+        digest: require_published(state, policy)?.digest,
+        state: stands,
+        percent: canary.map(|canary| canary.percent),
+        new: false,
+    })
 }

@@ -3,7 +3,8 @@
 use super::{Deploy, DeployError};
 use crate::experiments::cohort::Rule;
 use crate::experiments::routing::RunningExperiment;
-use crate::experiments::spec::{ExperimentSpec, ExperimentState};
+use crate::experiments::spec::{ExperimentSpec, ExperimentState, VariationSpec};
+use crate::policy::lifecycle::{in_service, variation_quarantine};
 use crate::policy::registry::{Change, Experiment, RegistryState};
 
 impl Deploy {
@@ -65,7 +66,10 @@ impl Deploy {
                 .load(state, &variation.policy, overrides.as_ref())
                 .await
             {
-                Ok(_) => {}
+                Ok(_) => {
+                    let reason = out_of_service(state, variation);
+                    errors.extend(reason.map(|r| (format!("variations[{at}].policy"), r)));
+                }
                 Err(DeployError::Refused(refusal)) => {
                     errors.extend(
                         refusal
@@ -111,6 +115,17 @@ impl Deploy {
             let (from, to) = (current.state.as_str(), next.as_str());
             return Err(DeployError::Conflict(format!(
                 "experiment `{key}` is {from} and cannot become {to}"
+            )));
+        }
+        let variations = &current.spec.variations;
+        let unfit = variations
+            .iter()
+            .find_map(|v| out_of_service(&serving.state, v));
+        if next == ExperimentState::Running
+            && let Some(reason) = unfit
+        {
+            return Err(DeployError::Conflict(format!(
+                "experiment `{key}` cannot run: {reason}"
             )));
         }
         let experiment = Experiment {
@@ -201,4 +216,16 @@ impl Deploy {
         running.sort_by_key(|experiment| std::cmp::Reverse(experiment.spec.priority));
         Ok(running)
     }
+}
+
+/// Why a variation may serve nobody.
+fn out_of_service(state: &RegistryState, variation: &VariationSpec) -> Option<String> {
+    let refused = in_service(state, &variation.policy).err();
+    refused.map(|refused| refused.to_string()).or_else(|| {
+        let quarantine = variation_quarantine(state, variation)?;
+        Some(format!(
+            "{} with these parameters is quarantined ({})",
+            variation.policy, quarantine.reason
+        ))
+    })
 }

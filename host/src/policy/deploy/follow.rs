@@ -45,6 +45,7 @@ impl Deploy {
         loop {
             tokio::select! {
                 () = self.registry.changed() => {}
+                () = self.settle_soon.notified() => {}
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
             let looked = self.look().await;
@@ -69,14 +70,17 @@ impl Deploy {
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
-        if revision == self.serving().state.revision {
+        if revision == self.serving().state.revision && !self.is_unsettled() {
             return Ok(());
         }
         let _changing = self.changing.lock().await;
         // Meanwhile this host's own change, of which this is the echo, may have been loaded.
-        if revision == self.serving().state.revision {
-            return Ok(());
+        if revision != self.serving().state.revision {
+            self.refresh().await?;
         }
-        self.refresh().await
+        if self.is_unsettled() {
+            self.settle().await?;
+        }
+        Ok(())
     }
 }

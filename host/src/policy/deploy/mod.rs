@@ -7,20 +7,29 @@ mod follow;
 mod load;
 mod modules;
 mod publish;
+mod quarantine;
+mod status;
 
 use super::admission::Refusal;
 use super::artifact::{Digest, PolicyRef};
+use super::budget::Outcomes;
 use super::builtin;
 use super::engine::Engine;
+pub use super::lifecycle::PolicyState;
+use super::lifecycle::Refused;
 use super::loaded::LoadedPolicy;
-use super::registry::{Change, PublishedPolicy, Registry, RegistryError, RegistryState};
-use crate::experiments::routing::RunningExperiment;
+use super::registry::{
+    Change, PublishedPolicy, Quarantine, Registry, RegistryError, RegistryState,
+};
+use crate::experiments::routing::{CanaryShare, RunningExperiment};
 use crate::experiments::spec::FieldError;
 use arc_swap::ArcSwap;
 use modules::CompiledModules;
-use std::collections::HashMap;
+pub use status::ServingStatus;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
+use tokio::sync::Notify;
 
 /// Former policies kept compiled for rollback. Two operators' worth of second thoughts.
 pub(super) const WARM_POLICIES: usize = 3;
@@ -32,9 +41,20 @@ pub struct Serving {
     pub active: Arc<LoadedPolicy>,
     /// Former policies, the most recent first; `warm[0]` is what a rollback returns to.
     pub warm: Vec<Arc<LoadedPolicy>>,
+    pub canary: Option<CanaryShare>,
+    /// Policies that rank beside the active one and serve nobody.
+    pub shadows: Vec<Arc<LoadedPolicy>>,
     /// Running experiments, highest priority first.
     pub experiments: Vec<RunningExperiment>,
     pub needs_attributes: bool,
+}
+
+impl Serving {
+    /// `None` when even the last resort is in quarantine: then the native copy ranks.
+    pub fn active_in_service(&self) -> Option<&Arc<LoadedPolicy>> {
+        let quarantined = &self.state.quarantined;
+        (!quarantined.contains_key(&self.active.effective_digest)).then_some(&self.active)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -63,14 +83,14 @@ impl From<RegistryError> for DeployError {
     }
 }
 
-/// Where a policy stands.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum PolicyState {
-    Published,
-    Active,
+impl From<Refused> for DeployError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown(_) => DeployError::NotFound(refused.to_string()),
+            Refused::Percent => DeployError::Invalid(vec![("percent".into(), refused.to_string())]),
+            Refused::Conflict(reason) => DeployError::Conflict(reason),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +98,8 @@ pub struct Published {
     pub policy: PolicyRef,
     pub digest: Digest,
     pub state: PolicyState,
+    /// Of a canary.
+    pub percent: Option<f64>,
     /// `false`: this very version was there before.
     pub new: bool,
 }
@@ -89,8 +111,19 @@ pub struct Deploy {
     serving: ArcSwap<Serving>,
     compiled: CompiledModules,
     bound: Mutex<HashMap<(PolicyRef, Digest), Weak<LoadedPolicy>>>,
+    outcomes: Mutex<HashMap<Digest, Weak<Outcomes>>>,
+    /// What this binary ships, so that the last resort of a rollback is always warm.
+    baseline: Arc<LoadedPolicy>,
     /// Changes are made one at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Held only while the pointer is exchanged, never while the registry is asked: a quarantine does
+    /// not wait for it.
+    exchanging: tokio::sync::Mutex<()>,
+    /// Quarantines decided here that the registry may not have yet.
+    withdrawn: Mutex<BTreeMap<Digest, Quarantine>>,
+    /// Whether something has to be brought into the registry, and the call to do so.
+    unsettled: AtomicBool,
+    settle_soon: Notify,
     /// Whether what this binary ships is in the registry.
     prepared: AtomicBool,
     /// A development host lets a policy that says so follow its sources.
@@ -118,8 +151,10 @@ impl Deploy {
         .await?;
         let serving = Serving {
             state: RegistryState::default(),
-            active: baseline.loaded,
+            active: baseline.loaded.clone(),
             warm: Vec::new(),
+            canary: None,
+            shadows: Vec::new(),
             experiments: Vec::new(),
             needs_attributes: false,
         };
@@ -129,7 +164,13 @@ impl Deploy {
             serving: ArcSwap::from_pointee(serving),
             compiled,
             bound: Mutex::default(),
+            outcomes: Mutex::default(),
+            baseline: baseline.loaded,
             changing: tokio::sync::Mutex::default(),
+            exchanging: tokio::sync::Mutex::default(),
+            withdrawn: Mutex::default(),
+            unsettled: AtomicBool::new(false),
+            settle_soon: Notify::new(),
             prepared: AtomicBool::new(false),
             development,
         };

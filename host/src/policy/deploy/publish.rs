@@ -1,5 +1,6 @@
 //! How a policy comes into the registry: what this binary ships, an upload, a watched directory.
 
+use super::change::standing;
 use super::modules::{CompiledModules, Known};
 use super::{Deploy, DeployError, PolicyState, Published, Serving};
 use crate::clock::unix_ms;
@@ -118,6 +119,7 @@ impl Deploy {
             policy,
             digest: loaded.digest,
             state: PolicyState::Published,
+            percent: None,
             new: true,
         })
     }
@@ -136,6 +138,7 @@ impl Deploy {
                 policy: serving.active.spec.policy.clone(),
                 digest,
                 state: PolicyState::Active,
+                percent: None,
                 new: false,
             });
         }
@@ -195,18 +198,7 @@ fn already_published(
         );
         return Err(Refusal::one(reason).into());
     }
-    let active = serving.state.activations.last() == Some(&policy);
-    let state = if active {
-        PolicyState::Active
-    } else {
-        PolicyState::Published
-    };
-    Ok(Published {
-        policy,
-        digest,
-        state,
-        new: false,
-    })
+    standing(&serving.state, &policy)
 }
 
 /// A recipe of this binary, admitted.

@@ -1,0 +1,90 @@
+//! The steps of a policy's life besides activation: shadow, canary, retirement, quarantine.
+
+use super::admin_policies::{PolicyAnswer, policy_ref};
+use super::auth::{Admin, Operate, Upload};
+use super::extract::{Json as JsonBody, Path};
+use crate::app::App;
+use crate::error::Problem;
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// Ranks beside the active policy from now on, for nobody.
+#[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub async fn shadow(
+    State(app): State<Arc<App>>,
+    admin: Admin<Upload>,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let policy = policy_ref(path)?;
+    Ok(Json(app.deploy.shadow(&policy, &admin.actor).await?.into()))
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CanaryBody {
+    /// Of the viewers whom no experiment takes, 0 … 100 in steps of 0.01. Growing it keeps those who are in. 0 ends
+    /// a canary or a shadow.
+    pub percent: f64,
+}
+
+/// Serves a share of viewers. One policy at a time can be the canary.
+#[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/canary", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)), request_body = CanaryBody,
+    responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
+        (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub async fn canary(
+    State(app): State<Arc<App>>,
+    admin: Admin<Operate>,
+    Path(path): Path<(String, String)>,
+    JsonBody(body): JsonBody<CanaryBody>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let policy = policy_ref(path)?;
+    let published = app
+        .deploy
+        .canary(&policy, body.percent, &admin.actor)
+        .await?;
+    Ok(Json(published.into()))
+}
+
+/// Ends a version's life: it serves nobody, and rollbacks skip it.
+#[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/retire", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub async fn retire(
+    State(app): State<Arc<App>>,
+    admin: Admin<Operate>,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let policy = policy_ref(path)?;
+    Ok(Json(app.deploy.retire(&policy, &admin.actor).await?.into()))
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuarantineBody {
+    /// For the audit log.
+    pub reason: String,
+}
+
+/// Serves nobody any more, under whatever name it was published. The active policy rolls back, experiments with it
+/// pause. There is no way back: publish a changed version.
+#[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/quarantine", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)), request_body = QuarantineBody,
+    responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
+pub async fn quarantine(
+    State(app): State<Arc<App>>,
+    admin: Admin<Operate>,
+    Path(path): Path<(String, String)>,
+    JsonBody(body): JsonBody<QuarantineBody>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let policy = policy_ref(path)?;
+    let published = app
+        .deploy
+        .quarantine(&policy, &body.reason, &admin.actor)
+        .await?;
+    Ok(Json(published.into()))
+}
