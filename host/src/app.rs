@@ -9,6 +9,7 @@ use crate::experiments::exposure::Exposures;
 use crate::experiments::routing::Lookup;
 use crate::feed::cursor::CursorKey;
 use crate::feed::deleted::DeletedPosts;
+use crate::feed::shadow::Shadows;
 use crate::http::auth::TokenKeys;
 use crate::http::limits::RateLimits;
 use crate::jobs::profile::Profile;
@@ -58,6 +59,7 @@ pub struct App {
     pub spool: Spool,
     pub exposures: Exposures,
     pub recorder: Recorder,
+    pub shadows: Shadows,
     pub trending: Trending,
     pub suggestions: Suggestions,
     pub token_keys: TokenKeys,
@@ -95,6 +97,7 @@ pub struct Parts {
     pub spool: Spool,
     pub exposures: Exposures,
     pub recorder: Recorder,
+    pub shadows: Shadows,
     pub token_keys: TokenKeys,
     pub cursor_key: CursorKey,
     pub watch_report: WatchReport,
@@ -122,6 +125,7 @@ impl App {
             spool: parts.spool,
             exposures: parts.exposures,
             recorder: parts.recorder,
+            shadows: parts.shadows,
             token_keys: parts.token_keys,
             cursor_key: parts.cursor_key,
             watch_report: parts.watch_report,
@@ -155,6 +159,7 @@ impl App {
                 .store(Arc::new(RateLimits::new(&live.limits)));
         }
         self.recorder.configure(&live.records);
+        self.shadows.configure(&live);
         self.live.store(Arc::new(live));
     }
 

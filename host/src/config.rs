@@ -45,6 +45,7 @@ pub struct Live {
     pub feed: Feed,
     pub failure_budget: FailureBudget,
     pub records: Records,
+    pub shadow: Shadow,
     pub flags: Flags,
 }
 
@@ -260,6 +261,20 @@ pub struct Records {
     pub age_max_h: u64,
 }
 
+/// Policies that rank beside the one that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shadow {
+    /// Processor time for all of them together, % of one core, 0 to 100. Default 25; at 0 none runs.
+    pub cpu_percent: u32,
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Self { cpu_percent: 25 }
+    }
+}
+
 /// Defaults of the flags; an operator's `PUT /admin/v1/flags/{name}` beats them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -320,6 +335,7 @@ impl Default for Live {
             feed: Feed::default(),
             failure_budget: FailureBudget::default(),
             records: Records::default(),
+            shadow: Shadow::default(),
             flags: Flags::default(),
         }
     }
@@ -481,6 +497,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_RECORD_VIEWERS", "records.viewers"),
     ("NOVA_RECORD_BYTES_MAX", "records.bytes_max"),
     ("NOVA_RECORD_AGE_MAX_H", "records.age_max_h"),
+    ("NOVA_SHADOW_CPU_PERCENT", "shadow.cpu_percent"),
     ("NOVA_USE_CH_RANKING", "flags.use_ch_ranking"),
     ("NOVA_ENABLE_CACHING", "flags.enable_caching"),
     ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
@@ -575,6 +592,12 @@ impl Config {
         let ratio = self.live.records.sample_ratio;
         if !(0.0..=1.0).contains(&ratio) {
             return refuse(format!("records.sample_ratio: {ratio} is not within 0 … 1"));
+        }
+        let percent = self.live.shadow.cpu_percent;
+        if percent > 100 {
+            return refuse(format!(
+                "shadow.cpu_percent: {percent} is not within 0 … 100"
+            ));
         }
         let limits = &self.live.limits;
         let rates = [
@@ -789,6 +812,7 @@ mod tests {
             ("NOVA_SNAPSHOT_TTL_S", "soon"),
             ("NOVA_RATE_LIMIT", "maybe"),
             ("NOVA_RECORD_SAMPLE_RATIO", "1.5"),
+            ("NOVA_SHADOW_CPU_PERCENT", "101"),
             ("NOVA_RECORD_VIEWERS", "7,ada"),
             ("LOG_LEVEL", "=="),
             ("NOVA_JWT_SECRET", "short"),

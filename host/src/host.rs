@@ -6,6 +6,7 @@ use crate::events::drain::{self, Drain};
 use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
 use crate::feed::cursor::CursorKey;
+use crate::feed::shadow::Shadows;
 use crate::http;
 use crate::http::auth::TokenKeys;
 use crate::jobs::{self, ConfigFile, Jobs};
@@ -111,6 +112,7 @@ impl Host {
             deploy: deploy.clone(),
             exposures,
             recorder,
+            shadows: Shadows::start(&config.live)?,
             config,
         };
         let app = App::new(parts, stores);

@@ -68,6 +68,7 @@ pub struct Metrics {
     pub fallback_ratio: Gauge,
     pub records_total: IntCounterVec,
     pub records_bytes: IntGauge,
+    pub shadow_runs_total: IntCounterVec,
 }
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
@@ -300,6 +301,11 @@ impl Metrics {
             records_bytes: r.gauge(
                 "records_bytes",
                 "Size of the recorded rankings and the modules they need.",
+            ),
+            shadow_runs_total: r.counters(
+                "shadow_runs_total",
+                "Rankings of policies in shadow, by outcome.",
+                &["policy", "outcome"],
             ),
             registry: r.0,
         }

@@ -22,6 +22,7 @@ mod requests;
 mod senders;
 #[path = "../shared/services.rs"]
 mod services;
+mod shadow;
 mod stack;
 mod swap;
 mod watch;

@@ -6,6 +6,7 @@ pub mod decision;
 pub mod deleted;
 pub mod ladder;
 pub mod page;
+pub mod shadow;
 pub mod snapshot;
 pub mod story;
 pub mod timeline;

@@ -387,7 +387,7 @@ async fn rank_candidates(
         epoch: None,
         cache_hit: false,
     };
-    app.recorder.offer(&Arc::new(Decision {
+    let decision = Arc::new(Decision {
         ranking_id: made.ranking_id,
         request_id: ask.request_id.clone(),
         routed: routed.policy,
@@ -395,7 +395,9 @@ async fn rank_candidates(
         assignment: routed.assignment,
         job,
         ranked,
-    }));
+    });
+    app.recorder.offer(&decision);
+    app.shadows.offer(&serving.shadows, &decision);
     Some(made)
 }
 

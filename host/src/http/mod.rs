@@ -61,7 +61,10 @@ pub fn router(app: Arc<App>) -> Router {
     let admin = OpenApiRouter::new()
         .routes(routes!(admin_policies::list, admin_policies::upload))
         .routes(routes!(admin_policies::activate))
-        .routes(routes!(admin_lifecycle::shadow))
+        .routes(routes!(
+            admin_lifecycle::shadow,
+            admin_lifecycle::shadow_report
+        ))
         .routes(routes!(admin_lifecycle::canary))
         .routes(routes!(admin_lifecycle::retire))
         .routes(routes!(admin_lifecycle::quarantine))
