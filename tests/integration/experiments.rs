@@ -14,7 +14,7 @@ fn fnv1a32(text: &str) -> u32 {
     text.encode_utf16().fold(2_166_136_261, step)
 }
 
-fn bucket(seed: &str, viewer: u64) -> f64 {
+pub fn bucket(seed: &str, viewer: u64) -> f64 {
     let inner = fnv1a32(&format!("{seed}{viewer}"));
     f64::from(fnv1a32(&inner.to_string()) % 10_000) / 10_000.0
 }
@@ -24,15 +24,15 @@ fn namespace_bucket(id: &str, viewer: u64) -> f64 {
 }
 
 /// A host where `patient@1.0.0` is active: `baseline` with ample limits.
-struct Lab {
-    host: Host,
+pub struct Lab {
+    pub host: Host,
     /// An experimenter's.
     token: String,
     key: EncodingKey,
 }
 
 impl Lab {
-    async fn open() -> Self {
+    pub async fn open() -> Self {
         let lab = Self::of(patient_setup().start());
         let patient = manifest("patient", "1.0.0", "none", "") + AMPLE;
         let operator = lab.host.operator();
@@ -40,30 +40,30 @@ impl Lab {
         lab
     }
 
-    fn of(host: Host) -> Self {
+    pub fn of(host: Host) -> Self {
         let token = host.admin_token("experimenter");
         let key = std::fs::read_to_string(host.data_dir.join("jwt.key")).unwrap();
         let key = EncodingKey::from_secret(&hex::decode(key.trim()).unwrap());
         Self { host, token, key }
     }
 
-    async fn put(&self, key: &str, spec: &Value) -> Answer {
+    pub async fn put(&self, key: &str, spec: &Value) -> Answer {
         let path = format!("/admin/v1/experiments/{key}");
         self.host.put(&self.token, &path, spec).await
     }
 
-    async fn show(&self, key: &str) -> Answer {
+    pub async fn show(&self, key: &str) -> Answer {
         let path = format!("/admin/v1/experiments/{key}");
         self.host.get(&self.token, &path).await
     }
 
-    async fn step(&self, key: &str, step: &str) -> Answer {
+    pub async fn step(&self, key: &str, step: &str) -> Answer {
         let path = format!("/admin/v1/experiments/{key}/{step}");
         let request = self.host.request(Method::POST, &path);
         self.host.send(request.bearer_auth(&self.token)).await
     }
 
-    async fn run(&self, key: &str, spec: &Value) {
+    pub async fn run(&self, key: &str, spec: &Value) {
         let put = self.put(key, spec).await.ok(201);
         assert_eq!((&put["key"], &put["state"]), (&json!(key), &json!("draft")));
         assert_eq!(self.step(key, "start").await.ok(200)["state"], "running");
@@ -75,7 +75,7 @@ impl Lab {
     }
 
     /// Signed here: a thousand runs of `nova token` would take longer than what is tested.
-    async fn feed(&self, viewer: u64) -> Value {
+    pub async fn feed(&self, viewer: u64) -> Value {
         let exp = chrono::Utc::now().timestamp() + 600;
         let claims = json!({"iss": "nova", "aud": "nova", "sub": viewer.to_string(), "exp": exp});
         let token = jsonwebtoken::encode(&Header::default(), &claims, &self.key).unwrap();
@@ -102,14 +102,14 @@ impl Lab {
 }
 
 /// Half `control`, half `fresh`, over everybody.
-fn halves(seed: &str) -> Value {
+pub fn halves(seed: &str) -> Value {
     json!({"seed": seed, "variations": [
         {"key": "control", "weight": 0.5, "policy": "patient@1.0.0"},
         {"key": "fresh", "weight": 0.5, "policy": "patient@1.0.0", "params": {"score": {"w_freshness": 0.6}}}]})
 }
 
 /// Everybody it takes gets the variation `all`.
-fn whole(changes: Value) -> Value {
+pub fn whole(changes: Value) -> Value {
     let mut spec =
         json!({"variations": [{"key": "all", "weight": 1.0, "policy": "patient@1.0.0"}]});
     for (name, value) in changes.as_object().unwrap() {

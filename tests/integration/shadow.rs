@@ -1,6 +1,6 @@
 //! Policies in shadow: they rank beside what is served and report; no viewer can tell that they are there.
 
-use crate::harness::{Host, eventually, guest, manifest, post_ids};
+use crate::harness::{Host, eventually, guest, manifest, nova, post_ids};
 use crate::recipes::{AMPLE, Operator, SOON, calm, label, patient_setup};
 use serde_json::{Value, json};
 
@@ -75,6 +75,25 @@ async fn a_shadow_reports_how_it_would_rank_and_changes_no_answer() {
     assert_eq!(comparison["entered"]["p50"], comparison["left"]["p50"]);
     assert!(comparison["authors"]["max_share_after"]["mean"].is_number());
     assert!(report["p99_ms"].as_f64().unwrap() > 0.0);
+    let status = nova()
+        .args([
+            "policy",
+            "status",
+            "--host",
+            &host.url,
+            "--token",
+            &operator.token,
+        ])
+        .output()
+        .unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("upside-down@1.0.0  shadow: "));
+    assert!(
+        line.is_some_and(|line| line.contains("of the page in common")),
+        "{status}"
+    );
 
     let after = host.feed(7).await;
     assert_eq!(post_ids(&after), post_ids(&before));

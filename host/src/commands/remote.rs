@@ -39,6 +39,26 @@ pub struct Remote {
     client: reqwest::Client,
 }
 
+/// A step of a published policy's life.
+#[derive(Debug)]
+pub enum Step {
+    Shadow,
+    Canary { percent: f64 },
+    Retire,
+    Quarantine { reason: String },
+}
+
+impl Step {
+    fn request(&self) -> (&'static str, Option<Value>) {
+        match self {
+            Step::Shadow => ("shadow", None),
+            Step::Canary { percent } => ("canary", Some(json!({ "percent": percent }))),
+            Step::Retire => ("retire", None),
+            Step::Quarantine { reason } => ("quarantine", Some(json!({ "reason": reason }))),
+        }
+    }
+}
+
 /// Where a command's change goes.
 #[derive(Debug)]
 pub enum Target {
@@ -180,6 +200,23 @@ impl Target {
         }
     }
 
+    pub async fn step(&self, policy: &PolicyRef, step: &Step) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => {
+                let (verb, body) = step.request();
+                let PolicyRef { name, version } = policy;
+                let path = format!("/admin/v1/policies/{name}/{version}/{verb}");
+                remote.call(Method::POST, &path, body.as_ref()).await
+            }
+            Target::Directory(deploy) => answer(match step {
+                Step::Shadow => deploy.shadow(policy, LOCAL_ACTOR).await,
+                Step::Canary { percent } => deploy.canary(policy, *percent, LOCAL_ACTOR).await,
+                Step::Retire => deploy.retire(policy, LOCAL_ACTOR).await,
+                Step::Quarantine { reason } => deploy.quarantine(policy, reason, LOCAL_ACTOR).await,
+            }),
+        }
+    }
+
     pub async fn rollback(
         &self,
         reason: &str,
@@ -204,6 +241,13 @@ fn answer(result: Result<crate::policy::deploy::Published, DeployError>) -> anyh
         Ok(published) => Ok(serde_json::to_value(PolicyAnswer::from(published))?),
         Err(DeployError::Refused(refusal)) => {
             bail!("policy refused: {}", refusal.reasons.join("; "))
+        }
+        Err(DeployError::Invalid(fields)) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(f, why)| format!("{f}: {why}"))
+                .collect();
+            bail!("{}", fields.join("; "))
         }
         Err(error) => Err(error.into()),
     }

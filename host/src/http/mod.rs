@@ -8,6 +8,7 @@ pub mod auth;
 pub mod debug;
 pub mod discover;
 pub mod events;
+pub mod explain;
 pub mod extract;
 pub mod feed;
 pub mod limits;
@@ -84,7 +85,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(admin_experiments::results))
         .routes(routes!(admin_flags::get_flag, admin_flags::put_flag))
         .routes(routes!(debug::feed_cache))
-        .routes(routes!(debug::explain))
+        .routes(routes!(explain::explain))
         .routes(routes!(debug::post_metrics))
         .routes(routes!(debug::system_state));
     let machines = OpenApiRouter::new()

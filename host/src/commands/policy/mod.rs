@@ -1,4 +1,7 @@
+mod explain;
+mod lifecycle;
 mod replay;
+mod status;
 
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
@@ -57,6 +60,7 @@ enum PolicyCommand {
         after_help = "Examples:\n  nova policy replay\n  nova policy replay ./fresh-first timeline@1.0.0 --html report.html\n  nova policy replay --export week.records\n  nova policy replay fresh-first.wasm --records week.records"
     )]
     Replay(replay::Replay),
+    Explain(explain::Explain),
     /// Publishes a policy directory, or a published policy with other parameters
     // `--version` is the policy's here, not the program's.
     #[command(
@@ -78,6 +82,11 @@ enum PolicyCommand {
         #[command(flatten)]
         target: TargetArguments,
     },
+    Shadow(lifecycle::Shadow),
+    Canary(lifecycle::Canary),
+    Retire(lifecycle::Retire),
+    Quarantine(lifecycle::Quarantine),
+    Status(status::Status),
     /// Returns to what was active before
     #[command(
         after_help = "Example: nova policy rollback --reason 'complaints' --expected-active fresh-first@0.1.0"
@@ -136,6 +145,7 @@ impl PolicyArguments {
             PolicyCommand::Build { path } => build(&path, json),
             PolicyCommand::Check { path } => check(&path, json),
             PolicyCommand::Replay(replay) => replay.run(json),
+            PolicyCommand::Explain(explain) => explain.run(json),
             PolicyCommand::Push(push) => block_on(push.run(json)),
             PolicyCommand::List { target } => block_on(async {
                 let list = target.target().await?.list().await?;
@@ -147,6 +157,11 @@ impl PolicyArguments {
                 print(json, &answer, format!("{policy} is active\n"));
                 Ok(())
             }),
+            PolicyCommand::Shadow(shadow) => shadow.run(json),
+            PolicyCommand::Canary(canary) => canary.run(json),
+            PolicyCommand::Retire(retire) => retire.run(json),
+            PolicyCommand::Quarantine(quarantine) => quarantine.run(json),
+            PolicyCommand::Status(status) => status.run(json),
             PolicyCommand::Rollback {
                 reason,
                 expected_active,

@@ -65,7 +65,7 @@ impl Deploy {
     }
 
     /// One look at the registry, and whatever follows from it.
-    async fn look(&self) -> anyhow::Result<()> {
+    pub(super) async fn look(&self) -> anyhow::Result<()> {
         let revision = self.registry.revision().await?;
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);

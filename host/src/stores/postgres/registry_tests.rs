@@ -233,7 +233,7 @@ async fn a_store_and_the_pure_fold_agree_on_what_every_change_means() {
     on_both(async |registry| {
         let mut folded = RegistryState::default();
         for change in a_life() {
-            folded.revision = apply_all(&*registry, &[change.clone()]).await;
+            folded.revision = apply_all(&*registry, std::slice::from_ref(&change)).await;
             folded.apply(&change);
             assert_eq!(registry.load().await.unwrap(), folded, "{change:?}");
         }

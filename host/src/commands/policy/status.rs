@@ -1,0 +1,161 @@
+//! How the policies that serve are doing on a running host.
+
+use super::{print, text_of};
+use crate::commands::remote::{Remote, TargetArguments};
+use crate::commands::{block_on, table};
+use anyhow::anyhow;
+use clap::Args;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Share of calls, outcomes, failures, latency and budget left of every policy that serves
+#[derive(Debug, Args)]
+#[command(after_help = "Example: nova policy status --watch")]
+pub struct Status {
+    /// Prints again every two seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+impl Status {
+    pub fn run(self, json: bool) -> anyhow::Result<()> {
+        let remote = self.target.remote()?.ok_or_else(|| {
+            anyhow!("calls are counted by a running host; name it with --host (NOVA_HOST)")
+        })?;
+        block_on(async {
+            loop {
+                let status = ask(&remote).await?;
+                print(json, &status, render(&status));
+                if !self.watch {
+                    return Ok(());
+                }
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+        })
+    }
+}
+
+/// What serves, and who else has left the ordinary state.
+async fn ask(remote: &Remote) -> anyhow::Result<Value> {
+    let list = remote.call(Method::GET, "/admin/v1/policies", None).await?;
+    let mut others: Vec<Value> = items(&list["policies"])
+        .filter(|p| ["shadow", "quarantined"].contains(&p["state"].as_str().unwrap_or_default()))
+        .cloned()
+        .collect();
+    for other in others.iter_mut().filter(|other| other["state"] == "shadow") {
+        let (name, version) = (text_of(&other["name"]), text_of(&other["version"]));
+        let path = format!("/admin/v1/policies/{name}/{version}/shadow");
+        other["shadow"] = remote.call(Method::GET, &path, None).await?;
+    }
+    Ok(json!({ "serving": list["serving"], "others": others }))
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+fn render(status: &Value) -> String {
+    let rows: Vec<[String; 9]> = items(&status["serving"]["policies"]).map(row).collect();
+    let header = [
+        "policy", "state", "share", "calls", "ok", "failures", "p50 ms", "p99 ms", "left",
+    ];
+    let mut text = table::render(header, &rows);
+    for other in items(&status["others"]) {
+        let (name, version) = (text_of(&other["name"]), text_of(&other["version"]));
+        let state = text_of(&other["state"]);
+        text.push_str(&format!("{name}@{version}  {state}"));
+        if let Some(reason) = other["quarantine"]["reason"].as_str() {
+            text.push_str(&format!(": {reason}"));
+        }
+        text.push_str(&shadow_line(&other["shadow"]));
+        text.push('\n');
+    }
+    let window_s = &status["serving"]["window_s"];
+    text.push_str(&format!(
+        "the last {window_s} s; left: failures until it is taken out of service\n"
+    ));
+    text
+}
+
+/// How a policy in shadow compares with what is served.
+fn shadow_line(report: &Value) -> String {
+    if report.is_null() {
+        return String::new();
+    }
+    let number = |value: &Value, digits: usize| {
+        value
+            .as_f64()
+            .map_or("–".to_owned(), |number| format!("{number:.digits$}"))
+    };
+    let comparison = &report["comparison"];
+    let count = |key: &str| report[key].as_u64().unwrap_or(0);
+    let failed = count("runs").saturating_sub(count("ok"));
+    let stopped = match report["stopped"]["reason"].as_str() {
+        Some(reason) => format!("; not run any more: {reason}"),
+        None => String::new(),
+    };
+    format!(
+        ": {} runs, {failed} failed, {} dropped, p99 {} ms; {} of the page in common, τ {}, first author's share {} → {} (medians){stopped}",
+        report["runs"],
+        report["dropped"],
+        number(&report["p99_ms"], 2),
+        number(&comparison["overlap"]["p50"], 2),
+        number(&comparison["kendall_tau"]["p50"], 2),
+        number(&comparison["authors"]["max_share_before"]["p50"], 2),
+        number(&comparison["authors"]["max_share_after"]["p50"], 2),
+    )
+}
+
+fn row(policy: &Value) -> [String; 9] {
+    let state = match (policy["percent"].as_f64(), policy["variation"].as_str()) {
+        (Some(percent), _) => format!("canary {percent} %"),
+        (None, Some(variation)) => variation.to_owned(),
+        (None, None) => text_of(&policy["role"]),
+    };
+    let share = policy["share"].as_f64().unwrap_or_default();
+    let failures = policy["failures"].as_object().into_iter().flatten();
+    let failures: Vec<String> = failures
+        .map(|(kind, count)| format!("{kind} {count}"))
+        .collect();
+    let ms = |value: &Value| value.as_f64().map_or("–".into(), |ms| format!("{ms:.2}"));
+    [
+        text_of(&policy["policy"]),
+        state,
+        format!("{:.1} %", share * 100.0),
+        policy["calls"].to_string(),
+        policy["ok"].to_string(),
+        if failures.is_empty() {
+            "–".to_owned()
+        } else {
+            failures.join(", ")
+        },
+        ms(&policy["p50_ms"]),
+        ms(&policy["p99_ms"]),
+        policy["failures_left"].to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_names_share_failures_and_what_is_left() {
+        let status = json!({
+            "serving": {"window_s": 30, "policies": [
+                {"policy": "a@1.0.0", "role": "canary", "percent": 5.0, "variation": null, "share": 0.05, "calls": 40, "ok": 38,
+                 "failures": {"trap": 2}, "p50_ms": 0.31, "p99_ms": 1.2, "failures_left": 3}]},
+            "others": [{"name": "b", "version": "2.0.0", "state": "quarantined", "quarantine": {"reason": "5 of 5"}}],
+        });
+        let text = render(&status);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("a@1.0.0  canary 5 %  5.0 %"), "{text}");
+        assert!(lines[1].contains("trap 2"), "{text}");
+        assert_eq!(lines[2], "b@2.0.0  quarantined: 5 of 5");
+    }
+}

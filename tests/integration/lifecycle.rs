@@ -1,0 +1,453 @@
+//! The life of a policy: canary, retirement, quarantine, and how a bad one removes itself.
+
+use crate::experiments::{Lab, bucket, halves, whole};
+use crate::harness::{Answer, eventually, guest, manifest, run};
+use crate::recipes::{AMPLE, SOON, calm, label, patient_setup, text, with_params};
+use futures::{StreamExt as _, stream};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// Viewers from here on make `misbehaves_from` trap.
+const FIRST_VICTIM: u64 = 1_000_000;
+/// Requests at once: a few more than there are cores.
+const CLIENTS: usize = 8;
+
+impl Lab {
+    async fn life(&self, role: &str, policy: &str, step: &str, body: Value) -> Answer {
+        let policy = policy.replacen('@', "/", 1);
+        let path = format!("/admin/v1/policies/{policy}/{step}");
+        let token = self.host.admin_token(role);
+        match body {
+            Value::Null => {
+                let request = self.host.request(Method::POST, &path).bearer_auth(&token);
+                self.host.send(request).await
+            }
+            body => self.host.post(&token, &path, &body).await,
+        }
+    }
+
+    async fn canary(&self, policy: &str, percent: f64) -> Answer {
+        let body = json!({ "percent": percent });
+        self.life("operator", policy, "canary", body).await
+    }
+
+    async fn quarantine(&self, policy: &str) -> Answer {
+        let body = json!({ "reason": "a test" });
+        self.life("operator", policy, "quarantine", body).await
+    }
+
+    /// Traps for viewers from `FIRST_VICTIM` on.
+    async fn publish_bad(&self, name: &str, version: &str) {
+        let file = "misbehaves_from.wasm";
+        let params = format!("{{ first_victim = {FIRST_VICTIM}.0 }}");
+        let text = with_params(&manifest(name, version, "score", file), "score", &params);
+        // A memory limit of its own for each name: equal behaviour would be quarantined under both.
+        let limits = format!(
+            "[limits]\ndeadline_ms = 1000\nmemory_mb = {}\n",
+            10 + name.len()
+        );
+        let operator = self.host.operator();
+        operator
+            .publish(&(text + &limits), &[(file, guest(file))])
+            .await;
+    }
+
+    /// Who served these viewers.
+    async fn policies_of(&self, viewers: impl Iterator<Item = u64>) -> Vec<(u64, String)> {
+        let asked = stream::iter(viewers)
+            .map(|viewer| async move { (viewer, label(&self.feed(viewer).await["policy"])) });
+        asked.buffered(CLIENTS).collect().await
+    }
+
+    /// Feeds of victims, until `policy` is quarantined; every one of them is a whole page.
+    async fn feed_victims_until_quarantined(&self, policy: &str) {
+        let began = Instant::now();
+        for victim in FIRST_VICTIM.. {
+            let feed = self.feed(victim).await;
+            assert_eq!(feed["posts"].as_array().unwrap().len(), 50, "{feed}");
+            assert!(["policy", "last_good", "native"].contains(&&*text(&feed["served_by"])));
+            if self.state(policy).await == "quarantined" {
+                let calls = victim - FIRST_VICTIM + 1;
+                println!("{policy}: out after {calls} calls, {:?}", began.elapsed());
+                return;
+            }
+            assert!(began.elapsed() < SOON, "{policy} serves on");
+        }
+    }
+
+    async fn state(&self, policy: &str) -> String {
+        let list = self.host.operator().get("/admin/v1/policies").await;
+        let mut entries = list["policies"].as_array().unwrap().iter();
+        text(&entries.find(|entry| label(entry) == policy).unwrap()["state"])
+    }
+
+    /// (actor, action, subject), oldest first, of what was done besides publishing.
+    async fn log(&self) -> Vec<(String, String, String)> {
+        let audit = self.host.operator().get("/admin/v1/audit").await;
+        let mut entries: Vec<_> = audit["entries"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| (text(&e["actor"]), text(&e["action"]), text(&e["subject"])))
+            .filter(|(_, action, _)| action != "publish")
+            .collect();
+        entries.reverse();
+        entries
+    }
+
+    async fn settled(&self, action: &str, subject: &str) {
+        let wanted = ("host".into(), action.into(), subject.into());
+        let recorded = || async { self.log().await.contains(&wanted) };
+        eventually(SOON, "the registry was told", recorded).await;
+    }
+}
+
+#[tokio::test]
+async fn a_canary_serves_its_share_of_two_thousand_viewers_and_growing_it_moves_nobody_out() {
+    let lab = Lab::open().await;
+    let operator = lab.host.operator();
+    operator.publish(&calm("calm", "1.0.0"), &[]).await;
+    let begun = lab.canary("calm@1.0.0", 10.0).await.ok(200);
+    assert_eq!(
+        (&begun["state"], &begun["percent"]),
+        (&json!("canary"), &json!(10.0))
+    );
+    let digest = text(&begun["digest"]);
+    let expected = |viewer: u64, percent: f64| {
+        if bucket(&digest, viewer) < percent / 100.0 {
+            "calm@1.0.0"
+        } else {
+            "patient@1.0.0"
+        }
+    };
+    let served = lab.policies_of(1..=2_000).await;
+    for (viewer, policy) in &served {
+        assert_eq!(policy, expected(*viewer, 10.0), "viewer {viewer}");
+    }
+    let inside = served.iter().filter(|(_, p)| p == "calm@1.0.0").count();
+    assert!((160..=240).contains(&inside), "{inside} of 2,000 at 10 %");
+    lab.canary("calm@1.0.0", 30.0).await.ok(200);
+    for (viewer, policy) in lab.policies_of(1..=300).await {
+        assert_eq!(policy, expected(viewer, 30.0), "viewer {viewer}");
+    }
+    lab.canary("calm@1.0.0", 0.0).await.ok(200);
+    assert_eq!(lab.state("calm@1.0.0").await, "published");
+    let after = lab.policies_of(1..=100).await;
+    assert!(after.iter().all(|(_, policy)| policy == "patient@1.0.0"));
+}
+
+#[tokio::test]
+async fn an_experiment_beats_the_canary() {
+    let lab = Lab::open().await;
+    lab.host
+        .operator()
+        .publish(&calm("calm", "1.0.0"), &[])
+        .await;
+    lab.canary("calm@1.0.0", 100.0).await.ok(200);
+    let feed = lab.feed(7).await;
+    assert_eq!(
+        (label(&feed["policy"]), &feed["experiment"]),
+        ("calm@1.0.0".into(), &Value::Null)
+    );
+    lab.run(
+        "e",
+        &whole(json!({"overrides": {"7": "all"}, "coverage": 0.0})),
+    )
+    .await;
+    let feed = lab.feed(7).await;
+    assert_eq!(label(&feed["policy"]), "patient@1.0.0");
+    assert_eq!(feed["experiment"]["key"], "e");
+    assert_eq!(label(&lab.feed(8).await["policy"]), "calm@1.0.0");
+}
+
+#[tokio::test]
+async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_and_no_viewer_sees_an_error()
+ {
+    let lab = Lab::open().await;
+    lab.publish_bad("bad", "1.0.0").await;
+    lab.host.operator().activate("bad@1.0.0").await.ok(200);
+    for (viewer, policy) in lab.policies_of(1..=1_000).await {
+        assert_eq!(policy, "bad@1.0.0", "viewer {viewer}");
+    }
+    lab.feed_victims_until_quarantined("bad@1.0.0").await;
+    let feed = lab.feed(7).await;
+    assert_eq!(label(&feed["policy"]), "patient@1.0.0");
+    assert_eq!(
+        (&feed["served_by"], &feed["degraded"]),
+        (&json!("policy"), &json!([]))
+    );
+    lab.settled("rollback", "bad@1.0.0").await;
+    let audit = lab.host.operator().get("/admin/v1/audit").await;
+    let reason = text(&audit["entries"][0]["detail"]["reason"]);
+    assert!(
+        reason.contains("bad@1.0.0 is quarantined: ") && reason.contains("trap"),
+        "{reason}"
+    );
+    assert_eq!(lab.host.metric("nova_feed_policy_quarantined").await, 1.0);
+    let swaps = "nova_feed_policy_swaps_total{kind=\"automatic_rollback\"}";
+    assert_eq!(lab.host.metric(swaps).await, 1.0);
+    // There is one way back: a changed version.
+    for step in ["activate", "shadow"] {
+        let refused = lab.life("operator", "bad@1.0.0", step, Value::Null).await;
+        assert!(text(&refused.body["detail"]).contains("publish a changed version"));
+        refused.problem(409);
+    }
+    lab.canary("bad@1.0.0", 5.0).await.problem(409);
+}
+
+#[tokio::test]
+async fn a_second_bad_policy_is_rolled_back_as_well_down_to_the_last_good_one() {
+    let lab = Lab::open().await;
+    for name in ["bad", "worse"] {
+        lab.publish_bad(name, "1.0.0").await;
+        lab.host
+            .operator()
+            .activate(&format!("{name}@1.0.0"))
+            .await
+            .ok(200);
+    }
+    lab.feed_victims_until_quarantined("worse@1.0.0").await;
+    lab.feed_victims_until_quarantined("bad@1.0.0").await;
+    let feed = lab.feed(FIRST_VICTIM).await;
+    assert_eq!(
+        (label(&feed["policy"]), &feed["degraded"]),
+        ("patient@1.0.0".into(), &json!([]))
+    );
+}
+
+#[tokio::test]
+async fn a_bad_canary_goes_without_touching_the_active_policy() {
+    let lab = Lab::open().await;
+    lab.publish_bad("bad", "1.0.0").await;
+    lab.canary("bad@1.0.0", 100.0).await.ok(200);
+    lab.feed_victims_until_quarantined("bad@1.0.0").await;
+    lab.settled("quarantine", "bad@1.0.0").await;
+    let log = lab.log().await;
+    assert!(
+        log.iter().all(|(_, action, _)| action != "rollback"),
+        "{log:?}"
+    );
+    assert_eq!(lab.host.operator().active().await, "patient@1.0.0");
+    assert_eq!(label(&lab.feed(7).await["policy"]), "patient@1.0.0");
+}
+
+#[tokio::test]
+async fn a_quarantined_variation_pauses_its_experiment_and_its_viewers_get_the_active_policy() {
+    let lab = Lab::open().await;
+    lab.publish_bad("bad", "1.0.0").await;
+    let mut spec = whole(json!({}));
+    spec["variations"][0]["policy"] = "bad@1.0.0".into();
+    lab.run("e", &spec).await;
+    assert_eq!(label(&lab.feed(7).await["policy"]), "bad@1.0.0");
+    lab.feed_victims_until_quarantined("bad@1.0.0").await;
+    let feed = lab.feed(7).await;
+    assert_eq!(
+        (label(&feed["policy"]), &feed["experiment"]),
+        ("patient@1.0.0".into(), &Value::Null)
+    );
+    lab.settled("put_experiment", "e").await;
+    assert_eq!(lab.show("e").await.ok(200)["state"], "paused");
+    let refused = lab.step("e", "start").await;
+    assert!(text(&refused.body["detail"]).contains("bad@1.0.0 is quarantined"));
+    refused.problem(409);
+}
+
+#[tokio::test]
+async fn an_operators_quarantine_holds_when_answered_and_with_nothing_left_the_native_copy_ranks() {
+    let lab = Lab::open().await;
+    // A variation of the policy goes with it, whatever its parameters.
+    lab.run("e", &halves("s")).await;
+    let answer = lab.quarantine("patient@1.0.0").await.ok(200);
+    assert_eq!(answer["state"], "quarantined");
+    assert_eq!(label(&lab.feed(7).await["policy"]), "baseline@1.0.0");
+    assert_eq!(lab.show("e").await.ok(200)["state"], "paused");
+    let log = lab.log().await;
+    let newest: Vec<_> = log
+        .iter()
+        .rev()
+        .take(3)
+        .map(|(_, action, _)| action.as_str())
+        .collect();
+    assert_eq!(newest, ["rollback", "put_experiment", "quarantine"]);
+    lab.quarantine("baseline@1.0.0").await.ok(200);
+    let feed = lab.feed(7).await;
+    assert_eq!(
+        (&feed["served_by"], &feed["degraded"]),
+        (&json!("native"), &json!(["policy"]))
+    );
+    let operator = lab.host.operator();
+    operator.rollback().await.problem(409);
+    operator.activate("timeline@1.0.0").await.ok(200);
+    assert_eq!(lab.feed(7).await["served_by"], "policy");
+}
+
+#[tokio::test]
+async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do() {
+    let lab = Lab::open().await;
+    let operator = lab.host.operator();
+    operator.publish(&calm("calm", "1.0.0"), &[]).await;
+    let steps = [
+        ("shadow", Value::Null, &["operator", "scientist"][..]),
+        ("canary", json!({"percent": 1}), &["operator"][..]),
+        ("quarantine", json!({"reason": "x"}), &["operator"][..]),
+        ("retire", Value::Null, &["operator"][..]),
+    ];
+    for (step, body, allowed) in steps {
+        for role in ["operator", "scientist", "experimenter"] {
+            // Allowed ones meet a policy nobody knows.
+            let status = if allowed.contains(&role) { 404 } else { 403 };
+            lab.life(role, "nobody@1.0.0", step, body.clone())
+                .await
+                .problem(status);
+        }
+    }
+    let shadow = lab
+        .life("scientist", "calm@1.0.0", "shadow", Value::Null)
+        .await;
+    assert_eq!(shadow.ok(200)["state"], "shadow");
+    for percent in [json!(-1), json!(101), json!("5")] {
+        let body = json!({ "percent": percent });
+        lab.life("operator", "calm@1.0.0", "canary", body)
+            .await
+            .problem(400);
+    }
+    lab.canary("calm@1.0.0", 5.0).await.ok(200);
+    let refusals = [
+        (
+            "timeline@1.0.0",
+            "canary",
+            json!({"percent": 5}),
+            "canary 0",
+        ),
+        ("patient@1.0.0", "shadow", Value::Null, "shadow another"),
+        (
+            "patient@1.0.0",
+            "retire",
+            Value::Null,
+            "activate another policy first",
+        ),
+        ("calm@1.0.0", "shadow", Value::Null, "canary 0"),
+    ];
+    for (policy, step, body, advice) in refusals {
+        let refused = lab.life("operator", policy, step, body).await;
+        assert!(
+            text(&refused.body["detail"]).contains(advice),
+            "{}",
+            refused.body
+        );
+        refused.problem(409);
+    }
+    let retired = lab
+        .life("operator", "calm@1.0.0", "retire", Value::Null)
+        .await;
+    assert_eq!(retired.ok(200)["state"], "retired");
+    operator.activate("calm@1.0.0").await.problem(409);
+    assert_eq!(label(&lab.feed(7).await["policy"]), "patient@1.0.0");
+}
+
+#[tokio::test]
+async fn where_policies_stand_survives_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = || Lab::of(patient_setup().data_dir(directory.path()).start());
+    let mut lab = start();
+    let operator = lab.host.operator();
+    let patient = manifest("patient", "1.0.0", "none", "") + AMPLE;
+    operator.publish_and_activate(&patient, &[]).await;
+    for name in ["calm", "still"] {
+        let text = calm(name, "1.0.0").replace("= 16", &format!("= {}", 10 + name.len()));
+        operator.publish(&text, &[]).await;
+    }
+    lab.publish_bad("bad", "1.0.0").await;
+    lab.canary("calm@1.0.0", 100.0).await.ok(200);
+    lab.life("operator", "still@1.0.0", "shadow", Value::Null)
+        .await
+        .ok(200);
+    lab.life("operator", "timeline@1.0.0", "retire", Value::Null)
+        .await
+        .ok(200);
+    lab.quarantine("bad@1.0.0").await.ok(200);
+    let states = async |lab: &Lab| {
+        let list = lab.host.operator().get("/admin/v1/policies").await;
+        let entries = list["policies"].as_array().unwrap().clone();
+        entries
+            .iter()
+            .map(|e| {
+                (
+                    label(e),
+                    text(&e["state"]),
+                    e["percent"].clone(),
+                    e["quarantine"].clone(),
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    let before = states(&lab).await;
+    lab.host.kill();
+    let lab = start();
+    assert_eq!(states(&lab).await, before);
+    assert_eq!(label(&lab.feed(7).await["policy"]), "calm@1.0.0");
+    for expected in ["active", "canary", "shadow", "retired", "quarantined"] {
+        let found = before.iter().any(|(_, state, ..)| state == expected);
+        assert!(found, "{expected} of {before:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_commands_take_the_same_steps_and_status_shows_who_serves() {
+    let lab = Lab::open().await;
+    lab.publish_bad("bad", "1.0.0").await;
+    lab.host
+        .operator()
+        .publish(&calm("calm", "1.0.0"), &[])
+        .await;
+    let token = lab.host.admin_token("operator");
+    let policy = |arguments: &[&str]| {
+        let mut all = vec!["policy"];
+        all.extend(arguments);
+        all.extend(["--host", &lab.host.url, "--token", &token]);
+        let output = run(&all);
+        let said = String::from_utf8(output.stdout).unwrap();
+        (
+            output.status.success(),
+            said + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    assert_eq!(
+        policy(&["shadow", "calm@1.0.0"]),
+        (true, "calm@1.0.0 is shadow\n".into())
+    );
+    let canary = policy(&["canary", "100", "calm@1.0.0"]);
+    assert_eq!(
+        canary,
+        (true, "calm@1.0.0 is canary, 100 % of viewers\n".into())
+    );
+    lab.policies_of(1..=20).await;
+    let (ok, table) = policy(&["status"]);
+    assert!(
+        ok && table.contains("canary 100 %") && table.contains("100.0 %"),
+        "{table}"
+    );
+    let (ok, status) = policy(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert!(
+        ok && status["serving"]["policies"][1]["calls"] == 20,
+        "{status}"
+    );
+    assert_eq!(
+        policy(&["retire", "calm@1.0.0"]),
+        (true, "calm@1.0.0 is retired\n".into())
+    );
+    let quarantined = policy(&["quarantine", "bad@1.0.0", "--reason", "known bad"]);
+    assert_eq!(quarantined, (true, "bad@1.0.0 is quarantined\n".into()));
+    let (ok, table) = policy(&["status"]);
+    assert!(
+        ok && table.contains("bad@1.0.0  quarantined: known bad"),
+        "{table}"
+    );
+    let (ok, refused) = policy(&["canary", "5", "bad@1.0.0"]);
+    assert!(
+        !ok && refused.contains("publish a changed version"),
+        "{refused}"
+    );
+}
