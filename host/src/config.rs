@@ -822,6 +822,26 @@ mod tests {
     }
 
     #[test]
+    fn failure_budgets_take_whole_numbers_and_fractions_and_refuse_what_makes_no_sense() {
+        let variables = [
+            ("NOVA_FAILURE_BUDGET_RATIO", "0.1"),
+            ("NOVA_FAILURE_BUDGET_P99_FACTOR", "2"),
+        ];
+        let budget = parse("", &variables).unwrap().live.failure_budget;
+        assert_eq!((budget.ratio, budget.p99_factor), (0.1, 2.0));
+        for text in [
+            "ratio = 0",
+            "window_s = 601",
+            "min_failures = 0",
+            "p99_factor = 0.5",
+        ] {
+            let error = parse(&format!("[failure_budget]\n{text}"), &[]).unwrap_err();
+            let (key, _) = text.split_once(' ').unwrap();
+            assert!(error.contains(&format!("failure_budget.{key}")), "{error}");
+        }
+    }
+
+    #[test]
     fn the_example_file_lists_every_variable() {
         let example = include_str!("../../.env.example");
         for name in VARIABLES
