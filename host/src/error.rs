@@ -2,6 +2,8 @@
 //! is logged here and never sent.
 
 use crate::feed::story::FeedError;
+use crate::policy::Stage;
+use crate::policy::admission::Reason;
 use crate::policy::deploy::DeployError;
 use crate::stores::StoreError;
 use axum::Json;
@@ -28,6 +30,34 @@ pub struct FieldError {
     /// A path such as `events[1].action`.
     pub field: String,
     pub message: String,
+    /// Of a refused policy: what is wrong with it, for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
+    /// Of a refused policy: where, unless it is the whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub stage: Option<Stage>,
+}
+
+impl FieldError {
+    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+            code: None,
+            stage: None,
+        }
+    }
+}
+
+impl From<&Reason> for FieldError {
+    fn from(reason: &Reason) -> Self {
+        Self {
+            code: Some(reason.code),
+            stage: reason.stage,
+            ..Self::new("policy", &reason.message)
+        }
+    }
 }
 
 /// An error answer (RFC 9457).
@@ -74,7 +104,7 @@ impl Problem {
     pub fn invalid(errors: impl IntoIterator<Item = (String, String)>) -> Self {
         let errors: Vec<FieldError> = errors
             .into_iter()
-            .map(|(field, message)| FieldError { field, message })
+            .map(|(field, message)| FieldError::new(field, message))
             .collect();
         let detail = match errors.as_slice() {
             [one] => format!("{} {}", one.field, one.message),
@@ -97,10 +127,7 @@ impl Problem {
 
     pub fn malformed(detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        let errors = vec![FieldError {
-            field: "body".into(),
-            message: detail.clone(),
-        }];
+        let errors = vec![FieldError::new("body", &detail)];
         Self {
             errors,
             ..Self::new(
@@ -246,22 +273,11 @@ impl From<DeployError> for Problem {
     fn from(error: DeployError) -> Self {
         match error {
             DeployError::Refused(refusal) => {
-                let errors = refusal.reasons.iter();
-                let errors = errors
-                    .map(|reason| FieldError {
-                        field: "policy".into(),
-                        message: reason.clone(),
-                    })
-                    .collect();
+                let errors = refusal.reasons.iter().map(FieldError::from).collect();
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 Self {
                     errors,
-                    ..Self::new(
-                        status,
-                        "policy-refused",
-                        "Policy refused",
-                        refusal.reasons.join("; "),
-                    )
+                    ..Self::new(status, "policy-refused", "Policy refused", refusal.text())
                 }
             }
             DeployError::NotFound(reason) => Self::not_found(reason),

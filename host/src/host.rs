@@ -88,7 +88,7 @@ impl Host {
             beside,
         } = wiring::connect(&config).await?;
         let into_stores = embedded.is_some();
-        let engine = Engine::start()?;
+        let engine = Engine::start()?.with_cache(data_dir)?;
         let deploy = Deploy::start(engine, registry, development).await?;
         let stop_draining = CancellationToken::new();
         let (exposures, exposures_task) =

@@ -1,4 +1,5 @@
-//! The key that signs tokens and cursors: configured, or made once and kept in the data directory.
+//! Keys: the one that signs tokens and cursors, configured or made once and kept in the data directory,
+//! and others that are made in the same way.
 
 use crate::config::Config;
 use anyhow::Context;
@@ -15,21 +16,23 @@ const KEY_BYTES: usize = 32;
 pub fn load_or_make(config: &Config) -> anyhow::Result<Vec<u8>> {
     match &config.auth.jwt_secret {
         Some(secret) => Ok(secret.clone().into_bytes()),
-        None => load_or_make_in(&config.data_dir),
+        None => load_or_make_file(&config.data_dir.join(FILE)),
     }
 }
 
-fn load_or_make_in(data_dir: &Path) -> anyhow::Result<Vec<u8>> {
-    let path = data_dir.join(FILE);
+/// The key in a file, which is made now if there is none.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub fn load_or_make_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     if !path.exists() {
-        make(data_dir, &path)
-            .with_context(|| format!("making the signing key {}", path.display()))?;
+        make(path).with_context(|| format!("making the key {}", path.display()))?;
     }
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("reading the signing key {}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reading the key {}", path.display()))?;
     hex::decode(text.trim()).with_context(|| {
         format!(
-            "{} is damaged; delete it to make a new key (old tokens end)",
+            "{} is damaged; delete it to make a new key (what was signed with the old one ends)",
             path.display()
         )
     })
@@ -37,7 +40,8 @@ fn load_or_make_in(data_dir: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// Whoever comes first wins, and nobody ever reads half a key: the file is written under another
 /// name and linked into place, which fails when one is there.
-fn make(data_dir: &Path, path: &Path) -> anyhow::Result<()> {
+fn make(path: &Path) -> anyhow::Result<()> {
+    let data_dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(data_dir)?;
     // Temporary files are made readable by their owner alone.
     let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
@@ -59,7 +63,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| load_or_make_in(dir.path()).unwrap()))
+                .map(|_| scope.spawn(|| load_or_make_file(&dir.path().join(FILE)).unwrap()))
                 .collect();
             threads
                 .into_iter()

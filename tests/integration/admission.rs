@@ -201,6 +201,38 @@ async fn several_mistakes_are_all_reported_at_once() {
 }
 
 #[tokio::test]
+async fn a_module_that_misbehaves_at_once_is_refused_with_a_code_and_its_stage() {
+    let host = Host::setup().start();
+    let operator = host.operator();
+    let file = "misbehaves_as_told.wasm";
+    let manifest = manifest("rude", "1.0.0", "score", file);
+    for (how, code) in [
+        (1, "trap"),
+        (5, "contract_nonfinite"),
+        (6, "not_repeatable"),
+    ] {
+        let told = with_params(&manifest, "score", &format!("{{ how = {how} }}"));
+        let answer = host
+            .upload(&operator.token, &told, &[(file, guest(file))])
+            .await;
+        let errors = answer.ok(422)["errors"].clone();
+        let found = errors
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|error| error["code"] == code)
+            .unwrap_or_else(|| panic!("{how}: {errors}"));
+        assert_eq!(found["stage"], "score");
+    }
+    assert!(
+        !operator
+            .published()
+            .await
+            .contains(&"rude@1.0.0".to_owned())
+    );
+}
+
+#[tokio::test]
 async fn a_published_version_never_changes_and_the_same_again_is_no_change() {
     let host = Host::setup().start();
     let operator = host.operator();

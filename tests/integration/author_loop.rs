@@ -353,3 +353,54 @@ fn nova_token_prints_a_token_and_nothing_else() {
     ));
     assert_eq!(text(&printed["token"]).split('.').count(), 3);
 }
+
+#[test]
+fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() {
+    let desk = tempfile::tempdir().unwrap();
+    let module = desk.path().join("timeline_scorer.wasm");
+    std::fs::write(
+        &module,
+        crate::harness::shipped_module("timeline_scorer.wasm"),
+    )
+    .unwrap();
+    let bench = ["policy", "bench", "timeline_scorer.wasm", "--calls", "2"];
+    let measured = said_json(&mut nova_in(desk.path(), &bench));
+    let sizes = measured["report"]["sizes"].as_array().unwrap();
+    assert_eq!(
+        sizes.len(),
+        measured["candidates"].as_array().unwrap().len()
+    );
+    let fuel =
+        |at: usize, stage: &str, side: &str| sizes[at][stage][side]["fuel"].as_u64().unwrap();
+    for at in 0..sizes.len() {
+        // The stages that were not given are baseline's own, and fuel is the same every time.
+        for same in ["dedup", "saturation"] {
+            assert_eq!(fuel(at, same, "policy"), fuel(at, same, "baseline"));
+        }
+        assert_ne!(fuel(at, "score", "policy"), fuel(at, "score", "baseline"));
+    }
+    assert!(fuel(5, "score", "policy") > fuel(0, "score", "policy"));
+    let table = said(&mut nova_in(desk.path(), &bench));
+    for words in ["saturation", "candidates", "5000 |###", "fuel grows as n^"] {
+        assert!(table.contains(words), "{table}");
+    }
+}
+
+#[test]
+fn a_refused_policy_is_told_every_reason_as_json_and_in_one_line() {
+    let desk = tempfile::tempdir().unwrap();
+    let file = "misbehaves_as_told.wasm";
+    std::fs::write(desk.path().join(file), crate::harness::guest(file)).unwrap();
+    let output = nova_in(desk.path(), &["policy", "check", file, "--json"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = &answer["errors"][0];
+    assert_eq!(
+        (&error["code"], &error["stage"]),
+        (&json!("parameter_range"), &json!("score"))
+    );
+    let line = complaint(&mut nova_in(desk.path(), &["policy", "check", file]));
+    assert!(line.contains("score.params.divisor = 0"), "{line}");
+}

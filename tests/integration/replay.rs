@@ -105,6 +105,8 @@ async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_bina
     let against = ["--records", file, "baseline@1.0.0", "upside-down@1.0.0"];
     let report = assert_exact(&replay(&against, None), 1);
     let [other, same] = [&report["policies"][0], &report["policies"][1]];
+    assert_eq!(same["fuel"], report["check"]["fuel"]);
+    assert!(other["fuel"]["p50"].as_f64().unwrap() > 0.0, "{other}");
     assert_eq!(same["comparison"]["overlap"]["mean"], 1.0);
     assert_eq!(same["comparison"]["kendall_tau"]["mean"], 1.0);
     assert_eq!(same["most_moved"], json!([]));

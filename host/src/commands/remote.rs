@@ -91,8 +91,9 @@ impl TargetArguments {
         let config = self.config.load(&self.data_dir)?;
         std::fs::create_dir_all(&config.data_dir)?;
         let registry = wiring::registry(&config).await?;
+        let engine = Engine::start()?.with_cache(&config.data_dir)?;
         Ok(Target::Directory(
-            Deploy::start(Engine::start()?, registry, false).await?,
+            Deploy::start(engine, registry, false).await?,
         ))
     }
 }
@@ -240,7 +241,7 @@ fn answer(result: Result<crate::policy::deploy::Published, DeployError>) -> anyh
     match result {
         Ok(published) => Ok(serde_json::to_value(PolicyAnswer::from(published))?),
         Err(DeployError::Refused(refusal)) => {
-            bail!("policy refused: {}", refusal.reasons.join("; "))
+            bail!("policy refused: {}", refusal.text())
         }
         Err(DeployError::Invalid(fields)) => {
             let fields: Vec<String> = fields

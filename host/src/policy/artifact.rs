@@ -15,6 +15,10 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Display for Digest {
@@ -104,6 +108,14 @@ impl<T> PerStage<T> {
             Stage::Dedup => &self.dedup,
             Stage::Score => &self.score,
             Stage::Saturation => &self.saturation,
+        }
+    }
+
+    pub fn get_mut(&mut self, stage: Stage) -> &mut T {
+        match stage {
+            Stage::Dedup => &mut self.dedup,
+            Stage::Score => &mut self.score,
+            Stage::Saturation => &mut self.saturation,
         }
     }
 

@@ -1,5 +1,6 @@
 //! A published policy, compiled and ready to rank.
 
+use super::admission::Reason;
 use super::artifact::{Digest, PerStage, PolicySpec, Stage};
 use super::budget::Outcomes;
 use super::failure::{FailureKind, PolicyFailure};
@@ -38,9 +39,9 @@ impl LoadedPolicy {
         published: Digest,
         spec: PolicySpec,
         modules: PerStage<Arc<Module>>,
-    ) -> Result<Self, Vec<String>> {
+    ) -> Result<Self, Vec<Reason>> {
         let misfits = |stage| misfits(stage, modules.get(stage), &spec.stages.get(stage).params);
-        let reasons: Vec<String> = Stage::ALL.into_iter().flat_map(misfits).collect();
+        let reasons: Vec<Reason> = Stage::ALL.into_iter().flat_map(misfits).collect();
         if !reasons.is_empty() {
             return Err(reasons);
         }
@@ -111,9 +112,10 @@ impl LoadedPolicy {
 
 /// Why a module cannot be this stage with these values: it is of another stage, does not declare a
 /// parameter, or declares a range that a value is not in.
-pub fn misfits(stage: Stage, module: &Module, values: &BTreeMap<String, f64>) -> Vec<String> {
+pub fn misfits(stage: Stage, module: &Module, values: &BTreeMap<String, f64>) -> Vec<Reason> {
     if module.stage != stage {
-        return vec![format!("{stage}: the module is a {} module", module.stage)];
+        let message = format!("{stage}: the module is a {} module", module.stage);
+        return vec![Reason::new("wrong_stage", stage, message)];
     }
     let declared = &module.description.parameters;
     let misfit = |(name, value): (&String, &f64)| match declared.iter().find(|p| p.name == *name) {
@@ -124,7 +126,10 @@ pub fn misfits(stage: Stage, module: &Module, values: &BTreeMap<String, f64>) ->
         )),
         Some(_) => None,
     };
-    values.iter().filter_map(misfit).collect()
+    let messages = values.iter().filter_map(misfit);
+    messages
+        .map(|message| Reason::new("parameter", stage, message))
+        .collect()
 }
 
 fn unknown_parameter(stage: Stage, name: &str, module: &Module) -> String {

@@ -2,20 +2,21 @@
 
 use super::artifact::{Digest, InstanceMode, Stage};
 use super::bindings::{deduper, saturator, scorer};
-use super::engine::{Engine, root_cause};
+use super::compiler::CompileError;
+use super::engine::{ClassEngine, root_cause};
 use super::failure::{FailureKind, PolicyFailure};
 use super::features::Feature;
+use super::meter::Meter;
 use super::sandbox::Sandbox;
+use super::shape::Shape;
 use nova_policy_sdk::{Candidates, Ranked, Request};
 use serde::Serialize;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use wasmtime::component::InstancePre;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-/// Idle instances kept in the whole process; the rest of the slots is for running calls.
-const IDLE_INSTANCES_MAX: usize = 128;
 /// Idle instances of one module: no more calls than workers can run at once.
 const IDLE_PER_MODULE_MAX: usize = 16;
 /// An instance serves at most this many calls, so that whatever a guest leaks has an end.
@@ -24,12 +25,9 @@ const CALLS_PER_INSTANCE_MAX: u32 = 10_000;
 const RECHECK_EVERY: u32 = 1_024;
 /// `describe` is called once, off the serving path.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(1);
-const DESCRIBE_MEMORY_BYTES: usize = 64 << 20;
 /// Bounds on what a module may say of itself.
 const DESCRIPTION_ENTRIES_MAX: usize = 256;
 const DESCRIPTION_TEXT_BYTES_MAX: usize = 1_024;
-
-static IDLE_INSTANCES: AtomicUsize = AtomicUsize::new(0);
 
 /// Why bytes are not a module.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +42,49 @@ pub enum ModuleError {
     Imports(Vec<String>),
     #[error("wrong world: it exports {}, not one of nova:policy/dedup, nova:policy/score, nova:policy/saturation @1.0.0", quoted(.0))]
     WrongWorld(Vec<String>),
+    #[error(
+        "speaks {interface}@{found}, and this host speaks {interface}@{offered}: build it with an SDK of that version"
+    )]
+    AbiVersion {
+        interface: &'static str,
+        found: String,
+        offered: &'static str,
+    },
+    #[error("too complex: {0}")]
+    TooComplex(String),
+    #[error(transparent)]
+    Uncompiled(CompileError),
     #[error("describe failed: {0}")]
     Describe(PolicyFailure),
     #[error("description: {0}")]
     Description(String),
+}
+
+impl ModuleError {
+    /// Stable, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ModuleError::NotWasm => "not_wasm",
+            ModuleError::CoreModule => "core_module",
+            ModuleError::Invalid(_) => "invalid_component",
+            ModuleError::Imports(_) => "imports",
+            ModuleError::WrongWorld(_) => "wrong_world",
+            ModuleError::AbiVersion { .. } => "abi_version",
+            ModuleError::TooComplex(_) => "too_complex",
+            ModuleError::Uncompiled(_) => "compile_time",
+            ModuleError::Describe(_) => "describe",
+            ModuleError::Description(_) => "description",
+        }
+    }
+}
+
+impl From<CompileError> for ModuleError {
+    fn from(error: CompileError) -> Self {
+        match error {
+            CompileError::Invalid(error) => ModuleError::Invalid(root_cause(&error)),
+            other => ModuleError::Uncompiled(other),
+        }
+    }
 }
 
 fn quoted(names: &[String]) -> String {
@@ -79,9 +116,21 @@ pub struct Parameter {
     pub doc: String,
 }
 
+/// Where a module came from, apart from its code.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    pub digest: Digest,
+    pub shape: Shape,
+    pub stage: Stage,
+    /// `None`: it was compiled before, and read from disk.
+    pub compiled_in: Option<Duration>,
+}
+
 pub struct Module {
     pub digest: Digest,
+    pub shape: Shape,
     pub stage: Stage,
+    pub compiled_in: Option<Duration>,
     pub description: Description,
     pub features: Vec<Feature>,
     linked: Linked,
@@ -168,15 +217,20 @@ fn ranked_for<'a>(ranked: &Ranked<'a>) -> saturator::exports::nova::policy::satu
 
 impl Module {
     pub(super) fn link(
-        engine: Engine,
-        digest: Digest,
-        stage: Stage,
+        engine: Arc<ClassEngine>,
+        origin: Origin,
         pre: InstancePre<Sandbox>,
     ) -> Result<Self, ModuleError> {
+        let Origin {
+            digest,
+            shape,
+            stage,
+            compiled_in,
+        } = origin;
         let invalid = |error: wasmtime::Error| ModuleError::Invalid(root_cause(&error));
         let budget = CallBudget {
             deadline: Instant::now() + DESCRIBE_DEADLINE,
-            memory_bytes: DESCRIBE_MEMORY_BYTES,
+            memory_bytes: engine.limits.describe_memory_bytes,
             mode: InstanceMode::Fresh,
         };
         let (linked, described) = match stage {
@@ -221,11 +275,23 @@ impl Module {
         let features = check_description(&description)?;
         Ok(Self {
             digest,
+            shape,
             stage,
+            compiled_in,
             description,
             features,
             linked,
         })
+    }
+
+    /// Of a module that was loaded to be measured.
+    pub fn meter(&self) -> Option<&Meter> {
+        let engine = match &self.linked {
+            Linked::Dedup(runner) => &runner.engine,
+            Linked::Score(runner) => &runner.engine,
+            Linked::Saturation(runner) => &runner.engine,
+        };
+        engine.meter.as_ref()
     }
 
     pub fn dedup(
@@ -487,7 +553,7 @@ struct Idle<I> {
 
 /// Runs calls on fresh or reused instances of one module.
 struct Runner<W: World> {
-    engine: Engine,
+    engine: Arc<ClassEngine>,
     stage: Stage,
     pre: W,
     idle: Mutex<Vec<Idle<W::Instance>>>,
@@ -499,12 +565,12 @@ struct Runner<W: World> {
 impl<W: World> Drop for Runner<W> {
     fn drop(&mut self) {
         let idle = self.idle.get_mut().map_or(0, |idle| idle.len());
-        IDLE_INSTANCES.fetch_sub(idle, Ordering::Relaxed);
+        self.engine.end_idle(idle);
     }
 }
 
 impl<W: World> Runner<W> {
-    fn new(engine: Engine, stage: Stage, pre: W) -> Self {
+    fn new(engine: Arc<ClassEngine>, stage: Stage, pre: W) -> Self {
         Self {
             engine,
             stage,
@@ -545,8 +611,16 @@ impl<W: World> Runner<W> {
     }
 
     fn instantiate(&self, budget: CallBudget) -> Result<Idle<W::Instance>, PolicyFailure> {
-        let mut store = Store::new(self.engine.inner(), Sandbox::new(budget.memory_bytes));
+        let mut store = Store::new(
+            &self.engine.inner,
+            Sandbox::new(budget.memory_bytes, self.engine.limits),
+        );
         store.limiter(|sandbox| sandbox);
+        if let Some(meter) = &self.engine.meter {
+            store
+                .set_fuel(meter.fuel_max())
+                .map_err(|error| self.classify(&store, &error))?;
+        }
         self.arm(&mut store, budget.deadline)?;
         match self.pre.instantiate(&mut store) {
             Ok(instance) => Ok(Idle {
@@ -567,7 +641,12 @@ impl<W: World> Runner<W> {
     ) -> Result<(R, Idle<W::Instance>), PolicyFailure> {
         self.arm(&mut idle.store, budget.deadline)?;
         idle.store.data_mut().begin_call();
-        match call(&mut idle.store, &idle.instance) {
+        let answer = call(&mut idle.store, &idle.instance);
+        if let Some(meter) = &self.engine.meter {
+            let fuel_left = idle.store.get_fuel().unwrap_or_default();
+            meter.record(fuel_left, idle.store.data().memory_bytes());
+        }
+        match answer {
             Ok(answer) => {
                 idle.calls += 1;
                 Ok((answer, idle))
@@ -596,7 +675,10 @@ impl<W: World> Runner<W> {
             FailureKind::Pool
         } else if store.data().memory_denied() {
             FailureKind::Memory
-        } else if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+        } else if matches!(
+            error.downcast_ref::<Trap>(),
+            Some(Trap::Interrupt | Trap::OutOfFuel)
+        ) {
             FailureKind::Deadline
         } else {
             FailureKind::Trap
@@ -607,22 +689,18 @@ impl<W: World> Runner<W> {
     fn take_idle(&self) -> Option<Idle<W::Instance>> {
         let taken = self.idle.lock().ok()?.pop();
         if taken.is_some() {
-            IDLE_INSTANCES.fetch_sub(1, Ordering::Relaxed);
+            self.engine.end_idle(1);
         }
         taken
     }
 
     fn keep_idle(&self, instance: Idle<W::Instance>) {
-        if instance.calls >= CALLS_PER_INSTANCE_MAX
-            || IDLE_INSTANCES.load(Ordering::Relaxed) >= IDLE_INSTANCES_MAX
-        {
-            return;
-        }
         if let Ok(mut idle) = self.idle.lock()
+            && instance.calls < CALLS_PER_INSTANCE_MAX
             && idle.len() < IDLE_PER_MODULE_MAX
+            && self.engine.begin_idle()
         {
             idle.push(instance);
-            IDLE_INSTANCES.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -207,7 +207,7 @@ impl Columns {
 }
 
 /// Unique indices in range, and not nothing from something.
-fn check_kept(kept: &[u32], candidates: usize) -> Result<(), PolicyFailure> {
+pub(super) fn check_kept(kept: &[u32], candidates: usize) -> Result<(), PolicyFailure> {
     if kept.is_empty() && candidates > 0 {
         return Err(PolicyFailure::new(
             Stage::Dedup,
@@ -219,7 +219,7 @@ fn check_kept(kept: &[u32], candidates: usize) -> Result<(), PolicyFailure> {
 }
 
 /// One finite number each.
-fn check_scores(scores: &[f32], candidates: usize) -> Result<(), PolicyFailure> {
+pub(super) fn check_scores(scores: &[f32], candidates: usize) -> Result<(), PolicyFailure> {
     check_length(Stage::Score, scores.len(), candidates)?;
     match scores.iter().position(|score| !score.is_finite()) {
         None => Ok(()),
@@ -232,7 +232,7 @@ fn check_scores(scores: &[f32], candidates: usize) -> Result<(), PolicyFailure> 
 }
 
 /// Every index once.
-fn check_permutation(shown: &[u32], ranked: usize) -> Result<(), PolicyFailure> {
+pub(super) fn check_permutation(shown: &[u32], ranked: usize) -> Result<(), PolicyFailure> {
     check_length(Stage::Saturation, shown.len(), ranked)?;
     check_unique(Stage::Saturation, shown, ranked)
 }

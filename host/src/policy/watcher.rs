@@ -141,7 +141,7 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
     };
     match deploy.publish(files, ACTOR).await {
         Ok(_) => report.set(&candidate.name, Vec::new()),
-        Err(DeployError::Refused(refusal)) => refused(refusal.reasons),
+        Err(DeployError::Refused(refusal)) => refused(refusal.messages()),
         Err(DeployError::Conflict(_)) => return false,
         Err(DeployError::Unavailable(error) | DeployError::Recorded(error)) => {
             tracing::warn!(

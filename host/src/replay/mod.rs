@@ -3,6 +3,7 @@
 //!
 //! A file of records has everything a replay needs, the modules included, so it means the same on another machine.
 
+pub mod fuel;
 pub mod html;
 pub mod policies;
 pub mod record;

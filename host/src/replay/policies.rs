@@ -4,9 +4,10 @@
 use super::record::PolicyIdentity;
 use super::store::RecordStore;
 use crate::feed::snapshot::{Algo, ServedPolicy};
-use crate::policy::admission::{NothingKnown, PolicyFiles, admit};
+use crate::policy::admission::{KnownModules, PolicyFiles, Reason, admit};
 use crate::policy::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
 use crate::policy::builtin;
+use crate::policy::class::{Class, MEMORY_MB_MAX};
 use crate::policy::engine::Engine;
 use crate::policy::loaded::LoadedPolicy;
 use crate::policy::module::Module;
@@ -38,6 +39,7 @@ pub struct Library {
     engine: Engine,
     registry: Option<Arc<dyn Registry>>,
     modules: HashMap<Digest, Arc<Module>>,
+    bytes: HashMap<Digest, Vec<u8>>,
     served: HashMap<Digest, Arc<LoadedPolicy>>,
     /// Why policies that the records name cannot run here, by label.
     unavailable: BTreeMap<String, String>,
@@ -57,6 +59,7 @@ impl Library {
             engine,
             registry,
             modules: HashMap::new(),
+            bytes: HashMap::new(),
             served: HashMap::new(),
             unavailable: BTreeMap::new(),
         };
@@ -123,15 +126,33 @@ impl Library {
         Ok(Contender { label, policy })
     }
 
-    fn admit(&self, name: &str, files: &PolicyFiles) -> anyhow::Result<Arc<LoadedPolicy>> {
-        match admit(&self.engine, &NothingKnown, files) {
-            Ok(admitted) => Ok(admitted.loaded),
-            Err(refusal) => bail!("{name} would be refused: {}", refusal.reasons.join("; ")),
+    /// Modules that count what they use, for the fuel of a policy that [`Library::served`] or [`Library::contender`] gave.
+    ///
+    /// # Errors
+    /// When a module cannot be compiled so.
+    pub fn metered(&self, policy: &LoadedPolicy) -> anyhow::Result<LoadedPolicy> {
+        let module = |stage: Stage| {
+            let bytes = self.bytes.get(&policy.modules.get(stage).digest);
+            let bytes = bytes.with_context(|| format!("{stage}: no bytes"))?;
+            anyhow::Ok(Arc::new(self.engine.load_metered(bytes)?))
+        };
+        let modules = PerStage::try_build(module)?;
+        LoadedPolicy::bind(policy.digest, policy.spec.clone(), modules)
+            .map_err(|reasons| anyhow!("{}", texts(&reasons)))
+    }
+
+    fn admit(&mut self, name: &str, files: &PolicyFiles) -> anyhow::Result<Arc<LoadedPolicy>> {
+        match admit(&self.engine, &*self, files) {
+            Ok(admitted) => {
+                self.bytes.extend(admitted.module_bytes);
+                Ok(admitted.loaded)
+            }
+            Err(refusal) => bail!("{name} would be refused: {}", refusal.text()),
         }
     }
 
     /// One module, with the shipped ones in the other two stages.
-    fn around(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<Arc<LoadedPolicy>> {
+    fn around(&mut self, name: &str, bytes: Vec<u8>) -> anyhow::Result<Arc<LoadedPolicy>> {
         const FILE: &str = "module.wasm";
         let module = self
             .engine
@@ -146,10 +167,15 @@ impl Library {
         let stages: String = Stage::ALL
             .map(|stage| format!("[{stage}]\nmodule = \"{}\"\n", source(stage)))
             .concat();
+        let limits = match module.shape.class() {
+            Class::Standard => String::new(),
+            Class::Large => format!("[limits]\nmemory_mb = {MEMORY_MB_MAX}\n"),
+        };
         let files = PolicyFiles {
-            manifest: format!("name = \"replayed\"\nversion = \"0.0.0\"\n{stages}"),
+            manifest: format!("name = \"replayed\"\nversion = \"0.0.0\"\n{stages}{limits}"),
             modules: BTreeMap::from([(FILE.to_owned(), bytes)]),
         };
+        self.modules.insert(module.digest, Arc::new(module));
         self.admit(name, &files)
     }
 
@@ -195,7 +221,7 @@ impl Library {
             saturation: self.module(store, spec.stages.saturation.module).await?,
         };
         LoadedPolicy::bind(spec.digest(), spec, modules)
-            .map_err(|reasons| anyhow!("{}", reasons.join("; ")))
+            .map_err(|reasons| anyhow!("{}", texts(&reasons)))
     }
 
     async fn module(
@@ -213,6 +239,27 @@ impl Library {
         let bytes = bytes.with_context(|| format!("module {digest} is nowhere"))?;
         let module = Arc::new(self.engine.load(&bytes)?);
         self.modules.insert(digest, module.clone());
+        self.bytes.insert(digest, bytes);
         Ok(module)
+    }
+}
+
+fn texts(reasons: &[Reason]) -> String {
+    let texts: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// Nothing is tried: how a policy ranks may be what its author wants to see before admission would take it.
+impl KnownModules for Library {
+    fn compiled(&self, digest: Digest) -> Option<Arc<Module>> {
+        self.modules.get(&digest).cloned()
+    }
+
+    fn bytes(&self, digest: Digest) -> Option<Vec<u8>> {
+        self.bytes.get(&digest).cloned()
+    }
+
+    fn is_tried(&self, _policy: Digest) -> bool {
+        true
     }
 }

@@ -1,6 +1,7 @@
 //! What a replay found, as data: the exact check against what was served, and the comparison with each other policy.
 //! Workers fill one each; they are merged at the end.
 
+use super::fuel::Fuel;
 use super::record::Record;
 use crate::policy::Digest;
 use crate::policy::compare::{Comparison, ComparisonSummary, Comparisons, Distribution, Samples};
@@ -45,6 +46,8 @@ pub struct CheckReport {
     pub unavailable: BTreeMap<String, u64>,
     /// Time of one ranking, three stages, µs.
     pub latency_us: Option<Distribution>,
+    /// Fuel of one ranking, over some of the records; null when nothing was compared.
+    pub fuel: Option<Distribution>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +69,8 @@ pub struct PolicyReport {
     pub over_deadline: u64,
     /// Time of one ranking, three stages, µs.
     pub latency_us: Option<Distribution>,
+    /// Fuel of one ranking, over some of the records.
+    pub fuel: Option<Distribution>,
     /// Against what was served.
     pub comparison: ComparisonSummary,
     pub most_moved: Vec<PageMove>,
@@ -129,6 +134,15 @@ pub struct ContenderTally {
     over_deadline: u64,
     samples: PolicySamples,
     most_moved: Vec<PageMove>,
+}
+
+impl Report {
+    pub fn add_fuel(&mut self, fuel: Fuel) {
+        self.check.fuel = fuel.served;
+        for (policy, fuel) in self.policies.iter_mut().zip(fuel.contenders) {
+            policy.fuel = fuel;
+        }
+    }
 }
 
 impl Tally {
@@ -213,6 +227,7 @@ impl CheckTally {
             mismatches: self.mismatches,
             unavailable: self.unavailable,
             latency_us: self.latency_us.distribution(),
+            fuel: None,
         }
     }
 }
@@ -305,6 +320,7 @@ impl ContenderTally {
             failures: self.failures,
             over_deadline: self.over_deadline,
             latency_us: self.samples.latency_us.distribution(),
+            fuel: None,
             comparison: self.samples.comparisons.summary(),
             most_moved: self.most_moved,
             samples: self.samples,

@@ -1,5 +1,6 @@
 //! Runs recorded requests again: one reader, and a worker on each core that decodes, ranks and compares.
 
+use super::fuel::{self, Fuel, METERED_MAX};
 use super::policies::{Contender, Library, Server};
 use super::record::Record;
 use super::report::{Report, Tally};
@@ -70,7 +71,25 @@ pub async fn run(
     for worker in workers {
         tally.merge(worker.await?);
     }
-    Ok(finish(tally, &work.contenders, threads, started.elapsed()))
+    let mut report = finish(tally, &work.contenders, threads, started.elapsed());
+    if !work.contenders.is_empty() {
+        report.add_fuel(meter(store, selection, work).await?);
+    }
+    Ok(report)
+}
+
+/// Apart from the rest: metered modules are too slow to time.
+async fn meter(
+    store: &mut RecordStore,
+    selection: Selection,
+    work: Arc<Work>,
+) -> anyhow::Result<Fuel> {
+    let from = store.start_of(selection).await?;
+    let stored = store.read_after(from, selection, METERED_MAX).await?;
+    let records = stored.iter().filter_map(|s| Record::decode(&s.bytes).ok());
+    let records: Vec<Record> = records.collect();
+    let measured = move || fuel::measure(&work.library, &work.contenders, &records);
+    Ok(tokio::task::spawn_blocking(measured).await?)
 }
 
 fn finish(tally: Tally, contenders: &[Contender], threads: usize, took: Duration) -> Report {

@@ -1,5 +1,6 @@
 //! Never answers.
 
+use guests::in_service;
 use nova_policy_sdk::{Request, scorer};
 
 scorer! {
@@ -7,10 +8,11 @@ scorer! {
     each: total
 }
 
-fn total(post: &Post, _params: &Params, _request: &Request) -> [f64; 1] {
+fn total(post: &Post, _params: &Params, request: &Request) -> [f64; 1] {
     let mut turns = post.post_id;
-    loop {
+    while in_service(request) {
         // The optimiser may not assume what a black box returns, so the loop stays a loop.
         turns = std::hint::black_box(turns.wrapping_add(1));
     }
+    [turns as f64]
 }

@@ -1,5 +1,6 @@
 //! Scores beyond what a finite number holds.
 
+use guests::in_service;
 use nova_policy_sdk::{Request, scorer};
 
 scorer! {
@@ -7,6 +8,10 @@ scorer! {
     each: total
 }
 
-fn total(_post: &Post, _params: &Params, _request: &Request) -> [f64; 1] {
-    [f64::INFINITY]
+fn total(_post: &Post, _params: &Params, request: &Request) -> [f64; 1] {
+    [if in_service(request) {
+        f64::INFINITY
+    } else {
+        1.0
+    }]
 }

@@ -1,4 +1,4 @@
-//! Behaves for everybody but one viewer, so that it passes admission and fails in service.
+//! Behaves for everybody but one viewer.
 
 use nova_policy_sdk::{Request, scorer};
 

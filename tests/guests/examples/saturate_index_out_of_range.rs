@@ -1,11 +1,13 @@
 //! Shows a post that it was not given, in the place of the first.
 
+use guests::in_service;
 use nova_policy_sdk::{Request, saturator};
 
 saturator! {
     saturate: order
 }
 
-fn order(posts: &Columns<'_>, _params: &Params, _request: &Request) -> Vec<u32> {
-    (1..=posts.len as u32).collect()
+fn order(posts: &Columns<'_>, _params: &Params, request: &Request) -> Vec<u32> {
+    let first = u32::from(in_service(request));
+    (first..posts.len as u32 + first).collect()
 }

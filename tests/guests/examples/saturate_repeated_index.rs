@@ -1,11 +1,16 @@
 //! Shows the first post at every position: the right length, but no permutation.
 
+use guests::in_service;
 use nova_policy_sdk::{Request, saturator};
 
 saturator! {
     saturate: order
 }
 
-fn order(posts: &Columns<'_>, _params: &Params, _request: &Request) -> Vec<u32> {
-    vec![0; posts.len]
+fn order(posts: &Columns<'_>, _params: &Params, request: &Request) -> Vec<u32> {
+    if in_service(request) {
+        vec![0; posts.len]
+    } else {
+        (0..posts.len as u32).collect()
+    }
 }

@@ -1,5 +1,6 @@
 //! Leaves out the last score.
 
+use guests::in_service;
 use nova_policy_sdk::{Request, scorer};
 
 scorer! {
@@ -7,6 +8,7 @@ scorer! {
     batch: totals
 }
 
-fn totals(posts: &Columns<'_>, _params: &Params, _request: &Request) -> Vec<[f64; 1]> {
-    vec![[1.0]; posts.len.saturating_sub(1)]
+fn totals(posts: &Columns<'_>, _params: &Params, request: &Request) -> Vec<[f64; 1]> {
+    let missing = usize::from(in_service(request));
+    vec![[1.0]; posts.len.saturating_sub(missing)]
 }

@@ -1,3 +1,5 @@
+mod bench;
+mod check;
 mod explain;
 mod lifecycle;
 mod replay;
@@ -6,10 +8,8 @@ mod status;
 use super::remote::{Target, TargetArguments};
 use super::{block_on, scaffold, table};
 use crate::policy::PolicyRef;
-use crate::policy::admission::{NothingKnown, PolicyFiles, admit};
+use crate::policy::admission::PolicyFiles;
 use crate::policy::artifact::{Digest, Stage};
-use crate::policy::engine::Engine;
-use crate::policy::module::{Description, Module};
 use crate::policy::toolchain::{Job, build_component_modules, encode_component};
 use crate::policy::watcher::read_policy_directory;
 use anyhow::{Context, anyhow, bail};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The policy author's and the operator's loop: new, build, check, push, activate, rollback.
+/// The policy author's and the operator's loop: new, build, check, bench, push, activate, rollback.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nova policy new fresh-first --stage score && nova policy build fresh-first && nova policy check fresh-first"
@@ -55,6 +55,9 @@ enum PolicyCommand {
         /// A .wasm file, or a directory with policy.toml
         path: PathBuf,
     },
+    /// What a policy costs beside baseline: fuel, time and memory, by stage and as candidates grow
+    #[command(after_help = "Example: nova policy bench fresh-first")]
+    Bench(bench::Bench),
     /// Runs recorded requests again: bit for bit as they were served, and under other policies
     #[command(
         after_help = "Examples:\n  nova policy replay\n  nova policy replay ./fresh-first timeline@1.0.0 --html report.html\n  nova policy replay --export week.records\n  nova policy replay fresh-first.wasm --records week.records"
@@ -143,7 +146,8 @@ impl PolicyArguments {
                 lang: Language::Rust,
             } => new(&name, stage, json),
             PolicyCommand::Build { path } => build(&path, json),
-            PolicyCommand::Check { path } => check(&path, json),
+            PolicyCommand::Check { path } => check::check(&path, json),
+            PolicyCommand::Bench(bench) => bench.run(json),
             PolicyCommand::Replay(replay) => replay.run(json),
             PolicyCommand::Explain(explain) => explain.run(json),
             PolicyCommand::Push(push) => block_on(push.run(json)),
@@ -259,89 +263,6 @@ fn build(path: &Path, json: bool) -> anyhow::Result<()> {
         text,
     );
     Ok(())
-}
-
-fn check(path: &Path, json: bool) -> anyhow::Result<()> {
-    let engine = Engine::start()?;
-    if path.is_file() {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        let module = engine
-            .load(&bytes)
-            .map_err(|error| anyhow!("{}: {error}", path.display()))?;
-        let report = json!({ "digest": module.digest, "stage": module.stage, "description": module.description });
-        print(json, &report, module_report(&module));
-        return Ok(());
-    }
-    if !path.join("policy.toml").is_file() {
-        bail!(
-            "{} has no policy.toml; name a .wasm file or a policy directory",
-            path.display()
-        );
-    }
-    let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
-    if files.modules.is_empty() && path.join("Cargo.toml").is_file() {
-        bail!(
-            "{} is not built yet; run: nova policy build {}",
-            path.display(),
-            path.display()
-        );
-    }
-    let admitted = admit(&engine, &NothingKnown, &files).map_err(|refusal| {
-        anyhow!(
-            "{} would be refused: {}",
-            path.display(),
-            refusal.reasons.join("; ")
-        )
-    })?;
-    let spec = &admitted.loaded.spec;
-    let mut text = format!(
-        "{} would be admitted\ndigest {}\n",
-        spec.policy, admitted.loaded.digest
-    );
-    for stage in Stage::ALL {
-        text.push_str(&module_report(admitted.loaded.modules.get(stage)));
-    }
-    print(
-        json,
-        &json!({ "policy": spec.policy, "digest": admitted.loaded.digest, "spec": spec }),
-        text,
-    );
-    Ok(())
-}
-
-fn module_report(module: &Module) -> String {
-    let Description {
-        name,
-        version,
-        features,
-        parameters,
-        ..
-    } = &module.description;
-    let rows: Vec<[String; 4]> = parameters
-        .iter()
-        .map(|p| {
-            [
-                p.name.clone(),
-                p.default.to_string(),
-                format!("{} … {}", p.min, p.max),
-                p.doc.clone(),
-            ]
-        })
-        .collect();
-    let parameters = if rows.is_empty() {
-        String::new()
-    } else {
-        table::render(["parameter", "default", "range", ""], &rows)
-    };
-    let reads = if features.is_empty() {
-        "no features".to_owned()
-    } else {
-        features.join(", ")
-    };
-    format!(
-        "\n{}: {name} {version}, sha256:{}\nreads {reads}\n{parameters}",
-        module.stage, module.digest
-    )
 }
 
 impl Push {

@@ -204,12 +204,13 @@ fn text(report: &Report) -> String {
     text
 }
 
-const MEASURES: [&str; 11] = [
+const MEASURES: [&str; 12] = [
     "",
     "rankings",
     "failed",
     "over its deadline",
     "time, µs",
+    "fuel",
     "posts in common",
     "Kendall's τ",
     "entering the page",
@@ -228,6 +229,7 @@ fn served(report: &Report) -> [String; MEASURES.len()] {
         none(),
         none(),
         spread(check.latency_us, 0),
+        spread(check.fuel, 0),
         none(),
         none(),
         none(),
@@ -245,6 +247,7 @@ fn compared(policy: &crate::replay::report::PolicyReport) -> [String; MEASURES.l
         policy.failures.values().sum::<u64>().to_string(),
         policy.over_deadline.to_string(),
         spread(policy.latency_us, 0),
+        spread(policy.fuel, 0),
         spread(c.overlap, 2),
         spread(c.kendall_tau, 2),
         spread(c.entered, 0),

@@ -75,7 +75,7 @@ impl Deploy {
                         refusal
                             .reasons
                             .into_iter()
-                            .map(|reason| (format!("variations[{at}].params"), reason)),
+                            .map(|reason| (format!("variations[{at}].params"), reason.message)),
                     );
                 }
                 Err(DeployError::NotFound(reason)) => {

@@ -3,7 +3,7 @@
 use crate::policy::admission::KnownModules;
 use crate::policy::artifact::Digest;
 use crate::policy::module::Module;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Compiled modules by digest, for as long as a loaded policy uses them.
@@ -27,6 +27,15 @@ impl CompiledModules {
 pub(super) struct Known {
     pub compiled: CompiledModules,
     pub bytes: HashMap<Digest, Vec<u8>>,
+    pub tried: Tried,
+}
+
+/// Which policies need no trial any more.
+pub(super) enum Tried {
+    /// This one: the binary ships it, and its tests tried it.
+    Shipped,
+    /// Those that are published.
+    Digests(HashSet<Digest>),
 }
 
 impl KnownModules for Known {
@@ -36,5 +45,12 @@ impl KnownModules for Known {
 
     fn bytes(&self, digest: Digest) -> Option<Vec<u8>> {
         self.bytes.get(&digest).cloned()
+    }
+
+    fn is_tried(&self, policy: Digest) -> bool {
+        match &self.tried {
+            Tried::Shipped => true,
+            Tried::Digests(digests) => digests.contains(&policy),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! How a policy comes into the registry: what this binary ships, an upload, a watched directory.
 
 use super::change::standing;
-use super::modules::{CompiledModules, Known};
+use super::modules::{CompiledModules, Known, Tried};
 use super::{Deploy, DeployError, PolicyState, Published, Serving};
 use crate::clock::unix_ms;
 use crate::policy::admission::{Admitted, PolicyFiles, Refusal, admit};
@@ -64,6 +64,7 @@ impl Deploy {
         let known = Known {
             compiled: self.compiled.clone(),
             bytes: self.published_bytes(&files).await?,
+            tried: self.tried(&files),
         };
         let engine = self.engine.clone();
         let admitted = tokio::task::spawn_blocking(move || admit(&engine, &known, &files))
@@ -79,6 +80,15 @@ impl Deploy {
             self.compiled.keep(admitted.loaded.modules.get(stage));
         }
         Ok(admitted)
+    }
+
+    fn tried(&self, files: &PolicyFiles) -> Tried {
+        if builtin::recipes().any(|shipped| shipped == *files) {
+            return Tried::Shipped;
+        }
+        let serving = self.serving();
+        let published = serving.state.policies.iter();
+        Tried::Digests(published.map(|published| published.digest).collect())
     }
 
     async fn published_bytes(
@@ -212,6 +222,7 @@ pub(super) async fn shipped(
         let known = Known {
             compiled: compiled.clone(),
             bytes: HashMap::new(),
+            tried: Tried::Shipped,
         };
         let admitted = admit(&engine, &known, &files)?;
         for stage in Stage::ALL {

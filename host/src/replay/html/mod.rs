@@ -80,14 +80,20 @@ fn check(report: &Report, check: &CheckReport) -> String {
         report.requests_per_second,
         report.threads,
         report.elapsed_s,
-        latency(check.latency_us),
+        cost(check.latency_us, check.fuel),
     )
 }
 
-fn latency(latency_us: Option<Distribution>) -> String {
-    latency_us.map_or_else(
-        || "not run".to_owned(),
-        |d| format!("p50 {:.0} µs, p99 {:.0} µs a ranking", d.p50, d.p99),
+fn cost(latency_us: Option<Distribution>, fuel: Option<Distribution>) -> String {
+    let Some(time) = latency_us else {
+        return "not run".to_owned();
+    };
+    let fuel = fuel.map_or_else(String::new, |fuel| {
+        format!(", fuel p50 {:.0}, most {:.0}", fuel.p50, fuel.max)
+    });
+    format!(
+        "p50 {:.0} µs, p99 {:.0} µs{fuel} a ranking",
+        time.p50, time.p99
     )
 }
 
@@ -127,7 +133,7 @@ fn policy(policy: &PolicyReport) -> String {
         runs = policy.runs,
         class = if failures == 0 { "good" } else { "bad" },
         late = policy.over_deadline,
-        latency = latency(policy.latency_us),
+        latency = cost(policy.latency_us, policy.fuel),
         table = measures(policy),
         authors = authors(&policy.comparison.authors),
         pages = pages::render(&policy.most_moved),

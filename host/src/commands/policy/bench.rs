@@ -1,0 +1,248 @@
+//! `nova policy bench`: what a policy costs beside `baseline`, stage by stage and as candidates grow.
+
+use super::print;
+use crate::commands::table;
+use crate::policy::admission::golden::CANDIDATES_MAX;
+use crate::policy::admission::{Admitted, KnownModules, PolicyFiles, admit};
+use crate::policy::artifact::{Digest, PerStage, Stage};
+use crate::policy::bench::{Measured, Pair, Report, SIZES, Times, measure, steps, total};
+use crate::policy::builtin;
+use crate::policy::class::{Class, MEMORY_MB_MAX};
+use crate::policy::engine::Engine;
+use crate::policy::module::Module;
+use crate::policy::watcher::read_policy_directory;
+use anyhow::{Context as _, anyhow, bail};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const BAR_WIDTH: u64 = 48;
+
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// A .wasm file, or a directory with policy.toml
+    path: PathBuf,
+    /// Timed calls of each stage, size and way of instances
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    calls: u32,
+}
+
+impl Bench {
+    pub fn run(self, json: bool) -> anyhow::Result<()> {
+        let engine = Engine::start()?;
+        let (files, known) = subject(&engine, &self.path)?;
+        let policy = load(&engine, &known, &files)?;
+        let shipped = builtin::recipes().next().unwrap_or_default();
+        let baseline = load(&engine, &Untried::default(), &shipped)?;
+        let bar = indicatif::ProgressBar::new(steps() as u64).with_style(
+            indicatif::ProgressStyle::with_template("measuring {bar:40} {pos}/{len}")?,
+        );
+        let report = measure(
+            &engine,
+            &measured(&policy),
+            &measured(&baseline),
+            self.calls as usize,
+            || bar.inc(1),
+        );
+        bar.finish_and_clear();
+        let report = report.with_context(|| {
+            let path = self.path.display();
+            format!("{path} cannot be measured; see: nova policy check {path}")
+        })?;
+        let spec = &policy.loaded.spec;
+        let answer = json!({
+            "policy": spec.policy,
+            "digest": policy.loaded.digest,
+            "baseline": baseline.loaded.spec.policy,
+            "candidates": SIZES,
+            "limits": spec.limits,
+            "report": report,
+        });
+        let title = format!("{} beside {}\n", spec.policy, baseline.loaded.spec.policy);
+        print(json, &answer, title + &text(&report));
+        Ok(())
+    }
+}
+
+/// Tries nothing: what admission refuses may be worth measuring, to find out why.
+#[derive(Default)]
+struct Untried {
+    compiled: Option<Arc<Module>>,
+}
+
+impl KnownModules for Untried {
+    fn compiled(&self, digest: Digest) -> Option<Arc<Module>> {
+        self.compiled
+            .clone()
+            .filter(|module| module.digest == digest)
+    }
+
+    fn bytes(&self, _digest: Digest) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn is_tried(&self, _policy: Digest) -> bool {
+        true
+    }
+}
+
+fn load(engine: &Engine, known: &Untried, files: &PolicyFiles) -> anyhow::Result<Admitted> {
+    admit(engine, known, files).map_err(|refusal| anyhow!("{}", refusal.text()))
+}
+
+fn measured(admitted: &Admitted) -> Measured<'_> {
+    let bytes = |at: usize| {
+        let module = admitted.module_bytes.get(at);
+        module.map_or(&[][..], |(_, bytes)| bytes)
+    };
+    Measured {
+        policy: &admitted.loaded,
+        bytes: PerStage {
+            dedup: bytes(0),
+            score: bytes(1),
+            saturation: bytes(2),
+        },
+    }
+}
+
+/// A policy directory as it is; a module in the place of baseline's for its stage.
+fn subject(engine: &Engine, path: &Path) -> anyhow::Result<(PolicyFiles, Untried)> {
+    if !path.is_file() {
+        if !path.join("policy.toml").is_file() {
+            bail!(
+                "{} has no policy.toml; name a .wasm file or a policy directory",
+                path.display()
+            );
+        }
+        let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
+        return Ok((files, Untried::default()));
+    }
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let module = engine
+        .load(&bytes)
+        .map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    let baseline = builtin::recipes().next().unwrap_or_default();
+    let mut manifest: toml::Table = baseline.manifest.parse()?;
+    manifest.insert("name".into(), "module".into());
+    let stage = toml::Table::from_iter([("module".to_owned(), "module.wasm".into())]);
+    manifest.insert(module.stage.as_str().into(), stage.into());
+    if module.shape.class() == Class::Large {
+        let limits = toml::Table::from_iter([("memory_mb".to_owned(), MEMORY_MB_MAX.into())]);
+        manifest.insert("limits".into(), limits.into());
+    }
+    let files = PolicyFiles {
+        manifest: manifest.to_string(),
+        modules: BTreeMap::from([("module.wasm".to_owned(), bytes)]),
+    };
+    let known = Untried {
+        compiled: Some(Arc::new(module)),
+    };
+    Ok((files, known))
+}
+
+fn text(report: &Report) -> String {
+    let stages = report.at_cap().map(stage_table).unwrap_or_default();
+    format!(
+        "\nStages over {CANDIDATES_MAX} generated candidates, times in µs\n{stages}\n\
+         Growth of the three stages together\n{}\nFuel (# this policy, - baseline)\n{}",
+        growth_table(report),
+        curve(report)
+    )
+}
+
+fn stage_table(stages: &PerStage<Pair>) -> String {
+    let row = |name: &str, of: &dyn Fn(fn(&Pair) -> u64) -> u64| {
+        [
+            name.to_owned(),
+            of(|pair| pair.policy.fuel).to_string(),
+            of(|pair| pair.baseline.fuel).to_string(),
+            of(|pair| pair.policy.fresh.median_us).to_string(),
+            of(|pair| pair.policy.fresh.p99_us).to_string(),
+            of(|pair| pair.baseline.fresh.median_us).to_string(),
+            of(|pair| pair.policy.reuse.median_us).to_string(),
+            of(|pair| pair.policy.reuse.p99_us).to_string(),
+            of(|pair| pair.baseline.reuse.median_us).to_string(),
+            (of(|pair| pair.policy.memory_bytes) >> 10).to_string(),
+            (of(|pair| pair.baseline.memory_bytes) >> 10).to_string(),
+        ]
+    };
+    let mut rows: Vec<[String; 11]> = Stage::ALL
+        .iter()
+        .map(|stage| row(stage.as_str(), &|of| of(stages.get(*stage))))
+        .collect();
+    rows.push(row("sum", &|of| total(stages, of)));
+    let header = [
+        "stage", "fuel", "baseline", "fresh", "p99", "baseline", "reuse", "p99", "baseline", "KiB",
+        "baseline",
+    ];
+    table::render(header, &rows)
+}
+
+fn growth_table(report: &Report) -> String {
+    let sum = |stages, of: fn(&Pair) -> u64| total(stages, of).to_string();
+    let rows: Vec<[String; 7]> = SIZES
+        .iter()
+        .zip(&report.sizes)
+        .map(|(size, stages)| {
+            [
+                size.to_string(),
+                sum(stages, |pair| pair.policy.fuel),
+                sum(stages, |pair| pair.baseline.fuel),
+                sum(stages, |pair| median(pair.policy.fresh)),
+                sum(stages, |pair| median(pair.baseline.fresh)),
+                sum(stages, |pair| median(pair.policy.reuse)),
+                sum(stages, |pair| median(pair.baseline.reuse)),
+            ]
+        })
+        .collect();
+    let header = [
+        "candidates",
+        "fuel",
+        "baseline",
+        "fresh µs",
+        "baseline",
+        "reuse µs",
+        "baseline",
+    ];
+    format!(
+        "{}fuel grows as n^{:.2}, baseline's as n^{:.2}\n",
+        table::render(header, &rows),
+        report.growth,
+        report.baseline_growth
+    )
+}
+
+fn median(times: Times) -> u64 {
+    times.median_us
+}
+
+/// Bars on one linear scale: a straight staircase is linear growth.
+fn curve(report: &Report) -> String {
+    let fuels = |stages| {
+        [
+            total(stages, |pair| pair.policy.fuel),
+            total(stages, |pair| pair.baseline.fuel),
+        ]
+    };
+    let most = report
+        .sizes
+        .iter()
+        .flat_map(fuels)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let bar = |fuel: u64, mark: &str| mark.repeat((fuel * BAR_WIDTH).div_ceil(most) as usize);
+    SIZES
+        .iter()
+        .zip(&report.sizes)
+        .map(|(size, stages)| {
+            let [policy, baseline] = fuels(stages);
+            format!(
+                "{size:>6} |{}\n       |{}\n",
+                bar(policy, "#"),
+                bar(baseline, "-")
+            )
+        })
+        .collect()
+}

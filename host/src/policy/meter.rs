@@ -1,0 +1,52 @@
+//! What a call used, where calls are measured: fuel, the deterministic unit of work, and memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The last call's use. One admission has its meter to itself, so there is one call at a time.
+#[derive(Debug)]
+pub struct Meter {
+    fuel_max: AtomicU64,
+    fuel: AtomicU64,
+    memory_bytes: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    pub fuel: u64,
+    /// Linear memory at its largest.
+    pub memory_bytes: u64,
+}
+
+impl Meter {
+    pub fn new(fuel_max: u64) -> Self {
+        Self {
+            fuel_max: AtomicU64::new(fuel_max),
+            fuel: AtomicU64::new(0),
+            memory_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// A call that uses more is stopped.
+    pub fn fuel_max(&self) -> u64 {
+        self.fuel_max.load(Ordering::Relaxed)
+    }
+
+    /// For the calls from now on.
+    pub fn set_fuel_max(&self, fuel_max: u64) {
+        self.fuel_max.store(fuel_max, Ordering::Relaxed);
+    }
+
+    pub fn record(&self, fuel_left: u64, memory_bytes: usize) {
+        let fuel = self.fuel_max().saturating_sub(fuel_left);
+        self.fuel.store(fuel, Ordering::Relaxed);
+        self.memory_bytes
+            .store(memory_bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn used(&self) -> Used {
+        Used {
+            fuel: self.fuel.load(Ordering::Relaxed),
+            memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
