@@ -9,6 +9,7 @@ use crate::experiments::exposure::Exposures;
 use crate::experiments::routing::Lookup;
 use crate::feed::cursor::CursorKey;
 use crate::feed::deleted::DeletedPosts;
+use crate::feed::shadow::Shadows;
 use crate::http::auth::TokenKeys;
 use crate::http::limits::RateLimits;
 use crate::jobs::profile::Profile;
@@ -16,6 +17,7 @@ use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::WatchReport;
+use crate::replay::recorder::Recorder;
 use crate::stores::guard;
 use crate::stores::{
     CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
@@ -56,6 +58,8 @@ pub struct App {
     pub policy_pool: CpuPool,
     pub spool: Spool,
     pub exposures: Exposures,
+    pub recorder: Recorder,
+    pub shadows: Shadows,
     pub trending: Trending,
     pub suggestions: Suggestions,
     pub token_keys: TokenKeys,
@@ -92,6 +96,8 @@ pub struct Parts {
     pub policy_pool: CpuPool,
     pub spool: Spool,
     pub exposures: Exposures,
+    pub recorder: Recorder,
+    pub shadows: Shadows,
     pub token_keys: TokenKeys,
     pub cursor_key: CursorKey,
     pub watch_report: WatchReport,
@@ -118,6 +124,8 @@ impl App {
             policy_pool: parts.policy_pool,
             spool: parts.spool,
             exposures: parts.exposures,
+            recorder: parts.recorder,
+            shadows: parts.shadows,
             token_keys: parts.token_keys,
             cursor_key: parts.cursor_key,
             watch_report: parts.watch_report,
@@ -150,6 +158,8 @@ impl App {
             self.rate_limits
                 .store(Arc::new(RateLimits::new(&live.limits)));
         }
+        self.recorder.configure(&live.records);
+        self.shadows.configure(&live);
         self.live.store(Arc::new(live));
     }
 

@@ -5,6 +5,7 @@
 
 use crate::policy::budget::{Thresholds, WINDOW_MAX_S};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub struct Live {
     pub limits: Limits,
     pub feed: Feed,
     pub failure_budget: FailureBudget,
+    pub records: Records,
+    pub shadow: Shadow,
     pub flags: Flags,
 }
 
@@ -253,6 +256,34 @@ impl Default for FailureBudget {
     }
 }
 
+/// Rankings that are stored whole, to be replayed. A ranking whose policy failed is always one of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Records {
+    /// Share of rankings, 0 to 1. Default 0.01.
+    pub sample_ratio: f64,
+    /// Viewers whose rankings are all recorded, by id. Default none.
+    pub viewers: BTreeSet<u64>,
+    /// Bytes of records and the modules they need; the oldest records go first. Default 256 MiB.
+    pub bytes_max: u64,
+    /// How long a record is kept, h: it says what a viewer was shown. Default 168.
+    pub age_max_h: u64,
+}
+
+/// Policies that rank beside the one that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shadow {
+    /// Processor time for all of them together, % of one core, 0 to 100. Default 25; at 0 none runs.
+    pub cpu_percent: u32,
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Self { cpu_percent: 25 }
+    }
+}
+
 /// Defaults of the flags; an operator's `PUT /admin/v1/flags/{name}` beats them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -313,6 +344,8 @@ impl Default for Live {
             limits: Limits::default(),
             feed: Feed::default(),
             failure_budget: FailureBudget::default(),
+            records: Records::default(),
+            shadow: Shadow::default(),
             flags: Flags::default(),
         }
     }
@@ -348,6 +381,17 @@ impl Default for Feed {
             source_timeout_ms: 2_000,
             timeline_timeout_ms: 500,
             policy_budget_ms: 250,
+        }
+    }
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self {
+            sample_ratio: 0.01,
+            viewers: BTreeSet::new(),
+            bytes_max: 256 << 20,
+            age_max_h: 168,
         }
     }
 }
@@ -460,6 +504,11 @@ pub const VARIABLES: &[(&str, &str)] = &[
         "NOVA_FAILURE_BUDGET_P99_MIN_CALLS",
         "failure_budget.p99_min_calls",
     ),
+    ("NOVA_RECORD_SAMPLE_RATIO", "records.sample_ratio"),
+    ("NOVA_RECORD_VIEWERS", "records.viewers"),
+    ("NOVA_RECORD_BYTES_MAX", "records.bytes_max"),
+    ("NOVA_RECORD_AGE_MAX_H", "records.age_max_h"),
+    ("NOVA_SHADOW_CPU_PERCENT", "shadow.cpu_percent"),
     ("NOVA_USE_CH_RANKING", "flags.use_ch_ranking"),
     ("NOVA_ENABLE_CACHING", "flags.enable_caching"),
     ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
@@ -551,6 +600,16 @@ impl Config {
                 self.live.log_level
             ));
         }
+        let ratio = self.live.records.sample_ratio;
+        if !(0.0..=1.0).contains(&ratio) {
+            return refuse(format!("records.sample_ratio: {ratio} is not within 0 … 1"));
+        }
+        let percent = self.live.shadow.cpu_percent;
+        if percent > 100 {
+            return refuse(format!(
+                "shadow.cpu_percent: {percent} is not within 0 … 100"
+            ));
+        }
         let limits = &self.live.limits;
         let rates = [
             (
@@ -630,19 +689,19 @@ fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
 
 /// Environment variables are text; the key's type decides what is meant.
 fn read_value(key: &str, text: &str) -> toml::Value {
-    if ["server.cors_origins", "policy.trusted_keys"].contains(&key) {
-        return toml::Value::Array(
-            text.split(',')
-                .map(|origin| toml::Value::String(origin.trim().to_owned()))
-                .collect(),
-        );
+    if ["server.cors_origins", "policy.trusted_keys", "records.viewers"].contains(&key) {
+        let entry = |entry: &str| match entry.parse() {
+            Ok(id) if key == "records.viewers" => toml::Value::Integer(id),
+            _ => toml::Value::String(entry.to_owned()),
+        };
+        return toml::Value::Array(text.split(',').map(str::trim).map(entry).collect());
     }
     // An integer or a boolean where the text is one; secrets and names stay text.
     let literal = !key.starts_with("auth.")
         && !key.ends_with("_url")
         && !key.ends_with("_dir")
         && !["stores.kafka_brokers", "stores.kafka_prefix"].contains(&key);
-    if key.starts_with("failure_budget.")
+    if (key.starts_with("failure_budget.") || key == "records.sample_ratio")
         && let Ok(number) = text.parse::<f64>()
         && text.contains('.')
     {
@@ -728,6 +787,8 @@ mod tests {
             ("HTTP_PORT", "9"),
             ("NOVA_SNAPSHOT_TTL_S", "7"),
             ("NOVA_RATE_LIMIT", "off"),
+            ("NOVA_RECORD_SAMPLE_RATIO", "1"),
+            ("NOVA_RECORD_VIEWERS", "7, 42"),
             ("NOVA_ENABLE_CACHING", "false"),
             ("NOVA_CORS_ORIGINS", "https://a.example, https://b.example"),
         ];
@@ -747,6 +808,8 @@ mod tests {
             ),
             (Switch::Off, false)
         );
+        assert_eq!(config.live.records.sample_ratio, 1.0);
+        assert!(config.live.records.viewers.iter().eq(&[7, 42]));
         assert_eq!(
             config.server.cors_origins,
             ["https://a.example", "https://b.example"]
@@ -759,6 +822,9 @@ mod tests {
             ("HTTP_PORT", "http"),
             ("NOVA_SNAPSHOT_TTL_S", "soon"),
             ("NOVA_RATE_LIMIT", "maybe"),
+            ("NOVA_RECORD_SAMPLE_RATIO", "1.5"),
+            ("NOVA_SHADOW_CPU_PERCENT", "101"),
+            ("NOVA_RECORD_VIEWERS", "7,ada"),
             ("LOG_LEVEL", "=="),
             ("NOVA_JWT_SECRET", "short"),
         ] {

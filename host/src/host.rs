@@ -6,6 +6,7 @@ use crate::events::drain::{self, Drain};
 use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
 use crate::feed::cursor::CursorKey;
+use crate::feed::shadow::Shadows;
 use crate::http;
 use crate::http::auth::TokenKeys;
 use crate::jobs::{self, ConfigFile, Jobs};
@@ -15,6 +16,7 @@ use crate::policy::deploy::Deploy;
 use crate::policy::engine::Engine;
 use crate::policy::pool::CpuPool;
 use crate::policy::watcher::{self, WatchReport};
+use crate::replay::recorder::Recorder;
 use crate::secret;
 use crate::wiring::{self, Wired};
 use anyhow::Context;
@@ -94,6 +96,12 @@ impl Host {
         let stop_draining = CancellationToken::new();
         let (exposures, exposures_task) =
             Exposures::start(stores.exposures.clone(), stop_draining.clone());
+        let (recorder, recorder_task) = Recorder::start(
+            config.data_dir.clone(),
+            config.live.records.clone(),
+            deploy.registry().clone(),
+            stop_draining.clone(),
+        );
         let watch_report = WatchReport::default();
         let policies_dir = config.policies_dir();
         std::fs::create_dir_all(&policies_dir)
@@ -106,6 +114,8 @@ impl Host {
             spool: spool.clone(),
             deploy: deploy.clone(),
             exposures,
+            recorder,
+            shadows: Shadows::start(&config.live)?,
             config,
         };
         let app = App::new(parts, stores);
@@ -120,6 +130,7 @@ impl Host {
         let mut draining = beside(&app, &stop_draining)?;
         draining.push(start_drain(&app, spool, into_stores, stop_draining.clone()));
         draining.push(exposures_task);
+        draining.push(recorder_task);
         Ok(Self {
             app,
             listener,

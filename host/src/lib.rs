@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod logging;
 pub mod metrics;
 pub mod policy;
+pub mod replay;
 pub mod secret;
 pub mod stores;
 pub mod wiring;

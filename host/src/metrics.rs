@@ -68,6 +68,9 @@ pub struct Metrics {
     pub job_duration_seconds: HistogramVec,
     pub exposures_total: IntCounterVec,
     pub fallback_ratio: Gauge,
+    pub records_total: IntCounterVec,
+    pub records_bytes: IntGauge,
+    pub shadow_runs_total: IntCounterVec,
 }
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
@@ -300,6 +303,20 @@ impl Metrics {
             fallback_ratio: r.float_gauge(
                 "fallback_ratio",
                 "Share of the last 1,000 feeds that fell back to the timeline.",
+            ),
+            records_total: r.counters(
+                "records_total",
+                "Rankings to be recorded, by what became of them.",
+                &["outcome"],
+            ),
+            records_bytes: r.gauge(
+                "records_bytes",
+                "Size of the recorded rankings and the modules they need.",
+            ),
+            shadow_runs_total: r.counters(
+                "shadow_runs_total",
+                "Rankings of policies in shadow, by outcome.",
+                &["policy", "outcome"],
             ),
             registry: r.0,
         }

@@ -7,7 +7,7 @@ use nova::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 pub struct Host {
     /// Of a host on the real stack; a demo has its own.
     _data_dir: Option<TempDir>,
+    data_dir: PathBuf,
     child: Child,
     address: SocketAddr,
     tokens: TokenKeys,
@@ -65,6 +66,7 @@ impl Host {
         let secret = hex::decode(std::fs::read_to_string(data_dir.join("jwt.key"))?.trim())?;
         Ok(Self {
             _data_dir: None,
+            data_dir,
             child,
             address,
             tokens: TokenKeys::new(&secret, "nova"),
@@ -135,6 +137,7 @@ impl Host {
             address: address.context("no address")?,
             tokens: TokenKeys::new(&secret, "nova"),
             _data_dir: Some(directory),
+            data_dir,
         })
     }
 
@@ -251,6 +254,21 @@ impl Host {
         let feed: Value = serde_json::from_slice(&fetch(self.address, &request).await?)?;
         let name = feed["policy"]["name"].as_str();
         Ok(name.context("no policy")?.to_owned())
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Puts a shipped policy in shadow, or takes it out.
+    pub async fn set_shadow(&self, policy: &str, on: bool) -> anyhow::Result<()> {
+        let (step, body) = if on {
+            ("shadow", json!({}))
+        } else {
+            ("canary", json!({ "percent": 0 }))
+        };
+        let path = format!("/admin/v1/policies/{policy}/1.0.0/{step}");
+        self.admin("POST", &path, &body).await.map(drop)
     }
 
     /// Loads so many policies by running an experiment over them.

@@ -1,13 +1,14 @@
 //! The load run: a host and a bare axum route that returns the same bytes, asked by one generator
 //! in alternating rounds, so that both meet the same noise.
 //!
-//! `cargo bench --bench load -- throughput | swap | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
+//! `cargo bench --bench load -- throughput | swap | shadow | replay | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
 //! `stack-counted` and `stack-ramp` measure a host, `stack-fleet` three, on the servers that the environment names (`tests/services env`).
 
 mod bare;
 mod fleet;
 mod generator;
 mod host;
+mod replay;
 #[expect(
     dead_code,
     clippy::unwrap_used,
@@ -15,6 +16,7 @@ mod host;
 )]
 #[path = "../shared/services.rs"]
 mod services;
+mod shadow;
 mod stack;
 
 use generator::{Report, run};
@@ -43,6 +45,10 @@ fn main() -> anyhow::Result<()> {
         ["bare", file, redis_url] => bare::serve(file, Some(redis_url)),
         ["throughput"] => runtime.block_on(throughput()),
         ["swap"] => runtime.block_on(swap()),
+        ["shadow"] => runtime.block_on(shadow::shadow(300)),
+        ["shadow", per_second] => runtime.block_on(shadow::shadow(per_second.parse()?)),
+        ["replay"] => runtime.block_on(replay::replay(10_000)),
+        ["replay", records] => runtime.block_on(replay::replay(records.parse()?)),
         ["memory"] => runtime.block_on(memory(Duration::from_secs(600))),
         ["memory", seconds] => runtime.block_on(memory(Duration::from_secs(seconds.parse()?))),
         ["events"] => runtime.block_on(events()),
@@ -57,7 +63,7 @@ fn main() -> anyhow::Result<()> {
         }
         _ => {
             println!(
-                "usage: cargo bench --bench load -- throughput | swap | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS"
+                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS"
             );
             Ok(())
         }

@@ -2,27 +2,27 @@
 
 /// Columns as wide as their widest cell, two spaces apart.
 pub fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let header = header.iter().map(|name| (*name).to_owned()).collect();
+    let rows = rows.iter().map(|row| row.to_vec());
+    render_columns(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+}
+
+/// The same for a number of columns that is not known beforehand; the first row is the header. Rows are of one length.
+pub fn render_columns(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .chain([header[column].chars().count()])
-            .max()
-            .unwrap_or(0)
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |cells: [&str; N]| {
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths);
         let padded: Vec<String> = cells
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
+            .map(|(cell, &width)| format!("{cell:<width$}"))
             .collect();
         format!("{}\n", padded.join("  ").trim_end())
     };
-    let mut text = line(header);
-    for row in rows {
-        text.push_str(&line(std::array::from_fn(|column| row[column].as_str())));
-    }
-    text
+    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

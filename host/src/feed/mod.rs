@@ -2,9 +2,11 @@
 
 pub mod candidates;
 pub mod cursor;
+pub mod decision;
 pub mod deleted;
 pub mod ladder;
 pub mod page;
+pub mod shadow;
 pub mod snapshot;
 pub mod story;
 pub mod timeline;

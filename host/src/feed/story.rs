@@ -2,6 +2,7 @@
 
 use super::candidates::{Fetched, fetch};
 use super::cursor::Cursor;
+use super::decision::Decision;
 use super::ladder::{Job, Ranked, last_good, rank_down};
 use super::page::{FeedPage, page};
 use super::snapshot::{Algo, CachedCandidates, ServedBy, ServedPolicy, Snapshot, ranked_posts};
@@ -44,6 +45,7 @@ pub enum FeedError {
 
 /// A finished ranking that is not yet a snapshot.
 struct Made {
+    ranking_id: Uuid,
     algo: Algo,
     served_by: ServedBy,
     fallback: bool,
@@ -354,34 +356,49 @@ async fn rank_candidates(
     let job = rank_job(ask, set, seen);
     let second = last_good(routed.policy.as_deref(), serving);
     let budget = Duration::from_millis(app.live().feed.policy_budget_ms);
-    let Some(Ranked {
-        ranking,
-        policy,
-        served_by,
-    }) = rank_down(&app.policy_pool, routed.policy, second, job.clone(), budget).await
-    else {
+    let pool = &app.policy_pool;
+    let (first, then) = (routed.policy.clone(), second.clone());
+    let Some(ranked) = rank_down(pool, first, then, job.clone(), budget).await else {
         missing.add("policy");
         return None;
     };
+    let Ranked {
+        ranking,
+        policy,
+        served_by,
+    } = &ranked;
     METRICS
         .dedup_posts_removed_total
         .inc_by(ranking.removed.into());
     METRICS.saturation_moves_total.inc_by(ranking.moved.into());
-    if served_by != ServedBy::Policy {
+    if *served_by != ServedBy::Policy {
         missing.add("policy");
     }
-    Some(Made {
+    let made = Made {
+        ranking_id: Uuid::now_v7(),
         algo: Algo::Ch,
-        served_by,
+        served_by: *served_by,
         fallback: false,
-        policy,
-        assignment: routed.assignment,
-        posts: ranked_posts(&job.set, &ranking, true),
+        policy: policy.clone(),
+        assignment: routed.assignment.clone(),
+        posts: ranked_posts(&job.set, ranking, true),
         degraded: Vec::new(),
         seen_version,
         epoch: None,
         cache_hit: false,
-    })
+    };
+    let decision = Arc::new(Decision {
+        ranking_id: made.ranking_id,
+        request_id: ask.request_id.clone(),
+        routed: routed.policy,
+        last_good: second,
+        assignment: routed.assignment,
+        job,
+        ranked,
+    });
+    app.recorder.offer(&decision);
+    app.shadows.offer(&serving.shadows, &decision);
+    Some(made)
 }
 
 fn rank_job(ask: &Ask, set: Arc<CandidateSet>, seen: SeenAmong) -> Job {
@@ -461,6 +478,7 @@ async fn make_timeline(app: &App, ask: &Ask, missing: &mut Missing) -> Option<Ma
     let job = rank_job(ask, Arc::new(timeline.set), seen);
     let ranking = timeline::rank(&job)?;
     Some(Made {
+        ranking_id: Uuid::now_v7(),
         algo: Algo::Timeline,
         served_by: ServedBy::Timeline,
         fallback: false,
@@ -478,7 +496,7 @@ async fn make_timeline(app: &App, ask: &Ask, missing: &mut Missing) -> Option<Ma
 async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
     let (cache_hit, epoch) = (made.cache_hit, made.epoch);
     let snapshot = Arc::new(Snapshot {
-        ranking_id: Uuid::now_v7(),
+        ranking_id: made.ranking_id,
         viewer: ask.viewer,
         algo: made.algo,
         served_by: made.served_by,

@@ -1,10 +1,11 @@
 //! The steps of a policy's life besides activation: shadow, canary, retirement, quarantine.
 
 use super::admin_policies::{PolicyAnswer, policy_ref};
-use super::auth::{Admin, Operate, Upload};
+use super::auth::{Admin, Operate, Read, Upload};
 use super::extract::{Json as JsonBody, Path};
 use crate::app::App;
 use crate::error::Problem;
+use crate::feed::shadow::ShadowReport;
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
@@ -21,6 +22,22 @@ pub async fn shadow(
 ) -> Result<Json<PolicyAnswer>, Problem> {
     let policy = policy_ref(path)?;
     Ok(Json(app.deploy.shadow(&policy, &admin.actor).await?.into()))
+}
+
+/// How a policy in shadow is doing on this host, and how its rankings differ from those that were served.
+#[utoipa::path(get, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = ShadowReport), (status = 403, body = Problem), (status = 404, body = Problem)))]
+pub async fn shadow_report(
+    State(app): State<Arc<App>>,
+    _admin: Admin<Read>,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<ShadowReport>, Problem> {
+    let policy = policy_ref(path)?;
+    let serving = app.deploy.serving();
+    let shadow = serving.shadows.iter().find(|p| p.spec.policy == policy);
+    let shadow = shadow.ok_or_else(|| Problem::not_found(format!("{policy} is not in shadow")))?;
+    Ok(Json(app.shadows.report(shadow)))
 }
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]

@@ -1,29 +1,18 @@
-//! Looking inside: one viewer's cache and ranking, one post's counters, the host's state.
+//! Looking inside: one viewer's cache, one post's counters, the host's state.
 
 use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read};
-use super::extract::{Id, Query};
+use super::extract::Id;
 use crate::app::App;
 use crate::clock::{rfc3339, unix_ms};
 use crate::error::Problem;
-use crate::feed::candidates::fetch;
 use crate::feed::snapshot::{Algo, ServedBy};
 use crate::jobs::profile::ProfileReport;
-use crate::policy::PolicyRef;
-use crate::policy::explain::{ExplainedPost, explain as explain_ranking};
-use crate::policy::ranking::RankInput;
 use axum::Json;
 use axum::extract::State;
-use nova_policy_sdk::Request;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Semaphore;
-
-/// Off the hot path there is time, but not without bound.
-static EXPLAINING: Semaphore = Semaphore::const_new(1);
-const EXPLAIN_BUDGET: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct FeedCacheAnswer {
@@ -81,91 +70,6 @@ pub async fn feed_cache(
             post_ids: snapshot.posts.iter().map(|post| post.post_id).collect(),
         }),
         seen_posts: app.stores.seen.count(id, unix_ms()).await?,
-    }))
-}
-
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct ExplainAnswer {
-    pub user_id: u64,
-    pub policy: String,
-    pub digest: String,
-    /// The moment it was ranked for.
-    pub now: String,
-    pub parameters: BTreeMap<String, BTreeMap<String, f64>>,
-    pub degraded: Vec<&'static str>,
-    /// In the order shown; posts that dedup removed last.
-    pub posts: Vec<ExplainedPost>,
-}
-
-/// How a policy ranks for a viewer right now, post by post. Nothing is cached, nothing is recorded.
-#[utoipa::path(get, path = "/debug/user/{id}/feed/explain", tag = "admin", security(("admin" = [])),
-    params(("id" = u64, Path), ("policy" = Option<String>, Query, description = "`name@version`; default: the active one")),
-    responses((status = 200, body = ExplainAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]
-pub async fn explain(
-    State(app): State<Arc<App>>,
-    _admin: Admin<Read>,
-    Id(id): Id,
-    query: Query,
-) -> Result<Json<ExplainAnswer>, Problem> {
-    let serving = app.deploy.serving().clone();
-    let policy = match query.get("policy") {
-        None => serving.active.clone(),
-        Some(text) => {
-            let policy: PolicyRef = text
-                .parse()
-                .map_err(|error: String| Problem::invalid_field("policy", error))?;
-            app.deploy.load(&serving.state, &policy, None).await?
-        }
-    };
-    let now_ms = unix_ms();
-    let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
-    let fetched = fetch(app.stores.candidates.as_ref(), id, now_ms, timeout).await;
-    if fetched.failed {
-        return Err(Problem::unavailable("no candidate source answers"));
-    }
-    let posts = &fetched.set.post_ids;
-    let seen = app.stores.seen.among(id, posts, now_ms).await?.seen;
-    let request = Request {
-        user_id: id,
-        now_ms,
-        seed: 0,
-        limit: 50,
-    };
-    // One at a time: explaining takes a worker from the feeds, for longer than a ranking does.
-    let _turn = EXPLAINING
-        .acquire()
-        .await
-        .map_err(|closed| Problem::internal(&closed))?;
-    let running = policy.clone();
-    let explained = app.policy_pool.run(EXPLAIN_BUDGET, move || {
-        let budget = running.budget_without_deadline(EXPLAIN_BUDGET);
-        explain_ranking(
-            &running,
-            budget,
-            RankInput {
-                request: &request,
-                set: &fetched.set,
-                seen: &seen,
-            },
-        )
-    });
-    let explained = explained
-        .await
-        .map_err(|busy| Problem::unavailable(busy.to_string()))?;
-    let posts = explained
-        .map_err(|failure| Problem::unavailable(format!("the policy failed: {failure}")))?;
-    let stages = &policy.spec.stages;
-    Ok(Json(ExplainAnswer {
-        user_id: id,
-        policy: policy.spec.policy.to_string(),
-        digest: policy.effective_digest.to_string(),
-        now: rfc3339(now_ms),
-        parameters: crate::policy::Stage::ALL
-            .iter()
-            .map(|stage| (stage.as_str().to_owned(), stages.get(*stage).params.clone()))
-            .collect(),
-        degraded: fetched.degraded,
-        posts,
     }))
 }
 

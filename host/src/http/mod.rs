@@ -9,6 +9,7 @@ pub mod auth;
 pub mod debug;
 pub mod discover;
 pub mod events;
+pub mod explain;
 pub mod extract;
 pub mod feed;
 pub mod limits;
@@ -62,7 +63,10 @@ pub fn router(app: Arc<App>) -> Router {
     let admin = OpenApiRouter::new()
         .routes(routes!(admin_policies::list, admin_policies::upload))
         .routes(routes!(admin_policies::activate))
-        .routes(routes!(admin_lifecycle::shadow))
+        .routes(routes!(
+            admin_lifecycle::shadow,
+            admin_lifecycle::shadow_report
+        ))
         .routes(routes!(admin_lifecycle::canary))
         .routes(routes!(admin_lifecycle::retire))
         .routes(routes!(admin_lifecycle::quarantine))
@@ -82,7 +86,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(admin_experiments::results))
         .routes(routes!(admin_flags::get_flag, admin_flags::put_flag))
         .routes(routes!(debug::feed_cache))
-        .routes(routes!(debug::explain))
+        .routes(routes!(explain::explain))
         .routes(routes!(debug::post_metrics))
         .routes(routes!(debug::system_state));
     let machines = OpenApiRouter::new()

@@ -4,7 +4,7 @@ use super::artifact::Stage;
 use super::failure::PolicyFailure;
 use super::loaded::LoadedPolicy;
 use super::module::CallBudget;
-use super::ranking::{Columns, RankInput, best_first, rank};
+use super::ranking::{Columns, RankInput, Trace, trace};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -19,6 +19,8 @@ pub struct ExplainedPost {
     /// another number, too far off to recompute an old post's score from.
     pub features: BTreeMap<String, f64>,
     pub dedup: String,
+    /// Among what dedup kept, from 0; null when it removed it.
+    pub position_after_dedup: Option<usize>,
     /// Null when dedup removed it.
     pub score: Option<f32>,
     pub score_components: BTreeMap<String, f32>,
@@ -29,7 +31,7 @@ pub struct ExplainedPost {
     pub position: Option<usize>,
 }
 
-/// Explains a ranking. Each stage is run as it would be served, and asked for its reasons beside.
+/// Explains a ranking. The stages are run as they would be served, and asked for their reasons beside.
 ///
 /// # Errors
 /// The first failure of a stage.
@@ -38,39 +40,14 @@ pub fn explain(
     budget: CallBudget,
     input: RankInput<'_>,
 ) -> Result<Vec<ExplainedPost>, PolicyFailure> {
-    let set = input.set;
-    let ranking = rank(&policy.running(budget), input)?;
-    let all = Columns::gather(
-        &policy.modules.dedup.features,
-        input,
-        (0..set.len() as u32).collect(),
-    );
-    let dedup = &policy.modules.dedup;
-    let dedup_codes = dedup.explain_dedup(
-        budget,
-        input.request,
-        policy.params(Stage::Dedup),
-        &all.candidates(),
-    )?;
-    let mut posts: Vec<ExplainedPost> = (0..set.len())
-        .map(|row| ExplainedPost {
-            post_id: set.post_ids[row],
-            author_id: set.author_ids[row],
-            source: set.sources[row].reason(),
-            features: features_of(policy, input, row as u32),
-            dedup: reason(&dedup.description.explains, dedup_codes.get(row)),
-            score: None,
-            score_components: BTreeMap::new(),
-            position_by_score: None,
-            saturation: None,
-            position: None,
-        })
-        .collect();
-    let mut kept_rows = ranking.rows.clone();
-    kept_rows.sort_unstable();
-    let scores = explain_scores(policy, budget, input, &kept_rows, &mut posts)?;
-    explain_positions(policy, budget, input, (&kept_rows, &scores), &mut posts)?;
-    for (position, &row) in ranking.rows.iter().enumerate() {
+    let trace = trace(&policy.running(budget), input)?;
+    let mut posts = explain_dedup(policy, budget, input)?;
+    for (position, &row) in trace.kept.iter().enumerate() {
+        posts[row as usize].position_after_dedup = Some(position);
+    }
+    explain_scores(policy, budget, input, &trace, &mut posts)?;
+    explain_saturation(policy, budget, input, &trace, &mut posts)?;
+    for (position, &row) in trace.ranking.rows.iter().enumerate() {
         posts[row as usize].position = Some(position);
     }
     posts.sort_by_key(|post| {
@@ -80,6 +57,32 @@ pub fn explain(
         )
     });
     Ok(posts)
+}
+
+/// Every candidate, with what dedup says of it.
+fn explain_dedup(
+    policy: &LoadedPolicy,
+    budget: CallBudget,
+    input: RankInput<'_>,
+) -> Result<Vec<ExplainedPost>, PolicyFailure> {
+    let (set, module) = (input.set, &policy.modules.dedup);
+    let all = Columns::gather(&module.features, input, (0..set.len() as u32).collect());
+    let params = policy.params(Stage::Dedup);
+    let codes = module.explain_dedup(budget, input.request, params, &all.candidates())?;
+    let post = |row: usize| ExplainedPost {
+        post_id: set.post_ids[row],
+        author_id: set.author_ids[row],
+        source: set.sources[row].reason(),
+        features: features_of(policy, input, row as u32),
+        dedup: reason(&module.description.explains, codes.get(row)),
+        position_after_dedup: None,
+        score: None,
+        score_components: BTreeMap::new(),
+        position_by_score: None,
+        saturation: None,
+        position: None,
+    };
+    Ok((0..set.len()).map(post).collect())
 }
 
 fn features_of(policy: &LoadedPolicy, input: RankInput<'_>, row: u32) -> BTreeMap<String, f64> {
@@ -109,50 +112,41 @@ fn explain_scores(
     policy: &LoadedPolicy,
     budget: CallBudget,
     input: RankInput<'_>,
-    rows: &[u32],
+    trace: &Trace,
     posts: &mut [ExplainedPost],
-) -> Result<Vec<f32>, PolicyFailure> {
+) -> Result<(), PolicyFailure> {
     let module = &policy.modules.score;
-    let columns = Columns::gather(&module.features, input, rows.to_vec());
+    // In dedup's order, as it was scored: a scorer may look at its neighbours.
+    let columns = Columns::gather(&module.features, input, trace.kept.clone());
     let params = policy.params(Stage::Score);
-    let scores = module.score(budget, input.request, params, &columns.candidates())?;
     let parts = module.explain_score(budget, input.request, params, &columns.candidates())?;
-    for (at, &row) in rows.iter().enumerate() {
-        let post = &mut posts[row as usize];
-        post.score = scores.get(at).copied();
+    for (at, &row) in trace.kept.iter().enumerate() {
         for (component, name) in module.description.explains.iter().enumerate() {
-            if let Some(value) = parts.get(component * rows.len() + at) {
-                post.score_components.insert(name.clone(), *value);
+            if let Some(value) = parts.get(component * trace.kept.len() + at) {
+                let components = &mut posts[row as usize].score_components;
+                components.insert(name.clone(), *value);
             }
         }
     }
-    Ok(scores)
+    for (&row, &score) in trace.by_score.iter().zip(&trace.scores) {
+        posts[row as usize].score = Some(score);
+    }
+    Ok(())
 }
 
-fn explain_positions(
+fn explain_saturation(
     policy: &LoadedPolicy,
     budget: CallBudget,
     input: RankInput<'_>,
-    (rows, scores): (&[u32], &[f32]),
+    trace: &Trace,
     posts: &mut [ExplainedPost],
 ) -> Result<(), PolicyFailure> {
     let module = &policy.modules.saturation;
-    let ids: Vec<u64> = rows
-        .iter()
-        .map(|&row| input.set.post_ids[row as usize])
-        .collect();
-    let order = best_first(scores, &ids);
-    let ranked_rows: Vec<u32> = order.iter().map(|&at| rows[at as usize]).collect();
-    let ranked_scores: Vec<f32> = order.iter().map(|&at| scores[at as usize]).collect();
-    let ranked = Columns::gather(&module.features, input, ranked_rows.clone());
+    let columns = Columns::gather(&module.features, input, trace.by_score.clone());
+    let ranked = columns.ranked(&trace.scores);
     let params = policy.params(Stage::Saturation);
-    let codes = module.explain_saturation(
-        budget,
-        input.request,
-        params,
-        &ranked.ranked(&ranked_scores),
-    )?;
-    for (position, &row) in ranked_rows.iter().enumerate() {
+    let codes = module.explain_saturation(budget, input.request, params, &ranked)?;
+    for (position, &row) in trace.by_score.iter().enumerate() {
         let post = &mut posts[row as usize];
         post.position_by_score = Some(position);
         post.saturation = Some(reason(&module.description.explains, codes.get(position)));

@@ -1,7 +1,7 @@
 //! Policies: what they are (`artifact`), how they are admitted (`admission`) and measured (`bench`, `meter`),
 //! compiled (`compiler`, `compile_cache`, `sealed`), run (`shape`, `class`, `engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), kept (`registry`, `last_good`, `local`, `kept`) and audited (`audit`), what may become
-//! of them (`lifecycle`, `budget`) and how they are swapped (`deploy`, `watcher`).
+//! `sandbox`, `bindings`, `ranking`), compared (`compare`), kept (`registry`, `last_good`, `local`, `kept`) and audited
+//! (`audit`), what may become of them (`lifecycle`, `budget`) and how they are swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
 
@@ -13,6 +13,7 @@ pub mod bindings;
 pub mod budget;
 pub mod builtin;
 pub mod class;
+pub mod compare;
 pub mod compile_cache;
 pub mod compiler;
 pub mod deploy;

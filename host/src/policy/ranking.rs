@@ -26,6 +26,17 @@ pub struct Ranking {
     pub moved: u32,
 }
 
+/// A ranking with the steps to it; rows are rows of the candidate set.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// What dedup kept, in its order.
+    pub kept: Vec<u32>,
+    /// The same by score, best first, and the score of each.
+    pub by_score: Vec<u32>,
+    pub scores: Vec<f32>,
+    pub ranking: Ranking,
+}
+
 /// The three decisions. Implemented by a loaded policy and by the native copy.
 pub trait Stages {
     /// The columns this stage reads, in its order.
@@ -50,8 +61,16 @@ pub trait Stages {
 /// # Errors
 /// The first failure of a stage, breaches of its contract included.
 pub fn rank(stages: &impl Stages, input: RankInput<'_>) -> Result<Ranking, PolicyFailure> {
+    Ok(trace(stages, input)?.ranking)
+}
+
+/// The same, with its steps, which cost nothing more: each was a column of the next stage.
+///
+/// # Errors
+/// As [`rank`].
+pub fn trace(stages: &impl Stages, input: RankInput<'_>) -> Result<Trace, PolicyFailure> {
     if input.set.is_empty() {
-        return Ok(Ranking::default());
+        return Ok(Trace::default());
     }
     let all = Columns::gather(
         stages.features(Stage::Dedup),
@@ -84,7 +103,7 @@ pub fn rank(stages: &impl Stages, input: RankInput<'_>) -> Result<Ranking, Polic
         Ok(shown)
     })?;
 
-    Ok(Ranking {
+    let ranking = Ranking {
         rows: ranked.select(&shown),
         scores: shown.iter().map(|&at| scores[at as usize]).collect(),
         removed: (all.rows.len() - kept.rows.len()) as u32,
@@ -93,6 +112,12 @@ pub fn rank(stages: &impl Stages, input: RankInput<'_>) -> Result<Ranking, Polic
             .enumerate()
             .filter(|&(position, &at)| position != at as usize)
             .count() as u32,
+    };
+    Ok(Trace {
+        kept: kept.rows,
+        by_score: ranked.rows,
+        scores,
+        ranking,
     })
 }
 

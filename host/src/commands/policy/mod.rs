@@ -1,6 +1,8 @@
 mod bench;
 mod check;
+mod explain;
 mod lifecycle;
+mod replay;
 mod status;
 
 use super::audit::local_lines;
@@ -57,6 +59,12 @@ enum PolicyCommand {
     /// What a policy costs beside baseline: fuel, time and memory, by stage and as candidates grow
     #[command(after_help = "Example: nova policy bench fresh-first")]
     Bench(bench::Bench),
+    /// Runs recorded requests again: bit for bit as they were served, and under other policies
+    #[command(
+        after_help = "Examples:\n  nova policy replay\n  nova policy replay ./fresh-first timeline@1.0.0 --html report.html\n  nova policy replay --export week.records\n  nova policy replay fresh-first.wasm --records week.records"
+    )]
+    Replay(replay::Replay),
+    Explain(explain::Explain),
     /// Publishes a policy directory, or a published policy with other parameters
     // `--version` is the policy's here, not the program's.
     #[command(
@@ -141,6 +149,8 @@ impl PolicyArguments {
             PolicyCommand::Build { path } => build(&path, json),
             PolicyCommand::Check { path } => check::check(&path, json),
             PolicyCommand::Bench(bench) => bench.run(json),
+            PolicyCommand::Replay(replay) => replay.run(json),
+            PolicyCommand::Explain(explain) => explain.run(json),
             PolicyCommand::Push(push) => block_on(push.run(json)),
             PolicyCommand::List { target } => block_on(async {
                 let list = target.target().await?.list().await?;

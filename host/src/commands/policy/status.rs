@@ -43,9 +43,15 @@ impl Status {
 /// What serves, and who else has left the ordinary state.
 async fn ask(remote: &Remote) -> anyhow::Result<Value> {
     let list = remote.call(Method::GET, "/admin/v1/policies", None).await?;
-    let others: Vec<&Value> = items(&list["policies"])
+    let mut others: Vec<Value> = items(&list["policies"])
         .filter(|p| ["shadow", "quarantined"].contains(&p["state"].as_str().unwrap_or_default()))
+        .cloned()
         .collect();
+    for other in others.iter_mut().filter(|other| other["state"] == "shadow") {
+        let (name, version) = (text_of(&other["name"]), text_of(&other["version"]));
+        let path = format!("/admin/v1/policies/{name}/{version}/shadow");
+        other["shadow"] = remote.call(Method::GET, &path, None).await?;
+    }
     Ok(json!({ "serving": list["serving"], "others": others }))
 }
 
@@ -66,6 +72,7 @@ fn render(status: &Value) -> String {
         if let Some(reason) = other["quarantine"]["reason"].as_str() {
             text.push_str(&format!(": {reason}"));
         }
+        text.push_str(&shadow_line(&other["shadow"]));
         text.push('\n');
     }
     let window_s = &status["serving"]["window_s"];
@@ -73,6 +80,35 @@ fn render(status: &Value) -> String {
         "the last {window_s} s; left: failures until it is taken out of service\n"
     ));
     text
+}
+
+/// How a policy in shadow compares with what is served.
+fn shadow_line(report: &Value) -> String {
+    if report.is_null() {
+        return String::new();
+    }
+    let number = |value: &Value, digits: usize| {
+        value
+            .as_f64()
+            .map_or("–".to_owned(), |number| format!("{number:.digits$}"))
+    };
+    let comparison = &report["comparison"];
+    let count = |key: &str| report[key].as_u64().unwrap_or(0);
+    let failed = count("runs").saturating_sub(count("ok"));
+    let stopped = match report["stopped"]["reason"].as_str() {
+        Some(reason) => format!("; not run any more: {reason}"),
+        None => String::new(),
+    };
+    format!(
+        ": {} runs, {failed} failed, {} dropped, p99 {} ms; {} of the page in common, τ {}, first author's share {} → {} (medians){stopped}",
+        report["runs"],
+        report["dropped"],
+        number(&report["p99_ms"], 2),
+        number(&comparison["overlap"]["p50"], 2),
+        number(&comparison["kendall_tau"]["p50"], 2),
+        number(&comparison["authors"]["max_share_before"]["p50"], 2),
+        number(&comparison["authors"]["max_share_after"]["p50"], 2),
+    )
 }
 
 fn row(policy: &Value) -> [String; 9] {

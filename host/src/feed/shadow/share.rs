@@ -1,0 +1,70 @@
+//! A share of one core: processor time as credit that grows with the wall clock and is spent by work. Pure; time is passed in.
+
+use std::time::{Duration, Instant};
+
+/// What may be saved up while nothing is to do: a few rankings of a slow policy.
+const CREDIT_MAX: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub struct CpuShare {
+    /// Negative after work that took more than there was: then work pauses.
+    credit_s: f64,
+    at: Instant,
+}
+
+impl CpuShare {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            credit_s: 0.0,
+            at: now,
+        }
+    }
+
+    /// Books processor time and says how long to pause, so that the share is kept. `share` is above 0.
+    pub fn spend(&mut self, now: Instant, cpu: Duration, share: f64) -> Duration {
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * share;
+        self.at = now;
+        self.credit_s = (self.credit_s + earned).min(CREDIT_MAX.as_secs_f64()) - cpu.as_secs_f64();
+        Duration::from_secs_f64((-self.credit_s / share).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn work_that_pauses_as_told_stays_within_its_share(
+            runs in proptest::collection::vec((0_u64..30_000, 0_u64..20_000), 1..200),
+            percent in 1_u32..=100,
+        ) {
+            let share = f64::from(percent) / 100.0;
+            let start = Instant::now();
+            let (mut now, mut spent) = (start, Duration::ZERO);
+            let mut cpu_share = CpuShare::new(now);
+            for (idle_us, cpu_us) in runs {
+                let cpu = Duration::from_micros(cpu_us);
+                now += Duration::from_micros(idle_us) + cpu;
+                spent += cpu;
+                now += cpu_share.spend(now, cpu, share);
+            }
+            let allowed = now.duration_since(start).as_secs_f64() * share + CREDIT_MAX.as_secs_f64();
+            prop_assert!(spent.as_secs_f64() <= allowed + 1e-6, "{spent:?} of {allowed}");
+        }
+    }
+
+    #[test]
+    fn nobody_waits_who_has_credit() {
+        let start = Instant::now();
+        let mut share = CpuShare::new(start);
+        let later = start + Duration::from_secs(10);
+        let run = Duration::from_millis(20);
+        assert_eq!(share.spend(later, run, 0.25), Duration::ZERO);
+        assert_eq!(share.spend(later, run, 0.25), Duration::ZERO);
+        // 50 ms were saved; 10 ms too many are four times that at a quarter of a core.
+        let pause = share.spend(later, run, 0.25);
+        assert!(pause.abs_diff(Duration::from_millis(40)) < Duration::from_micros(1));
+    }
+}

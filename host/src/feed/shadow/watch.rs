@@ -1,0 +1,173 @@
+//! What is known of one policy in shadow: its runs, and how its rankings differ from those that were served. Pure; time
+//! is passed in.
+
+use crate::clock::utc;
+use crate::policy::artifact::{Digest, PolicyRef};
+use crate::policy::budget::{Call, Counts, Thresholds, Window};
+use crate::policy::compare::{Comparison, ComparisonSummary, Comparisons};
+use crate::policy::loaded::LoadedPolicy;
+use crate::stores::UnixMs;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Runs are reported of the last ten minutes: failures and times by the second …
+const WINDOW_S: u64 = 600;
+/// … and rankings as far back as this many of them.
+const COMPARISONS_MAX: usize = 2_000;
+
+/// A policy in shadow, on this host.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct ShadowReport {
+    /// `name@version`.
+    #[schema(value_type = String)]
+    pub policy: PolicyRef,
+    /// The effective digest.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// When this host began to run it; null before its first run.
+    pub since: Option<DateTime<Utc>>,
+    /// Runs, failures and times are of so many seconds.
+    pub window_s: u64,
+    pub runs: u32,
+    pub ok: u32,
+    /// By kind.
+    pub failures: BTreeMap<&'static str, u32>,
+    /// Processor time of a ranking; null without runs.
+    pub p50_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+    /// Rankings that were served and not run in shadow since then, because its share of the processor was used up.
+    pub dropped: u64,
+    /// Against what was served, over the latest runs.
+    pub comparison: ComparisonSummary,
+    /// Why it is not run any more: it spent its failure budget. It stays in shadow and serves nobody as before; end its
+    /// shadow and begin it anew to run it again.
+    pub stopped: Option<Stopped>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Stopped {
+    pub at: DateTime<Utc>,
+    pub reason: String,
+}
+
+#[derive(Debug)]
+pub struct Watch {
+    policy: PolicyRef,
+    digest: Digest,
+    since_ms: UnixMs,
+    began: Instant,
+    window: Window,
+    comparisons: Comparisons,
+    /// What had been dropped of all rankings when it began.
+    dropped_before: u64,
+    /// Runs that the host cut short.
+    cut_short: u64,
+    stopped: Option<Stopped>,
+}
+
+impl Watch {
+    pub fn begin(policy: &LoadedPolicy, now: Instant, now_ms: UnixMs, dropped: u64) -> Self {
+        Self {
+            policy: policy.spec.policy.clone(),
+            digest: policy.effective_digest,
+            since_ms: now_ms,
+            began: now,
+            window: Window::default(),
+            comparisons: Comparisons::latest(COMPARISONS_MAX),
+            dropped_before: dropped,
+            cut_short: 0,
+            stopped: None,
+        }
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// A run that says nothing of the policy.
+    pub fn dropped(&mut self) {
+        self.cut_short += 1;
+    }
+
+    pub fn compared(&mut self, comparison: &Comparison) {
+        self.comparisons.push(comparison);
+    }
+
+    /// Counts a run. Returns why the policy must not run any more, once.
+    pub fn ran(
+        &mut self,
+        call: Call,
+        thresholds: &Thresholds,
+        now: Instant,
+        now_ms: UnixMs,
+    ) -> Option<String> {
+        let second = self.second(now);
+        self.window.record(second, call);
+        if call.failure.is_none() || self.is_stopped() {
+            return None;
+        }
+        let recent = self.window.counts(second, thresholds.window_s);
+        let reason = recent.failed_too_often(thresholds)?;
+        self.stopped = Some(Stopped {
+            at: utc(now_ms),
+            reason: reason.clone(),
+        });
+        Some(reason)
+    }
+
+    pub fn report(&self, now: Instant, dropped: u64) -> ShadowReport {
+        let counts = self.window.counts(self.second(now), WINDOW_S);
+        ShadowReport {
+            since: Some(utc(self.since_ms)),
+            dropped: dropped.saturating_sub(self.dropped_before) + self.cut_short,
+            stopped: self.stopped.clone(),
+            ..report(
+                self.policy.clone(),
+                self.digest,
+                &counts,
+                self.comparisons.summary(),
+            )
+        }
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_secs()
+    }
+}
+
+/// Of a policy that has not run yet.
+pub fn unrun(policy: &LoadedPolicy) -> ShadowReport {
+    let summary = Comparisons::latest(COMPARISONS_MAX).summary();
+    report(
+        policy.spec.policy.clone(),
+        policy.effective_digest,
+        &Counts::default(),
+        summary,
+    )
+}
+
+fn report(
+    policy: PolicyRef,
+    digest: Digest,
+    counts: &Counts,
+    comparison: ComparisonSummary,
+) -> ShadowReport {
+    let ms = |share| counts.quantile(share).map(|took| took.as_secs_f64() * 1e3);
+    let failures = counts.failures();
+    ShadowReport {
+        policy,
+        digest,
+        since: None,
+        window_s: WINDOW_S,
+        runs: counts.calls,
+        ok: counts.calls - counts.failed(),
+        failures: failures.map(|(kind, n)| (kind.as_str(), n)).collect(),
+        p50_ms: ms(0.5),
+        p99_ms: ms(0.99),
+        dropped: 0,
+        comparison,
+        stopped: None,
+    }
+}

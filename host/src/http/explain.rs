@@ -1,0 +1,138 @@
+//! Why a viewer's posts stand where they stand, under one policy or two beside each other.
+
+use super::auth::{Admin, Read};
+use super::extract::{Id, Query};
+use crate::app::App;
+use crate::clock::{rfc3339, unix_ms};
+use crate::error::Problem;
+use crate::feed::candidates::fetch;
+use crate::feed::ladder::Job;
+use crate::policy::explain::{ExplainedPost, explain as explain_ranking};
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::{PolicyRef, Stage};
+use axum::Json;
+use axum::extract::State;
+use nova_policy_sdk::Request;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Off the hot path there is time, but not without bound.
+static EXPLAINING: Semaphore = Semaphore::const_new(1);
+const EXPLAIN_BUDGET: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ExplainAnswer {
+    pub user_id: u64,
+    /// The moment it was ranked for.
+    pub now: String,
+    pub degraded: Vec<&'static str>,
+    #[serde(flatten)]
+    pub explained: ExplainedRanking,
+    /// The same candidates at the same moment under another policy; null when none was asked for.
+    pub compare: Option<ExplainedRanking>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ExplainedRanking {
+    pub policy: String,
+    pub digest: String,
+    pub parameters: BTreeMap<String, BTreeMap<String, f64>>,
+    /// In the order shown; posts that dedup removed last.
+    pub posts: Vec<ExplainedPost>,
+}
+
+/// How a policy ranks for a viewer right now, post by post and stage by stage; or two of them. Nothing is cached, nothing
+/// is recorded.
+#[utoipa::path(get, path = "/debug/user/{id}/feed/explain", tag = "admin", security(("admin" = [])),
+    params(("id" = u64, Path), ("policy" = Option<String>, Query, description = "`name@version`; default: the active one"),
+        ("compare" = Option<String>, Query, description = "`name@version` to explain beside it")),
+    responses((status = 200, body = ExplainAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]
+pub async fn explain(
+    State(app): State<Arc<App>>,
+    _admin: Admin<Read>,
+    Id(id): Id,
+    query: Query,
+) -> Result<Json<ExplainAnswer>, Problem> {
+    let policy = named(&app, &query, "policy").await?;
+    let policy = policy.unwrap_or_else(|| app.deploy.serving().active.clone());
+    let other = named(&app, &query, "compare").await?;
+    let now_ms = unix_ms();
+    let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
+    let fetched = fetch(app.stores.candidates.as_ref(), id, now_ms, timeout).await;
+    if fetched.failed {
+        return Err(Problem::unavailable("no candidate source answers"));
+    }
+    let posts = &fetched.set.post_ids;
+    let job = Job {
+        seen: app.stores.seen.among(id, posts, now_ms).await?.seen,
+        request: Request {
+            user_id: id,
+            now_ms,
+            seed: 0,
+            limit: 50,
+        },
+        set: Arc::new(fetched.set),
+    };
+    // One at a time: explaining takes a worker from the feeds, for longer than a ranking does.
+    let _turn = EXPLAINING
+        .acquire()
+        .await
+        .map_err(|closed| Problem::internal(&closed))?;
+    let explained = explained(&app, policy, job.clone()).await?;
+    let compare = match other {
+        None => None,
+        Some(other) => Some(self::explained(&app, other, job).await?),
+    };
+    Ok(Json(ExplainAnswer {
+        user_id: id,
+        now: rfc3339(now_ms),
+        degraded: fetched.degraded,
+        explained,
+        compare,
+    }))
+}
+
+/// The published policy that a query parameter names.
+async fn named(
+    app: &App,
+    query: &Query,
+    field: &'static str,
+) -> Result<Option<Arc<LoadedPolicy>>, Problem> {
+    let Some(text) = query.get(field) else {
+        return Ok(None);
+    };
+    let policy: PolicyRef = text
+        .parse()
+        .map_err(|error: String| Problem::invalid_field(field, error))?;
+    let serving = app.deploy.serving().clone();
+    Ok(Some(app.deploy.load(&serving.state, &policy, None).await?))
+}
+
+async fn explained(
+    app: &App,
+    policy: Arc<LoadedPolicy>,
+    job: Job,
+) -> Result<ExplainedRanking, Problem> {
+    let running = policy.clone();
+    let run = app.policy_pool.run(EXPLAIN_BUDGET, move || {
+        let budget = running.budget_without_deadline(EXPLAIN_BUDGET);
+        explain_ranking(&running, budget, job.input())
+    });
+    let run = run
+        .await
+        .map_err(|busy| Problem::unavailable(busy.to_string()))?;
+    let label = policy.spec.policy.to_string();
+    let posts =
+        run.map_err(|failure| Problem::unavailable(format!("{label} failed: {failure}")))?;
+    let stages = &policy.spec.stages;
+    let parameters = |stage: &Stage| (stage.as_str().to_owned(), stages.get(*stage).params.clone());
+    Ok(ExplainedRanking {
+        policy: label,
+        digest: policy.effective_digest.to_string(),
+        parameters: Stage::ALL.iter().map(parameters).collect(),
+        posts,
+    })
+}

@@ -1,0 +1,302 @@
+//! One ranking as it was made, whole: same request, candidates, parameters, seed and modules, same answer. And its form
+//! on disk: a format version, a checksum, and the record in postcard.
+//!
+//! Not compressed: the columns are varints already, and a replay is meant to spend its time in policies.
+
+use crate::experiments::routing::Assignment;
+use crate::feed::decision::Decision;
+use crate::feed::snapshot::ServedBy;
+use crate::policy::Digest;
+use crate::policy::features::CandidateSet;
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::ranking::RankInput;
+use nova_policy_sdk::Request;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+/// Raised when a reader of the former format would misread the new one.
+const FORMAT: u8 = 1;
+/// Enough of a sha256 to tell damage from content.
+const CHECKSUM_BYTES: usize = 8;
+
+/// Why a ranking was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// The routed policy did not answer: another rung did.
+    Failure,
+    /// Its viewer is one whose rankings are all recorded.
+    Viewer,
+    Sampled,
+}
+
+impl Why {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Why::Failure => "failure",
+            Why::Viewer => "viewer",
+            Why::Sampled => "sampled",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub why: Why,
+    pub ranking_id: Uuid,
+    pub request_id: String,
+    pub user_id: u64,
+    pub now_ms: u64,
+    pub seed: u64,
+    pub limit: u32,
+    /// The policy that was to rank; `None` when no policy was in service.
+    pub routed: Option<PolicyIdentity>,
+    /// Experiment and variation.
+    pub assignment: Option<(String, String)>,
+    pub answer: Answer,
+    pub candidates: CandidateSet,
+    /// One flag for each candidate.
+    pub seen: Vec<bool>,
+}
+
+/// What was shown, and which policy of which rung decided it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    pub served_by: ServedBy,
+    pub policy: PolicyIdentity,
+    /// Rows of the candidate set in the order shown.
+    pub rows: Vec<u32>,
+    /// The score of each.
+    pub scores: Vec<f32>,
+}
+
+/// A policy as it ran: modules, parameter values and limits are those of the effective digest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PolicyIdentity {
+    /// `name@version`, or `native`.
+    pub label: String,
+    pub effective_digest: Digest,
+}
+
+impl PolicyIdentity {
+    pub fn of(policy: &LoadedPolicy) -> Self {
+        Self {
+            label: policy.spec.policy.to_string(),
+            effective_digest: policy.effective_digest,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("written in format {0}; this program reads format {FORMAT}")]
+    Format(u8),
+    #[error("damaged: {0}")]
+    Damaged(&'static str),
+}
+
+impl Record {
+    pub fn of(why: Why, decision: &Decision) -> Self {
+        let Decision {
+            ranking_id,
+            request_id,
+            routed,
+            assignment,
+            job,
+            ranked,
+            ..
+        } = decision;
+        let pair =
+            |Assignment {
+                 experiment,
+                 variation,
+             }: &Assignment| (experiment.to_string(), variation.to_string());
+        Self {
+            why,
+            ranking_id: *ranking_id,
+            request_id: request_id.to_string(),
+            user_id: job.request.user_id,
+            now_ms: job.request.now_ms,
+            seed: job.request.seed,
+            limit: job.request.limit,
+            routed: routed.as_deref().map(PolicyIdentity::of),
+            assignment: assignment.as_ref().map(pair),
+            answer: Answer {
+                served_by: ranked.served_by,
+                policy: PolicyIdentity {
+                    label: ranked.policy.label(),
+                    effective_digest: ranked.policy.effective_digest,
+                },
+                rows: ranked.ranking.rows.clone(),
+                scores: ranked.ranking.scores.clone(),
+            },
+            candidates: job.set.as_ref().clone(),
+            seen: job.seen.clone(),
+        }
+    }
+
+    pub fn request(&self) -> Request {
+        Request {
+            user_id: self.user_id,
+            now_ms: self.now_ms,
+            seed: self.seed,
+            limit: self.limit,
+        }
+    }
+
+    pub fn input<'a>(&'a self, request: &'a Request) -> RankInput<'a> {
+        RankInput {
+            request,
+            set: &self.candidates,
+            seen: &self.seen,
+        }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend([0; CHECKSUM_BYTES]);
+        // Plain data into memory cannot fail; were it to, the checksum of nothing refuses the record when it is read.
+        let mut bytes = postcard::to_extend(self, bytes).unwrap_or_default();
+        if let Some((head, body)) = bytes.split_at_mut_checked(1 + CHECKSUM_BYTES) {
+            head[1..].copy_from_slice(&checksum(body));
+        }
+        bytes
+    }
+
+    /// # Errors
+    /// Bytes of another format, or that are not as they were written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let (format, rest) = bytes.split_first().ok_or(RecordError::Damaged("empty"))?;
+        if *format != FORMAT {
+            return Err(RecordError::Format(*format));
+        }
+        let (sum, body) = rest
+            .split_at_checked(CHECKSUM_BYTES)
+            .ok_or(RecordError::Damaged("cut short"))?;
+        if sum != checksum(body) {
+            return Err(RecordError::Damaged("its checksum does not fit"));
+        }
+        let record: Record =
+            postcard::from_bytes(body).map_err(|_| RecordError::Damaged("not a record"))?;
+        record.check()?;
+        Ok(record)
+    }
+
+    /// What everybody who reads a record indexes by.
+    fn check(&self) -> Result<(), RecordError> {
+        let (set, n) = (&self.candidates, self.candidates.len());
+        let lengths = [
+            set.author_ids.len(),
+            set.created_at_ms.len(),
+            set.sources.len(),
+            set.counters.len(),
+            set.affinity.len(),
+            set.author_recent_impressions.len(),
+            self.seen.len(),
+        ];
+        if lengths.iter().any(|&length| length != n) {
+            return Err(RecordError::Damaged("columns of different lengths"));
+        }
+        let Answer { rows, scores, .. } = &self.answer;
+        if rows.len() != scores.len() || rows.iter().any(|&row| row as usize >= n) {
+            return Err(RecordError::Damaged(
+                "an answer that is not of its candidates",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    std::array::from_fn({
+        let digest = Sha256::digest(body);
+        move |at| digest[at]
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+pub mod tests {
+    use super::*;
+    use crate::policy::features::Sources;
+    use crate::stores::Counters;
+    use proptest::prelude::*;
+
+    /// A record of `n` candidates, shown in their order.
+    pub fn record(n: u32) -> Record {
+        let policy = PolicyIdentity {
+            label: "baseline@1.0.0".to_owned(),
+            effective_digest: Digest::of(b"baseline"),
+        };
+        let ids = |base: u64| (0..u64::from(n)).map(|at| base + at).collect::<Vec<u64>>();
+        Record {
+            why: Why::Sampled,
+            ranking_id: Uuid::from_u128(7),
+            request_id: "r".to_owned(),
+            user_id: 42,
+            now_ms: 1_750_000_000_000,
+            seed: u64::MAX,
+            limit: 50,
+            routed: Some(policy.clone()),
+            assignment: Some(("recency".to_owned(), "fresh".to_owned())),
+            answer: Answer {
+                served_by: ServedBy::Policy,
+                policy,
+                rows: (0..n).collect(),
+                scores: (0..n).map(|at| 1.0 / (1.0 + at as f32)).collect(),
+            },
+            candidates: CandidateSet {
+                post_ids: ids(1),
+                author_ids: ids(9),
+                created_at_ms: ids(1_749_000_000_000),
+                sources: vec![Sources::TRENDING; n as usize],
+                counters: vec![Counters::default(); n as usize],
+                affinity: ids(0),
+                author_recent_impressions: ids(0),
+            },
+            seen: vec![false; n as usize],
+        }
+    }
+
+    #[test]
+    fn a_score_comes_back_with_every_bit() {
+        let mut written = record(4);
+        let odd = [-0.0, f32::MIN_POSITIVE / 2.0, f32::MAX, 0.1];
+        written.answer.scores = odd.to_vec();
+        let read = Record::decode(&written.encode()).unwrap();
+        let bits = |scores: &[f32]| scores.iter().map(|s| s.to_bits()).collect::<Vec<u32>>();
+        assert_eq!(bits(&read.answer.scores), bits(&odd));
+        assert_eq!(read, written);
+    }
+
+    #[test]
+    fn a_record_of_another_format_is_told_from_a_damaged_one() {
+        let mut bytes = record(1).encode();
+        bytes[0] = 9;
+        assert_eq!(Record::decode(&bytes), Err(RecordError::Format(9)));
+        assert!(matches!(Record::decode(&[]), Err(RecordError::Damaged(_))));
+    }
+
+    #[test]
+    fn an_answer_with_rows_that_no_candidate_has_is_refused() {
+        let mut foreign = record(3);
+        foreign.answer.rows[1] = 3;
+        assert!(Record::decode(&foreign.encode()).is_err());
+        let mut uneven = record(3);
+        uneven.seen.pop();
+        assert!(Record::decode(&uneven.encode()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_change_of_a_byte_and_no_cut_goes_unnoticed(n in 0_u32..20, at in any::<prop::sample::Index>(), flip in 1_u8..=255) {
+            let bytes = record(n).encode();
+            let at = at.index(bytes.len());
+            let mut changed = bytes.clone();
+            changed[at] ^= flip;
+            prop_assert!(Record::decode(&changed).is_err());
+            prop_assert!(Record::decode(&bytes[..at]).is_err());
+        }
+    }
+}
