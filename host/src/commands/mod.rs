@@ -7,6 +7,7 @@ mod experiment;
 mod import;
 mod migrate;
 mod policy;
+mod progress;
 mod remote;
 mod scaffold;
 mod serve;

@@ -17,6 +17,7 @@ pub mod loaded;
 pub mod module;
 pub mod native;
 pub mod pool;
+pub mod project;
 pub mod ranking;
 pub mod registry;
 pub mod sandbox;
