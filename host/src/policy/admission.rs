@@ -3,7 +3,8 @@
 
 use super::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage, StageSpec};
 use super::builtin;
-use super::engine::{Engine, MEMORY_MB_MAX};
+use super::class::MEMORY_MB_MAX;
+use super::engine::Engine;
 use super::loaded::{LoadedPolicy, misfits};
 use super::module::Module;
 use std::collections::{BTreeMap, HashMap};
@@ -89,6 +90,7 @@ pub fn admit(
         match module {
             Ok((module, bytes)) => {
                 reasons.extend(misfits(stage, &module, &manifest.stage(stage).params));
+                reasons.extend(lacks_memory(stage, &module, manifest.limits.memory_mb));
                 module_bytes.push((module.digest, bytes));
                 modules.push(module);
             }
@@ -130,6 +132,16 @@ fn check_limits(manifest: &Manifest) -> Vec<String> {
         ));
     }
     reasons
+}
+
+/// A module that begins with more memory than its policy allows cannot be instantiated even once.
+fn lacks_memory(stage: Stage, module: &Module, memory_mb: u32) -> Option<String> {
+    let needed_mb = module.shape.memory_bytes.div_ceil(1 << 20);
+    (needed_mb > memory_mb.into()).then(|| {
+        // Room for what it allocates while it runs.
+        let enough_mb = (2 * needed_mb).next_power_of_two().min(MEMORY_MB_MAX.into());
+        format!("{stage}.module: begins with {needed_mb} MiB of memory, and limits.memory_mb is {memory_mb}: set memory_mb = {enough_mb}")
+    })
 }
 
 fn find_bytes(

@@ -1,9 +1,12 @@
-//! The WebAssembly engine: one for the process, with everything that is decided once.
+//! The WebAssembly engines: one for each resource class, with everything that is decided once.
 
 use super::artifact::{Digest, Stage};
+use super::class::{Class, ClassLimits, MEMORIES_MAX, MEMORY_MB_MAX};
 use super::module::{Module, ModuleError};
-use super::sandbox::{CORE_INSTANCES_MAX, TABLE_ELEMENTS_MAX};
+use super::sandbox::Sandbox;
+use super::shape::Shape;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -12,22 +15,18 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationCon
 /// of one thread cost less than 0.1 % of a core.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 
-/// Instances that can exist at once: running calls (one per worker) and idle ones kept for reuse.
-pub const INSTANCE_SLOTS: u32 = 256;
-
-/// Address space, not memory: what a slot can grow to at most. A policy's own limit is lower.
-pub const MEMORY_MB_MAX: u32 = 256;
-
-/// Pages that stay mapped in a returned slot: page faults were the gap between fresh and reused instances.
-const KEEP_RESIDENT_BYTES: usize = 1 << 20;
-
-/// Stack of a guest. The default of 512 KiB is ample for flat loops; stated because it is a bound.
-const GUEST_STACK_BYTES: usize = 512 << 10;
-
 #[derive(Clone)]
 pub struct Engine {
-    inner: wasmtime::Engine,
-    linker: Arc<Linker<super::sandbox::Sandbox>>,
+    standard: Arc<ClassEngine>,
+    large: Arc<ClassEngine>,
+}
+
+/// The engine of one class, and how many of its slots hold idle instances.
+pub(super) struct ClassEngine {
+    pub limits: &'static ClassLimits,
+    pub inner: wasmtime::Engine,
+    linker: Linker<Sandbox>,
+    idle: AtomicUsize,
 }
 
 impl std::fmt::Debug for Engine {
@@ -37,71 +36,107 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts the engine and the thread that ticks its epochs.
+    /// Starts the engines and the thread that ticks their epochs.
     ///
     /// # Errors
-    /// When the address space for the pool cannot be reserved, or no thread can be started.
+    /// When the address space for the pools cannot be reserved, or no thread can be started.
     pub fn start() -> anyhow::Result<Self> {
-        let inner =
-            wasmtime::Engine::new(&Self::config()).map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        let linker = Linker::new(&inner);
+        let engine = Self {
+            standard: Arc::new(ClassEngine::new(Class::Standard)?),
+            large: Arc::new(ClassEngine::new(Class::Large)?),
+        };
         // A thread of its own, not a timer of the async runtime: a guest that spins must not be able to
         // stop the clock that is meant to stop it. The thread ends with the last engine handle.
-        let weak = inner.weak();
+        let engines = [engine.standard.inner.weak(), engine.large.inner.weak()];
         std::thread::Builder::new()
             .name("policy-epoch".into())
             .spawn(move || {
-                while let Some(engine) = weak.upgrade() {
-                    engine.increment_epoch();
-                    drop(engine);
+                loop {
+                    let alive = engines.iter().filter_map(|engine| engine.upgrade());
+                    if alive.map(|engine| engine.increment_epoch()).count() == 0 {
+                        break;
+                    }
                     std::thread::sleep(EPOCH_TICK);
                 }
             })?;
-        Ok(Self {
-            inner,
-            linker: Arc::new(linker),
-        })
+        Ok(engine)
     }
 
-    fn config() -> Config {
-        let mut pool = PoolingAllocationConfig::new();
-        pool.total_component_instances(INSTANCE_SLOTS)
-            .total_core_instances(INSTANCE_SLOTS * CORE_INSTANCES_MAX)
-            .total_memories(INSTANCE_SLOTS)
-            .total_tables(INSTANCE_SLOTS * CORE_INSTANCES_MAX)
-            .table_elements(TABLE_ELEMENTS_MAX)
-            .max_memory_size((MEMORY_MB_MAX as usize) << 20)
-            .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-            .table_keep_resident(64 << 10)
-            // Where the kernel can say which pages were touched, only those are cleared.
-            .pagemap_scan(Enabled::Auto)
-            .max_unused_warm_slots(64);
-        let mut config = Config::new();
-        config
-            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
-            .epoch_interruption(true)
-            .concurrency_support(false)
-            .wasm_relaxed_simd(false) // the same bits on every processor
-            .max_wasm_stack(GUEST_STACK_BYTES);
-        config
-    }
-
-    pub(super) fn inner(&self) -> &wasmtime::Engine {
-        &self.inner
+    fn class(&self, class: Class) -> &Arc<ClassEngine> {
+        match class {
+            Class::Standard => &self.standard,
+            Class::Large => &self.large,
+        }
     }
 
     /// Compiles a component, checks what it imports and exports, and reads its description.
     /// Takes tens of milliseconds for a small module: never call it on the serving path.
     pub fn load(&self, bytes: &[u8]) -> Result<Module, ModuleError> {
         refuse_core_module(bytes)?;
-        let component = Component::new(&self.inner, bytes)
+        let shape = Shape::read(bytes).map_err(ModuleError::Invalid)?;
+        let engine = self.class(shape.class());
+        let component = Component::new(&engine.inner, bytes)
             .map_err(|error| ModuleError::Invalid(root_cause(&error)))?;
-        let stage = self.check_world(&component)?;
-        let pre = self
+        let stage = engine.check_world(&component)?;
+        let pre = engine
             .linker
             .instantiate_pre(&component)
             .map_err(|error| ModuleError::Invalid(root_cause(&error)))?;
-        Module::link(self.clone(), Digest::of(bytes), stage, pre)
+        Module::link(engine.clone(), Digest::of(bytes), shape, stage, pre)
+    }
+}
+
+impl ClassEngine {
+    fn new(class: Class) -> anyhow::Result<Self> {
+        let limits = class.limits();
+        let inner = wasmtime::Engine::new(&Self::config(limits))
+            .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let linker = Linker::new(&inner);
+        Ok(Self {
+            limits,
+            inner,
+            linker,
+            idle: AtomicUsize::new(0),
+        })
+    }
+
+    fn config(limits: &ClassLimits) -> Config {
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(limits.slots)
+            .total_core_instances(limits.slots * limits.core_instances)
+            .total_memories(limits.slots * MEMORIES_MAX)
+            .total_tables(limits.slots * limits.tables)
+            .max_core_instances_per_component(limits.core_instances)
+            .max_memories_per_component(MEMORIES_MAX)
+            .max_tables_per_component(limits.tables)
+            .max_component_instance_size(limits.instance_bytes)
+            .table_elements(limits.table_elements)
+            .max_memory_size((MEMORY_MB_MAX as usize) << 20)
+            .linear_memory_keep_resident(limits.keep_resident_bytes)
+            .table_keep_resident(64 << 10)
+            // Where the kernel can say which pages were touched, only those are cleared.
+            .pagemap_scan(Enabled::Auto)
+            .max_unused_warm_slots(limits.warm_slots);
+        let mut config = Config::new();
+        config
+            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+            .epoch_interruption(true)
+            .concurrency_support(false)
+            .wasm_relaxed_simd(false) // the same bits on every processor
+            .max_wasm_stack(limits.guest_stack_bytes);
+        config
+    }
+
+    /// Whether one more instance may be kept idle; it then counts until [`ClassEngine::end_idle`].
+    pub fn begin_idle(&self) -> bool {
+        let grow = |idle| (idle < self.limits.idle).then_some(idle + 1);
+        self.idle
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow)
+            .is_ok()
+    }
+
+    pub fn end_idle(&self, instances: usize) {
+        self.idle.fetch_sub(instances, Ordering::Relaxed);
     }
 
     /// No imports, and the interface of exactly one stage.

@@ -1,4 +1,4 @@
-//! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`engine`, `module`, `loaded`, `pool`,
+//! Policies: what they are (`artifact`), how they are admitted (`admission`), run (`class`, `shape`, `engine`, `module`, `loaded`, `pool`,
 //! `sandbox`, `bindings`, `ranking`), kept (`registry`) and swapped (`deploy`, `watcher`).
 //!
 //! Nothing here knows viewers, stores or HTTP.
@@ -7,6 +7,7 @@ pub mod admission;
 pub mod artifact;
 pub mod bindings;
 pub mod builtin;
+pub mod class;
 pub mod deploy;
 pub mod engine;
 pub mod explain;
@@ -21,6 +22,7 @@ pub mod project;
 pub mod ranking;
 pub mod registry;
 pub mod sandbox;
+pub mod shape;
 pub mod toolchain;
 pub mod watcher;
 

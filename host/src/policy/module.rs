@@ -2,20 +2,19 @@
 
 use super::artifact::{Digest, InstanceMode, Stage};
 use super::bindings::{deduper, saturator, scorer};
-use super::engine::{Engine, root_cause};
+use super::engine::{ClassEngine, root_cause};
 use super::failure::{FailureKind, PolicyFailure};
 use super::features::Feature;
 use super::sandbox::Sandbox;
+use super::shape::Shape;
 use nova_policy_sdk::{Candidates, Ranked, Request};
 use serde::Serialize;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use wasmtime::component::InstancePre;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-/// Idle instances kept in the whole process; the rest of the slots is for running calls.
-const IDLE_INSTANCES_MAX: usize = 128;
 /// Idle instances of one module: no more calls than workers can run at once.
 const IDLE_PER_MODULE_MAX: usize = 16;
 /// An instance serves at most this many calls, so that whatever a guest leaks has an end.
@@ -24,12 +23,9 @@ const CALLS_PER_INSTANCE_MAX: u32 = 10_000;
 const RECHECK_EVERY: u32 = 1_024;
 /// `describe` is called once, off the serving path.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(1);
-const DESCRIBE_MEMORY_BYTES: usize = 64 << 20;
 /// Bounds on what a module may say of itself.
 const DESCRIPTION_ENTRIES_MAX: usize = 256;
 const DESCRIPTION_TEXT_BYTES_MAX: usize = 1_024;
-
-static IDLE_INSTANCES: AtomicUsize = AtomicUsize::new(0);
 
 /// Why bytes are not a module.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +77,7 @@ pub struct Parameter {
 
 pub struct Module {
     pub digest: Digest,
+    pub shape: Shape,
     pub stage: Stage,
     pub description: Description,
     pub features: Vec<Feature>,
@@ -168,15 +165,16 @@ fn ranked_for<'a>(ranked: &Ranked<'a>) -> saturator::exports::nova::policy::satu
 
 impl Module {
     pub(super) fn link(
-        engine: Engine,
+        engine: Arc<ClassEngine>,
         digest: Digest,
+        shape: Shape,
         stage: Stage,
         pre: InstancePre<Sandbox>,
     ) -> Result<Self, ModuleError> {
         let invalid = |error: wasmtime::Error| ModuleError::Invalid(root_cause(&error));
         let budget = CallBudget {
             deadline: Instant::now() + DESCRIBE_DEADLINE,
-            memory_bytes: DESCRIBE_MEMORY_BYTES,
+            memory_bytes: engine.limits.describe_memory_bytes,
             mode: InstanceMode::Fresh,
         };
         let (linked, described) = match stage {
@@ -221,6 +219,7 @@ impl Module {
         let features = check_description(&description)?;
         Ok(Self {
             digest,
+            shape,
             stage,
             description,
             features,
@@ -487,7 +486,7 @@ struct Idle<I> {
 
 /// Runs calls on fresh or reused instances of one module.
 struct Runner<W: World> {
-    engine: Engine,
+    engine: Arc<ClassEngine>,
     stage: Stage,
     pre: W,
     idle: Mutex<Vec<Idle<W::Instance>>>,
@@ -499,12 +498,12 @@ struct Runner<W: World> {
 impl<W: World> Drop for Runner<W> {
     fn drop(&mut self) {
         let idle = self.idle.get_mut().map_or(0, |idle| idle.len());
-        IDLE_INSTANCES.fetch_sub(idle, Ordering::Relaxed);
+        self.engine.end_idle(idle);
     }
 }
 
 impl<W: World> Runner<W> {
-    fn new(engine: Engine, stage: Stage, pre: W) -> Self {
+    fn new(engine: Arc<ClassEngine>, stage: Stage, pre: W) -> Self {
         Self {
             engine,
             stage,
@@ -545,7 +544,10 @@ impl<W: World> Runner<W> {
     }
 
     fn instantiate(&self, budget: CallBudget) -> Result<Idle<W::Instance>, PolicyFailure> {
-        let mut store = Store::new(self.engine.inner(), Sandbox::new(budget.memory_bytes));
+        let mut store = Store::new(
+            &self.engine.inner,
+            Sandbox::new(budget.memory_bytes, self.engine.limits),
+        );
         store.limiter(|sandbox| sandbox);
         self.arm(&mut store, budget.deadline)?;
         match self.pre.instantiate(&mut store) {
@@ -607,22 +609,18 @@ impl<W: World> Runner<W> {
     fn take_idle(&self) -> Option<Idle<W::Instance>> {
         let taken = self.idle.lock().ok()?.pop();
         if taken.is_some() {
-            IDLE_INSTANCES.fetch_sub(1, Ordering::Relaxed);
+            self.engine.end_idle(1);
         }
         taken
     }
 
     fn keep_idle(&self, instance: Idle<W::Instance>) {
-        if instance.calls >= CALLS_PER_INSTANCE_MAX
-            || IDLE_INSTANCES.load(Ordering::Relaxed) >= IDLE_INSTANCES_MAX
-        {
-            return;
-        }
         if let Ok(mut idle) = self.idle.lock()
+            && instance.calls < CALLS_PER_INSTANCE_MAX
             && idle.len() < IDLE_PER_MODULE_MAX
+            && self.engine.begin_idle()
         {
             idle.push(instance);
-            IDLE_INSTANCES.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

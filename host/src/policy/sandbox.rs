@@ -1,22 +1,21 @@
 //! What surrounds one instance: its memory cap and the record of why growth was refused.
 
+use super::class::{ClassLimits, MEMORIES_MAX};
+
 /// State of a store: one policy instance lives in it.
 #[derive(Debug)]
 pub struct Sandbox {
     memory_cap_bytes: usize,
     memory_denied: bool,
+    limits: &'static ClassLimits,
 }
 
-/// A table entry is eight bytes; 20,000 of them are far more than a policy's function table.
-pub const TABLE_ELEMENTS_MAX: usize = 20_000;
-/// Core instances of one component: the module itself and the adapters an encoder may add.
-pub const CORE_INSTANCES_MAX: u32 = 8;
-
 impl Sandbox {
-    pub fn new(memory_cap_bytes: usize) -> Self {
+    pub fn new(memory_cap_bytes: usize, limits: &'static ClassLimits) -> Self {
         Self {
             memory_cap_bytes,
             memory_denied: false,
+            limits,
         }
     }
 
@@ -50,15 +49,14 @@ impl wasmtime::ResourceLimiter for Sandbox {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS_MAX)
+        Ok(desired <= self.limits.table_elements)
     }
 
-    // The cap above is per memory, so a guest with several would multiply it.
     fn memories(&self) -> usize {
-        1
+        MEMORIES_MAX as usize
     }
 
     fn instances(&self) -> usize {
-        CORE_INSTANCES_MAX as usize
+        self.limits.core_instances as usize
     }
 }

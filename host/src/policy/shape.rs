@@ -1,0 +1,212 @@
+//! What a component is made of, read from its sections in milliseconds: enough to say which class of
+//! slots it needs, and whether it is worth compiling, before a compiler has seen it.
+
+use super::class::Class;
+use wasmparser::{Instance, Parser, Payload};
+
+const PAGE_BYTES: u64 = 64 << 10;
+/// An interpreter alone is larger; a policy compiled from Rust is a hundredth of it.
+const STANDARD_BYTES_MAX: u64 = 2 << 20;
+/// What a policy may ask for by default.
+const STANDARD_MEMORY_BYTES_MAX: u64 = 16 << 20;
+
+/// Sums over the component and everything nested in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub bytes: u64,
+    /// Of core modules; what is only a bundle of exports is none.
+    pub core_instances: u32,
+    /// With a body.
+    pub functions: u32,
+    /// Of the largest function: what a compiler's time grows with faster than linearly.
+    pub function_bytes_max: u64,
+    pub memories: u32,
+    /// All memories together, before the first call.
+    pub memory_bytes: u64,
+    pub tables: u32,
+    /// Of the largest table, to begin with.
+    pub table_elements: u64,
+    /// Components inside each other. Each level can instantiate the one below many times, so a
+    /// deep nest is an explosion in few bytes.
+    pub nesting: u32,
+}
+
+impl Shape {
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        let mut shape = Self {
+            bytes: bytes.len() as u64,
+            ..Self::default()
+        };
+        // `true`: a component, `false`: a core module.
+        let mut open = vec![true];
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload.map_err(|error| error.to_string())? {
+                Payload::ModuleSection { .. } => open.push(false),
+                Payload::ComponentSection { .. } => {
+                    open.push(true);
+                    let depth = open.iter().filter(|component| **component).count() as u32 - 1;
+                    shape.nesting = shape.nesting.max(depth);
+                }
+                Payload::End(_) => drop(open.pop()),
+                section => shape.count(section).map_err(|error| error.to_string())?,
+            }
+        }
+        Ok(shape)
+    }
+
+    fn count(&mut self, section: Payload<'_>) -> wasmparser::Result<()> {
+        match section {
+            Payload::InstanceSection(instances) => {
+                for instance in instances {
+                    let is_module = matches!(instance?, Instance::Instantiate { .. });
+                    self.core_instances += u32::from(is_module);
+                }
+            }
+            Payload::MemorySection(memories) => {
+                for memory in memories {
+                    self.memories += 1;
+                    let bytes = memory?.initial.saturating_mul(PAGE_BYTES);
+                    self.memory_bytes = self.memory_bytes.saturating_add(bytes);
+                }
+            }
+            Payload::TableSection(tables) => {
+                for table in tables {
+                    self.tables += 1;
+                    self.table_elements = self.table_elements.max(table?.ty.initial);
+                }
+            }
+            Payload::CodeSectionEntry(body) => {
+                self.functions += 1;
+                let bytes = body.range().len() as u64;
+                self.function_bytes_max = self.function_bytes_max.max(bytes);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The smallest class that it fits.
+    pub fn class(&self) -> Class {
+        let limits = Class::Standard.limits();
+        let fits = self.core_instances <= limits.core_instances
+            && self.tables <= limits.tables
+            && self.table_elements <= limits.table_elements as u64
+            && self.bytes <= STANDARD_BYTES_MAX
+            && self.memory_bytes <= STANDARD_MEMORY_BYTES_MAX;
+        if fits { Class::Standard } else { Class::Large }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::policy::artifact::InstanceMode;
+    use crate::policy::builtin;
+    use crate::policy::engine::Engine;
+    use crate::policy::module::CallBudget;
+    use nova_policy_sdk::{Candidates, Request};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn policies_compiled_from_rust_are_of_the_standard_class() {
+        for name in builtin::module_names() {
+            let shape = Shape::read(builtin::module(name).unwrap()).unwrap();
+            assert_eq!(shape.class(), Class::Standard, "{name}: {shape:?}");
+            assert!(shape.functions > 0 && shape.memory_bytes >= PAGE_BYTES);
+        }
+    }
+
+    #[test]
+    fn whatever_exceeds_one_limit_of_the_standard_class_is_large() {
+        let small = Shape::default();
+        let python = Shape {
+            bytes: 18_370_992,
+            core_instances: 38,
+            memory_bytes: 12_910_592,
+            ..small
+        };
+        let interpreter_alone = Shape {
+            bytes: 11_999_586,
+            core_instances: 1,
+            ..small
+        };
+        let large_table = Shape {
+            table_elements: 30_000,
+            ..small
+        };
+        let large_memory = Shape {
+            memory_bytes: 17 << 20,
+            ..small
+        };
+        assert_eq!(small.class(), Class::Standard);
+        for shape in [python, interpreter_alone, large_table, large_memory] {
+            assert_eq!(shape.class(), Class::Large, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_has_no_shape() {
+        let bytes = builtin::module("seen-dedup").unwrap();
+        assert!(Shape::read(&bytes[..bytes.len() / 2]).is_err());
+    }
+
+    /// The same component with a custom section of three megabytes of zeros at its end.
+    fn padded(component: &[u8]) -> Vec<u8> {
+        let mut padded = component.to_vec();
+        // Section 0, its length 0x300000 in LEB128, a name of length 0.
+        padded.extend([0, 0x80, 0x80, 0xc0, 0x01, 0]);
+        padded.resize(padded.len() + 0x30_0000 - 1, 0);
+        padded
+    }
+
+    #[test]
+    fn both_classes_run_and_answer_alike() {
+        let engine = Engine::start().unwrap();
+        let small = engine
+            .load(builtin::module("weighted-scorer").unwrap())
+            .unwrap();
+        let large = engine
+            .load(&padded(builtin::module("weighted-scorer").unwrap()))
+            .unwrap();
+        assert_eq!(small.shape.class(), Class::Standard);
+        assert_eq!(large.shape.class(), Class::Large);
+        let ids: Vec<u64> = (1..=100).collect();
+        let features: Vec<f32> = (0..small.features.len() * ids.len())
+            .map(|at| at as f32)
+            .collect();
+        let candidates = Candidates {
+            post_ids: &ids,
+            author_ids: &ids,
+            created_at_ms: &ids,
+            features: &features,
+        };
+        let request = Request {
+            user_id: 7,
+            now_ms: 1_000,
+            seed: 1,
+            limit: 50,
+        };
+        let params: Vec<f64> = small
+            .description
+            .parameters
+            .iter()
+            .map(|parameter| parameter.default)
+            .collect();
+        for mode in [InstanceMode::Fresh, InstanceMode::Reuse] {
+            let budget = CallBudget {
+                deadline: Instant::now() + Duration::from_secs(10),
+                memory_bytes: 16 << 20,
+                mode,
+            };
+            let [small, large] = [&small, &large].map(|module| {
+                module
+                    .score(budget, &request, &params, &candidates)
+                    .unwrap()
+            });
+            assert_eq!(small, large);
+        }
+    }
+}
