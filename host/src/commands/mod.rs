@@ -13,6 +13,7 @@ mod scaffold;
 mod serve;
 mod table;
 mod token;
+mod watch;
 
 use crate::config::Config;
 use clap::{Args, Parser, Subcommand};

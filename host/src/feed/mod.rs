@@ -5,6 +5,7 @@ pub mod cursor;
 pub mod deleted;
 pub mod ladder;
 pub mod page;
+pub mod preview;
 pub mod snapshot;
 pub mod story;
 pub mod timeline;

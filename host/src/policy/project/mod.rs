@@ -2,6 +2,7 @@
 
 mod javascript;
 mod python;
+pub mod sources;
 mod tool;
 
 use super::toolchain::{Job, build_component_modules, encode_component};
