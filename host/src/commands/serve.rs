@@ -80,12 +80,7 @@ fn watched(directory: &Path, config: &mut Config) -> anyhow::Result<Project> {
     if std::env::var_os("LOG_LEVEL").is_none() {
         config.live.log_level = "warn".to_owned();
     }
-    let project = Project::open(directory)?;
-    Ok(Project {
-        // Notifications name files by their whole path.
-        directory: directory.canonicalize()?,
-        ..project
-    })
+    Ok(Project::open(directory)?)
 }
 
 /// Where the data is and where the host listens were settled when it started.

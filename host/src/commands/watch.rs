@@ -50,7 +50,9 @@ impl Watch {
                         if change_code(&changed) {
                             built = None;
                         }
-                        let since = Since(sources.saved_at(&changed));
+                        // What was there before the host was not just saved.
+                        let first = followed == Sources::default();
+                        let since = Since(sources.saved_at(&changed).filter(|_| !first));
                         if let Err(error) = self.follow(&mut built, since).await {
                             let active = &self.app.deploy.serving().active.spec.policy;
                             say(&format!("{active} goes on serving: {error:#}"));
@@ -130,16 +132,22 @@ impl Watch {
         let preview = Preview::of(&self.app, viewer, POSTS_SHOWN).await?;
         let active = self.app.deploy.serving().active.clone();
         let now = preview
-            .ranked_by(&self.app, active)
+            .ranked_by(&self.app, active.clone())
             .await
             .context("the new policy fails, and others serve in its place")?;
         // That the former one fails is what an edit may have mended.
-        let before = preview
-            .ranked_by(&self.app, before)
-            .await
-            .unwrap_or_default();
+        let before = preview.ranked_by(&self.app, before).await;
+        let before = before.unwrap_or_default().posts;
         say(&format!("viewer {viewer} now sees{since}"));
-        print!("{}", order_table(&before, &now));
+        print!("{}", order_table(&before, &now.posts));
+        let deadline = Duration::from_millis(active.spec.limits.deadline_ms.into());
+        if now.took > deadline {
+            say(&format!(
+                "this took {} ms, and its deadline is {} ms: viewers would get another policy's order",
+                now.took.as_millis(),
+                deadline.as_millis()
+            ));
+        }
         Ok(())
     }
 
@@ -156,11 +164,8 @@ struct Since(Option<SystemTime>);
 impl std::fmt::Display for Since {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0.and_then(|saved| saved.elapsed().ok()) {
-            // Files that were there before the host are not said to be just saved.
-            Some(elapsed) if elapsed < Duration::from_secs(600) => {
-                write!(f, ", {:.1} s after the save", elapsed.as_secs_f64())
-            }
-            _ => Ok(()),
+            Some(elapsed) => write!(f, ", {:.1} s after the save", elapsed.as_secs_f64()),
+            None => Ok(()),
         }
     }
 }

@@ -9,9 +9,9 @@ use crate::policy::loaded::LoadedPolicy;
 use crate::policy::ranking::{RankInput, rank};
 use nova_policy_sdk::Request;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Author and operator wait for one ranking, not for a page: a policy that fails to meet its own deadline is told apart by its failure.
+/// A policy that misses its own deadline is shown all the same, with the time it took.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Candidates of one viewer at one moment, to be ranked by more than one policy.
@@ -20,6 +20,13 @@ pub struct Preview {
     set: Arc<CandidateSet>,
     seen: Arc<Vec<bool>>,
     request: Request,
+}
+
+/// The first posts of one ranking.
+#[derive(Debug, Clone, Default)]
+pub struct Ranked {
+    pub posts: Vec<PreviewPost>,
+    pub took: Duration,
 }
 
 /// A post at its place.
@@ -57,28 +64,30 @@ impl Preview {
         })
     }
 
-    /// The first posts as this policy ranks them, within its own deadline.
+    /// The first posts as this policy ranks them.
     ///
     /// # Errors
     /// Why the policy failed, or that no worker was free.
-    pub async fn ranked_by(
-        &self,
-        app: &App,
-        policy: Arc<LoadedPolicy>,
-    ) -> anyhow::Result<Vec<PreviewPost>> {
+    pub async fn ranked_by(&self, app: &App, policy: Arc<LoadedPolicy>) -> anyhow::Result<Ranked> {
         let preview = self.clone();
-        let run = move || -> Result<Vec<PreviewPost>, PolicyFailure> {
+        let run = move || -> Result<Ranked, PolicyFailure> {
             let input = RankInput {
                 request: &preview.request,
                 set: &preview.set,
                 seen: &preview.seen,
             };
-            let ranking = rank(&policy.running(policy.budget(PATIENCE)), input)?;
+            let began = Instant::now();
+            let ranking = rank(
+                &policy.running(policy.budget_without_deadline(PATIENCE)),
+                input,
+            )?;
+            let took = began.elapsed();
             let shown = ranking.rows.iter().zip(&ranking.scores);
-            Ok(shown
+            let posts = shown
                 .take(preview.request.limit as usize)
                 .map(|(&row, &score)| preview.post(row as usize, score))
-                .collect())
+                .collect();
+            Ok(Ranked { posts, took })
         };
         Ok(app.policy_pool.run(PATIENCE, run).await??)
     }

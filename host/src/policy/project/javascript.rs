@@ -23,10 +23,10 @@ console.log(policy.stage);"#;
 const COMPONENTIZE: &str = r#"import { componentize } from "@bytecodealliance/componentize-js";
 import { writeFile } from "node:fs/promises";
 import { resolve } from "node:path";
-const [worldName, to] = process.argv.slice(1);
+const [worldName, staged, to] = process.argv.slice(1);
 const { component } = await componentize({
-  sourcePath: resolve(".nova/component.js"),
-  witPath: resolve("nova-policy/wit"),
+  sourcePath: resolve(staged, "component.js"),
+  witPath: resolve(staged, "nova-policy/wit"),
   worldName,
   disableFeatures: ["stdio", "random", "clocks", "http", "fetch-event"],
 });
@@ -43,10 +43,10 @@ pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, Build
     install(directory, progress)?;
     let stage = tool::stage(&node(directory, FIND_STAGE, &[], "loading policy.js")?)?;
     progress("compiling, which takes about ten seconds");
-    let generated = tool::generated(directory)?;
-    tool::write(&generated.join("component.js"), component(project, stage))?;
-    let to = generated.join(project.module_file());
-    let arguments = [tool::world(stage), &to.to_string_lossy()];
+    let staged = tool::stage_sources(directory)?;
+    tool::write(&staged.join("component.js"), component(project, stage))?;
+    let to = staged.join(project.module_file());
+    let arguments = [tool::world(stage), tool::STAGED, &to.to_string_lossy()];
     node(directory, COMPONENTIZE, &arguments, "componentize-js")?;
     std::fs::read(&to).map_err(|error| BuildError::file(&to, error))
 }
@@ -72,6 +72,8 @@ fn install(directory: &Path, progress: Progress<'_>) -> Result<(), BuildError> {
     if std::fs::read(&installed).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
+    let mut look = Command::new("node");
+    run(look.arg("--version"), "node --version", GET_NODE)?;
     progress(&format!(
         "installing {COMPONENTIZE_JS_PACKAGE}@{COMPONENTIZE_JS} into node_modules, once"
     ));
@@ -97,7 +99,7 @@ fn component(project: &Project, stage: Stage) -> String {
         Stage::Saturation => ("saturation", "saturate"),
     };
     format!(
-        "import {{ policy }} from \"../policy.js\";\n\nexport const {interface} = {{\n  describe: () => policy.describe({name:?}, {version:?}),\n  {function}: (request, params, candidates) => policy.{function}(request, params, candidates),\n  explain: (request, params, candidates) => policy.explain(request, params, candidates),\n}};\n",
+        "import {{ policy }} from \"./policy.js\";\n\nexport const {interface} = {{\n  describe: () => policy.describe({name:?}, {version:?}),\n  {function}: (request, params, candidates) => policy.{function}(request, params, candidates),\n  explain: (request, params, candidates) => policy.explain(request, params, candidates),\n}};\n",
         name = project.name,
         version = project.version,
     )

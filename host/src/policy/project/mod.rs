@@ -47,6 +47,7 @@ pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
 
 #[derive(Debug, Clone)]
 pub struct Project {
+    /// Absolute.
     pub directory: PathBuf,
     pub language: Language,
     pub name: String,
@@ -62,8 +63,11 @@ impl Project {
             .find(|language| directory.join(language.manifest()).is_file());
         let language = found.ok_or_else(|| BuildError::NotAProject(directory.to_owned()))?;
         let (name, version) = fields(&directory.join(language.manifest()), language)?;
+        // Tools run in the directory and are told of files in it; notifications name them by their whole path.
+        let directory =
+            std::fs::canonicalize(directory).map_err(|error| BuildError::file(directory, error))?;
         Ok(Self {
-            directory: directory.to_owned(),
+            directory,
             language,
             name,
             version,
@@ -80,16 +84,10 @@ impl Project {
     /// # Errors
     /// What is missing and how to get it, or what the compiler said.
     pub fn build(&self, purpose: Purpose, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
-        // Tools run in the directory and are told of files in it.
-        let here = Self {
-            directory: std::fs::canonicalize(&self.directory)
-                .map_err(|error| BuildError::file(&self.directory, error))?,
-            ..self.clone()
-        };
         let bytes = match self.language {
-            Language::Rust => here.build_rust(purpose, progress),
-            Language::Python => python::build(&here, progress),
-            Language::Javascript => javascript::build(&here, progress),
+            Language::Rust => self.build_rust(purpose, progress),
+            Language::Python => python::build(self, progress),
+            Language::Javascript => javascript::build(self, progress),
         }?;
         tool::refuse_imports(&bytes)?;
         Ok(bytes)

@@ -34,16 +34,16 @@ pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, Build
     )?;
     let stage = tool::stage(&printed)?;
     progress("compiling, which takes about ten seconds");
-    let generated = tool::generated(directory)?;
-    tool::write(&generated.join("component.py"), component(project, stage))?;
-    let to = generated.join(project.module_file());
+    let staged = tool::stage_sources(directory)?;
+    tool::write(&staged.join("component.py"), component(project, stage))?;
+    let to = staged.join(project.module_file());
     let mut componentize = in_environment(&environment.join("bin/componentize-py"), &environment);
     componentize
-        .current_dir(directory)
+        .current_dir(&staged)
         .args(["--quiet", "--wit-path", "nova_policy/wit", "--world"])
         .arg(tool::world(stage))
         .args(["componentize", "component", "--stub-wasi"])
-        .args(["--python-path", ".", "--python-path", ".nova", "--output"])
+        .args(["--python-path", ".", "--output"])
         .arg(&to);
     run(&mut componentize, "componentize-py", GET_PYTHON)?;
     std::fs::read(&to).map_err(|error| BuildError::file(&to, error))

@@ -51,6 +51,10 @@ impl Sources {
         Ok(sources)
     }
 
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.keys().map(PathBuf::as_path)
+    }
+
     /// Files that were written, appeared or went since `earlier`.
     pub fn changed_since<'a>(&'a self, earlier: &'a Self) -> Vec<&'a Path> {
         let written = self

@@ -1,12 +1,16 @@
 //! What building in any language shares: reading the project's file, running a program, errors that say what to do.
 
 use super::Language;
+use super::sources::Sources;
 use crate::policy::artifact::Stage;
 use serde::Deserialize;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// Below the policy's directory.
+pub const STAGED: &str = ".nova/source";
 
 /// Why there is no component.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +62,16 @@ pub fn fields(file: &Path, language: Language) -> Result<(String, String), Build
         }
     };
     let Named { name, version } = named.map_err(|reason| BuildError::file(file, reason))?;
-    Ok((name, version))
+    // They become a file's name, and part of what is compiled.
+    let plain = |text: &str, others: &str| {
+        let mut letters = text.chars();
+        !text.is_empty() && letters.all(|c| c.is_ascii_alphanumeric() || others.contains(c))
+    };
+    if plain(&name, "-_") && plain(&version, "-.+") {
+        return Ok((name, version));
+    }
+    let reason = format!("name `{name}`, version `{version}`: use letters, digits and hyphens");
+    Err(BuildError::file(file, reason))
 }
 
 fn in_table(text: &str, table: &str) -> Result<Named, String> {
@@ -146,11 +159,23 @@ pub fn refuse_imports(bytes: &[u8]) -> Result<(), BuildError> {
     }
 }
 
-/// Where what is generated for one build goes.
-pub fn generated(directory: &Path) -> Result<PathBuf, BuildError> {
-    let generated = directory.join(".nova");
-    std::fs::create_dir_all(&generated).map_err(|error| BuildError::file(&generated, error))?;
-    Ok(generated)
+/// A copy of the sources that a build may add to: interpreters inside a sandbox see one directory, and no link out of it.
+pub fn stage_sources(directory: &Path) -> Result<PathBuf, BuildError> {
+    let staged = directory.join(STAGED);
+    match std::fs::remove_dir_all(&staged) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(BuildError::file(&staged, error));
+        }
+        _ => {}
+    }
+    for source in Sources::read(directory)?.paths() {
+        let to = staged.join(source.strip_prefix(directory).unwrap_or(source));
+        let parent = to.parent().unwrap_or(&staged);
+        std::fs::create_dir_all(parent)
+            .and_then(|()| std::fs::copy(source, &to))
+            .map_err(|error| BuildError::file(&to, error))?;
+    }
+    Ok(staged)
 }
 
 pub fn write(file: &Path, content: impl AsRef<[u8]>) -> Result<(), BuildError> {
