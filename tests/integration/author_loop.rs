@@ -71,7 +71,7 @@ pub fn make(directory: &Path, name: &str, stage: &str) {
 }
 
 /// `cargo test` in the environment of a fresh shell, as `nova` gets it: what the outer cargo set is not the author's.
-fn cargo_test(directory: &Path) -> String {
+pub fn cargo_test(directory: &Path) -> String {
     let mut cargo = Command::new("cargo");
     cargo.env_clear();
     for (name, value) in nova().get_envs() {

@@ -1,7 +1,7 @@
 //! The shipped scorer that exists in Rust, Python and JavaScript: each is built with its own tools, shipped to a host
 //! and gives every post the score of the formula, to the bit.
 
-use crate::author_loop::{at_host, complaint, nova_in, said, said_json};
+use crate::author_loop::{at_host, cargo_test, complaint, nova_in, said, said_json};
 use crate::harness::{Host, post_ids, saturated};
 use crate::recipes::{Operator, label, patient_setup};
 use serde_json::{Value, json};
@@ -66,6 +66,21 @@ fn copy_of(name: &str) -> PathBuf {
     to
 }
 
+/// `nova policy build`, which may install: told where packages come from and are kept, as the shell that runs the tests is.
+fn build(desk: &Path, name: &str) -> Command {
+    let mut command = nova_in(desk, &["policy", "build", name]);
+    for (variable, value) in std::env::vars_os() {
+        let known = variable.to_string_lossy().to_lowercase();
+        if known.starts_with("pip_")
+            || known.starts_with("npm_config_")
+            || known.ends_with("_proxy")
+        {
+            command.env(variable, value);
+        }
+    }
+    command
+}
+
 /// The same as `policies/examples/wilson-*` compute, in plain form.
 fn score(features: &Value) -> f32 {
     let feature = |name: &str| features[name].as_f64().unwrap();
@@ -93,7 +108,7 @@ fn assert_ranked_by_the_formula(explained: &Value) {
         let id = |name: &str| post[name].as_u64().unwrap();
         expected.push((wanted, id("post_id"), id("author_id")));
     }
-    assert!(expected.len() > 100, "{} posts", expected.len());
+    assert!(expected.len() >= 50, "{} posts", expected.len());
     expected.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     let best_first: Vec<(u64, u64)> = expected.iter().map(|post| (post.1, post.2)).collect();
     assert_eq!(post_ids(explained), saturated(&best_first));
@@ -103,7 +118,10 @@ fn assert_ranked_by_the_formula(explained: &Value) {
 fn ship(host: &Host, operator: &Operator<'_>, name: &str) {
     let directory = copy_of(name);
     let desk = directory.parent().unwrap();
-    let built = said_json(&mut nova_in(desk, &["policy", "build", name]));
+    if name == "wilson-rust" {
+        cargo_test(&directory);
+    }
+    let built = said_json(&mut build(desk, name));
     let checked = said_json(&mut nova_in(desk, &["policy", "check", name]));
     assert_eq!(
         checked["spec"]["stages"]["score"]["module"],
@@ -122,8 +140,7 @@ fn assert_mistakes_are_shown_early(name: &str) {
     };
     let directory = copy_of(name);
     std::fs::write(directory.join(file), mistake).unwrap();
-    let mut build = nova_in(&directory, &["policy", "build", "."]);
-    let output = build.output().unwrap();
+    let output = build(&directory, ".").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
         !output.status.success() && said.contains("not_defined"),
