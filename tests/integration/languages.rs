@@ -180,34 +180,46 @@ async fn one_policy_in_three_languages_gives_the_same_scores_and_the_same_order(
     }
 }
 
+/// A policy's or an SDK's own tests, as its author runs them.
+fn own_tests(directory: &Path, language: &str, file: Option<&str>) {
+    let mut tests = match language {
+        "python" => Command::new("python3"),
+        _ => Command::new("node"),
+    };
+    match language {
+        "python" => tests.args(["-B", "-m", "unittest"]),
+        _ => tests.arg("--test"),
+    };
+    said(tests.args(file).current_dir(directory));
+}
+
 #[test]
-fn the_examples_and_new_policies_pass_their_own_tests() {
+fn the_sdks_the_examples_and_new_policies_pass_their_own_tests() {
     if !tools_are_there() {
         return;
     }
     let desk = tempfile::tempdir().unwrap();
-    let mut directories = vec![
-        (examples().join("wilson-python"), "python"),
-        (examples().join("wilson-javascript"), "javascript"),
+    let sdks = [
+        ("python", None),
+        ("javascript", Some("nova-policy.test.js")),
     ];
-    for language in ["python", "javascript"] {
+    for (language, file) in sdks {
+        own_tests(
+            &examples().join(format!("../sdk-{language}")),
+            language,
+            file,
+        );
+        own_tests(
+            &examples().join(format!("wilson-{language}")),
+            language,
+            None,
+        );
         for stage in ["score", "dedup", "saturation"] {
             let name = format!("{language}-{stage}");
             let arguments = ["policy", "new", &name, "--stage", stage, "--lang", language];
             said(&mut nova_in(desk.path(), &arguments));
-            directories.push((desk.path().join(&name), language));
+            own_tests(&desk.path().join(&name), language, None);
         }
-    }
-    for (directory, language) in directories {
-        let mut tests = match language {
-            "python" => Command::new("python3"),
-            _ => Command::new("node"),
-        };
-        match language {
-            "python" => tests.args(["-B", "-m", "unittest"]),
-            _ => tests.arg("--test"),
-        };
-        said(tests.current_dir(&directory));
     }
 }
 
