@@ -689,7 +689,13 @@ fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
 
 /// Environment variables are text; the key's type decides what is meant.
 fn read_value(key: &str, text: &str) -> toml::Value {
-    if ["server.cors_origins", "policy.trusted_keys", "records.viewers"].contains(&key) {
+    if [
+        "server.cors_origins",
+        "policy.trusted_keys",
+        "records.viewers",
+    ]
+    .contains(&key)
+    {
         let entry = |entry: &str| match entry.parse() {
             Ok(id) if key == "records.viewers" => toml::Value::Integer(id),
             _ => toml::Value::String(entry.to_owned()),

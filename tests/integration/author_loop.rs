@@ -16,7 +16,7 @@ fn target(name: &str) -> PathBuf {
 
 /// Runs a command that must succeed, and returns what it printed.
 #[track_caller]
-fn said(command: &mut Command) -> String {
+pub fn said(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -25,13 +25,13 @@ fn said(command: &mut Command) -> String {
 }
 
 #[track_caller]
-fn said_json(command: &mut Command) -> Value {
+pub fn said_json(command: &mut Command) -> Value {
     serde_json::from_str(&said(command.arg("--json"))).unwrap()
 }
 
 /// Runs a command that must fail with one line, and returns it.
 #[track_caller]
-fn complaint(command: &mut Command) -> String {
+pub fn complaint(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success(), "{command:?} did not fail");
@@ -41,14 +41,19 @@ fn complaint(command: &mut Command) -> String {
     complaint
 }
 
-fn nova_in(directory: &Path, arguments: &[&str]) -> Command {
+pub fn nova_in(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = nova();
     command.current_dir(directory).args(arguments);
     command
 }
 
 /// `nova policy …` against a running host, which it is told of by its variables.
-fn at_host(host: &Host, operator: &Operator<'_>, directory: &Path, arguments: &[&str]) -> Command {
+pub fn at_host(
+    host: &Host,
+    operator: &Operator<'_>,
+    directory: &Path,
+    arguments: &[&str],
+) -> Command {
     let mut command = nova_in(directory, &["policy"]);
     command
         .args(arguments)
@@ -57,7 +62,7 @@ fn at_host(host: &Host, operator: &Operator<'_>, directory: &Path, arguments: &[
     command
 }
 
-fn make(directory: &Path, name: &str, stage: &str) {
+pub fn make(directory: &Path, name: &str, stage: &str) {
     said(&mut nova_in(
         directory,
         &["policy", "new", name, "--stage", stage],
@@ -66,7 +71,7 @@ fn make(directory: &Path, name: &str, stage: &str) {
 }
 
 /// `cargo test` in the environment of a fresh shell, as `nova` gets it: what the outer cargo set is not the author's.
-fn cargo_test(directory: &Path) -> String {
+pub fn cargo_test(directory: &Path) -> String {
     let mut cargo = Command::new("cargo");
     cargo.env_clear();
     for (name, value) in nova().get_envs() {

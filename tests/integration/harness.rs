@@ -4,7 +4,7 @@ use crate::services::Stack;
 pub use crate::services::nova;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -44,9 +44,16 @@ pub struct Setup {
     config: Option<String>,
     variables: Vec<(String, String)>,
     serve_variables: Vec<(String, String)>,
+    serve_arguments: Vec<String>,
 }
 
 impl Setup {
+    /// For `nova serve`, after its own.
+    pub fn serve_argument(mut self, argument: &str) -> Self {
+        self.serve_arguments.push(argument.to_owned());
+        self
+    }
+
     /// Files of a configuration file; the host follows it.
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
@@ -106,18 +113,24 @@ impl Setup {
             .envs(self.variables)
             .envs(self.serve_variables)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(&data_dir);
+            .arg(&data_dir)
+            .args(&self.serve_arguments);
         let config_path = temporary.path().join("nova.toml");
         if let Some(text) = &self.config {
             std::fs::write(&config_path, text).unwrap();
             command.arg("--config").arg(&config_path);
         }
         let mut child = command
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
+        let printed = child.stdout.take().unwrap();
+        std::thread::spawn({
+            let log = log.clone();
+            move || follow(printed, &log, |_| {})
+        });
         let url = wait_for_address(&mut child, &log);
         Host {
             child,
@@ -136,18 +149,25 @@ fn wait_for_address(child: &mut Child, log: &Arc<Mutex<String>>) -> String {
     let stderr = child.stderr.take().unwrap();
     let log = log.clone();
     std::thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        follow(stderr, &log, |line| {
             if let Some(rest) = line.strip_prefix("nova: serving on ") {
                 let _ = send.send(rest.split(';').next().unwrap().to_owned());
             }
-            let mut log = log.lock().unwrap();
-            log.push_str(&line);
-            log.push('\n');
-        }
+        });
     });
     receive
         .recv_timeout(Duration::from_secs(60))
         .expect("the host did not start")
+}
+
+/// Adds what a host says to its log, line by line, until it ends.
+fn follow(says: impl Read, log: &Mutex<String>, mut seen: impl FnMut(&str)) {
+    for line in BufReader::new(says).lines().map_while(Result::ok) {
+        seen(&line);
+        let mut log = log.lock().unwrap();
+        log.push_str(&line);
+        log.push('\n');
+    }
 }
 
 /// A running host; dropping it kills it.
@@ -214,6 +234,7 @@ impl Host {
             config: None,
             variables: Vec::new(),
             serve_variables: Vec::new(),
+            serve_arguments: Vec::new(),
         }
     }
 
@@ -352,6 +373,7 @@ impl Host {
         self.child.id()
     }
 
+    /// What it said so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }

@@ -56,7 +56,7 @@ impl Demo {
         let viewer = keys.sign("42", VIEWER_AUDIENCE, &[], TOKEN_TTL)?;
         let operator = keys.sign("1", ADMIN_AUDIENCE, &[Role::Operator], TOKEN_TTL)?;
         let data_dir = config.data_dir.clone();
-        run_host(config, true, None, move |address| {
+        run_host(config, true, None, move |address, _app| {
             print_welcome(address, &data_dir, &viewer, &operator)
         })
     }

@@ -8,11 +8,13 @@ mod experiment;
 mod import;
 mod migrate;
 mod policy;
+mod progress;
 mod remote;
 mod scaffold;
 mod serve;
 mod table;
 mod token;
+mod watch;
 
 use crate::config::Config;
 use clap::{Args, Parser, Subcommand};

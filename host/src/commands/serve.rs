@@ -1,16 +1,23 @@
+use super::watch::Watch;
 use super::{ConfigPath, DataDir};
-use crate::config::Config;
+use crate::app::App;
+use crate::config::{Config, LogFormat};
 use crate::host::{Host, Start};
 use crate::jobs::ConfigFile;
 use crate::logging::Logging;
+use crate::policy::project::Project;
+use anyhow::ensure;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Runs the host. With no store URLs it runs on its embedded stores.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nova serve --data-dir ./nova-data --listen 127.0.0.1:8080")]
+#[command(
+    after_help = "Examples:\n  nova serve --data-dir ./nova-data --listen 127.0.0.1:8080\n  nova serve --watch fresh-first"
+)]
 pub struct Serve {
     #[command(flatten)]
     config: ConfigPath,
@@ -19,6 +26,12 @@ pub struct Serve {
     /// Address to listen on [default: 127.0.0.1:8080]; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// A policy's directory: rebuilds it on every save, activates it, and shows the new order
+    #[arg(long, value_name = "CRATE")]
+    watch: Option<PathBuf>,
+    /// Whose feed --watch shows [default: the most active viewer's]
+    #[arg(long, value_name = "ID", requires = "watch")]
+    watch_user: Option<u64>,
 }
 
 impl Serve {
@@ -33,12 +46,41 @@ impl Serve {
         if let Some(listen) = self.listen {
             config.listen = listen;
         }
-        run_host(config, false, file, |address| {
+        let watched = match &self.watch {
+            Some(directory) => Some(watched(directory, &mut config)?),
+            None => None,
+        };
+        let viewer = self.watch_user;
+        run_host(config, watched.is_some(), file, move |address, app| {
             eprintln!(
                 "nova: serving on http://{address}; GET /docs describes the API, Ctrl-C stops"
             );
+            if let Some(project) = watched {
+                let app = app.clone();
+                tokio::spawn(
+                    Watch {
+                        app,
+                        project,
+                        viewer,
+                    }
+                    .run(),
+                );
+            }
         })
     }
+}
+
+/// The policy to watch, on a host for one person at a terminal.
+fn watched(directory: &Path, config: &mut Config) -> anyhow::Result<Project> {
+    ensure!(
+        config.stores.stack().is_none(),
+        "--watch needs the embedded stores, because every host on these would follow your edits; unset POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL"
+    );
+    config.log_format = LogFormat::Text;
+    if std::env::var_os("LOG_LEVEL").is_none() {
+        config.live.log_level = "warn".to_owned();
+    }
+    Ok(Project::open(directory)?)
 }
 
 /// Where the data is and where the host listens were settled when it started.
@@ -52,7 +94,7 @@ pub fn run_host(
     config: Config,
     development: bool,
     config_file: Option<ConfigFile>,
-    ready: impl FnOnce(SocketAddr) + Send,
+    ready: impl FnOnce(SocketAddr, &Arc<App>) + Send,
 ) -> anyhow::Result<()> {
     let logging = Arc::new(Logging::start(config.log_format, &config.live.log_level)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -67,7 +109,7 @@ pub fn run_host(
             config_file,
         })
         .await?;
-        ready(host.address()?);
+        ready(host.address()?, host.app());
         let stop = CancellationToken::new();
         stop_on_signal(stop.clone())?;
         host.serve(stop).await;

@@ -6,6 +6,7 @@ pub mod decision;
 pub mod deleted;
 pub mod ladder;
 pub mod page;
+pub mod preview;
 pub mod shadow;
 pub mod snapshot;
 pub mod story;

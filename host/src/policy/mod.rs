@@ -30,6 +30,7 @@ pub mod meter;
 pub mod module;
 pub mod native;
 pub mod pool;
+pub mod project;
 pub mod ranking;
 pub mod registry;
 pub mod sandbox;

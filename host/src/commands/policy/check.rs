@@ -8,6 +8,7 @@ use crate::policy::admission::{NothingKnown, Refusal, admit, admit_module};
 use crate::policy::artifact::Stage;
 use crate::policy::engine::Engine;
 use crate::policy::module::{Description, Module};
+use crate::policy::project::Project;
 use crate::policy::watcher::read_policy_directory;
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
@@ -45,7 +46,7 @@ fn check_policy(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> 
         );
     }
     let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
-    if files.modules.is_empty() && path.join("Cargo.toml").is_file() {
+    if files.modules.is_empty() && Project::open(path).is_ok() {
         bail!(
             "{} is not built yet; run: nova policy build {}",
             path.display(),

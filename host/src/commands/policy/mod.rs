@@ -7,11 +7,11 @@ mod status;
 
 use super::audit::local_lines;
 use super::remote::{Target, TargetArguments};
-use super::{block_on, scaffold, table};
+use super::{block_on, progress, scaffold, table};
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
 use crate::policy::artifact::{Digest, Stage};
-use crate::policy::toolchain::{Job, build_component_modules, encode_component};
+use crate::policy::project::{Language, Project, Purpose};
 use crate::policy::watcher::read_policy_directory;
 use anyhow::{Context, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
@@ -34,20 +34,22 @@ pub struct PolicyArguments {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Makes ./NAME, a crate that builds and passes its own test
-    #[command(after_help = "Example: nova policy new fresh-first --stage score")]
+    /// Makes ./NAME, a policy that builds and passes its own test
+    #[command(
+        after_help = "Examples:\n  nova policy new fresh-first --stage score\n  nova policy new fresh-first --lang python"
+    )]
     New {
-        /// Of the policy and its crate: a–z, 0–9 and hyphens
+        /// Of the policy and its source: a–z, 0–9 and hyphens
         name: String,
         #[arg(long, default_value = "score")]
         stage: StageArgument,
         #[arg(long, default_value = "rust")]
         lang: Language,
     },
-    /// Compiles a policy crate to PATH/NAME.wasm and prints its digest
+    /// Compiles a policy's source to PATH/NAME.wasm and prints its digest
     #[command(after_help = "Example: nova policy build fresh-first")]
     Build {
-        /// The crate's directory
+        /// The policy's directory; its language is what it has: Cargo.toml, pyproject.toml or package.json
         path: PathBuf,
     },
     /// What a host would say to a .wasm file, a policy directory or a policy crate
@@ -132,20 +134,11 @@ enum StageArgument {
     Saturation,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Language {
-    Rust,
-}
-
 impl PolicyArguments {
     pub fn run(self) -> anyhow::Result<()> {
         let json = self.json;
         match self.command {
-            PolicyCommand::New {
-                name,
-                stage,
-                lang: Language::Rust,
-            } => new(&name, stage, json),
+            PolicyCommand::New { name, stage, lang } => new(&name, stage, lang, json),
             PolicyCommand::Build { path } => build(&path, json),
             PolicyCommand::Check { path } => check::check(&path, json),
             PolicyCommand::Bench(bench) => bench.run(json),
@@ -217,57 +210,31 @@ fn where_of(answer: &Value) -> &'static str {
     }
 }
 
-fn new(name: &str, stage: StageArgument, json: bool) -> anyhow::Result<()> {
+fn new(name: &str, stage: StageArgument, language: Language, json: bool) -> anyhow::Result<()> {
     let stage = match stage {
         StageArgument::Score => Stage::Score,
         StageArgument::Dedup => Stage::Dedup,
         StageArgument::Saturation => Stage::Saturation,
     };
-    let path = scaffold::create(name, stage)?;
+    let path = scaffold::create(name, stage, language)?;
+    let rule = match language {
+        Language::Rust => "src/lib.rs",
+        Language::Python => "policy.py",
+        Language::Javascript => "policy.js",
+    };
     let text = format!(
-        "made ./{name}: edit src/lib.rs, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy push {name}\n"
+        "made ./{name}: edit {rule}, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy push {name}\n"
     );
     print(json, &json!({ "path": path, "stage": stage }), text);
     Ok(())
 }
 
-fn crate_name(path: &Path) -> anyhow::Result<String> {
-    let manifest = path.join("Cargo.toml");
-    let text = std::fs::read_to_string(&manifest).with_context(|| {
-        format!(
-            "{} is not a policy crate; make one with: nova policy new NAME",
-            path.display()
-        )
-    })?;
-    let table: toml::Table = text
-        .parse()
-        .with_context(|| manifest.display().to_string())?;
-    let name = table
-        .get("package")
-        .and_then(|package| package.get("name"))
-        .and_then(toml::Value::as_str);
-    name.map(str::to_owned)
-        .ok_or_else(|| anyhow!("{}: no package name", manifest.display()))
-}
-
 fn build(path: &Path, json: bool) -> anyhow::Result<()> {
-    let file = scaffold::module_file(&crate_name(path)?);
-    let bar =
-        indicatif::ProgressBar::new_spinner().with_message(format!("compiling {}", path.display()));
-    bar.enable_steady_tick(std::time::Duration::from_millis(100));
-    let target = path.join("target");
-    let target = std::path::absolute(&target)?;
-    let job = Job {
-        directory: path,
-        target: &target,
-        profile: "release",
-        arguments: &["--lib"],
-    };
-    let built =
-        build_component_modules(job).and_then(|modules| encode_component(&modules.join(&file)));
-    bar.finish_and_clear();
-    let bytes = built.map_err(anyhow::Error::msg)?;
-    let to = path.join(&file);
+    let project = Project::open(path)?;
+    let bytes = progress::shown(&project.name, |progress| {
+        project.build(Purpose::Shipping, progress)
+    })?;
+    let to = path.join(project.module_file());
     std::fs::write(&to, &bytes).with_context(|| to.display().to_string())?;
     let digest = Digest::of(&bytes);
     let text = format!("{}\nsha256:{digest}\n", to.display());

@@ -1,0 +1,21 @@
+//! Work that takes a while, said step by step on standard error: a spinner for a person, lines for a log.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+/// Runs `work` and shows what it says it is doing.
+pub fn shown<T>(subject: &str, work: impl FnOnce(&(dyn Fn(&str) + Sync)) -> T) -> T {
+    if !std::io::stderr().is_terminal() {
+        return work(&|step| eprintln!("{subject}: {step}"));
+    }
+    let bar = ProgressBar::new_spinner();
+    // A template that cannot be read leaves the default one, which only lacks the time.
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let result = work(&|step| bar.set_message(format!("{subject}: {step}")));
+    bar.finish_and_clear();
+    result
+}

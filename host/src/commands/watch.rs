@@ -1,0 +1,275 @@
+//! `nova serve --watch`: a policy is rebuilt whenever it is saved, becomes the active one, and its new order is shown.
+//! What cannot be built or admitted changes nothing but the terminal.
+
+use super::table;
+use crate::app::App;
+use crate::feed::preview::{Preview, PreviewPost};
+use crate::policy::deploy::{DeployError, Published};
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::project::sources::{Sources, change_code, is_source};
+use crate::policy::project::{Project, Purpose};
+use crate::policy::watcher::read_policy_directory;
+use anyhow::{Context as _, anyhow};
+use notify::{RecursiveMode, Watcher as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, oneshot};
+
+/// Editors write in pieces: sources must read the same twice, this far apart.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Some mounts tell nothing of changes.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+const ACTOR: &str = "watch";
+const POSTS_SHOWN: u32 = 10;
+/// Whose feed is shown on a host that nobody has used yet.
+const ANY_VIEWER: u64 = 1;
+
+#[derive(Debug)]
+pub struct Watch {
+    pub app: Arc<App>,
+    pub project: Project,
+    /// Whose feed is shown; `None`: that of the most active viewer.
+    pub viewer: Option<u64>,
+}
+
+impl Watch {
+    /// Follows the sources until the host ends.
+    pub async fn run(self) {
+        let (changed, mut changes) = mpsc::channel(1);
+        // The watcher lives as long as this function.
+        let _watcher = start_notifications(&self.project.directory, changed);
+        let mut followed = Sources::default();
+        let mut built = None;
+        loop {
+            match self.settled().await {
+                Err(error) => say(&format!("{error:#}")),
+                Ok(sources) => {
+                    let changed = sources.changed_since(&followed);
+                    if !changed.is_empty() {
+                        if change_code(&changed) {
+                            built = None;
+                        }
+                        // What was there before the host was not just saved.
+                        let first = followed == Sources::default();
+                        let since = Since(sources.saved_at(&changed).filter(|_| !first));
+                        if let Err(error) = self.follow(&mut built, since).await {
+                            let active = &self.app.deploy.serving().active.spec.policy;
+                            say(&format!("{active} goes on serving: {error:#}"));
+                        }
+                        followed = sources;
+                    }
+                }
+            }
+            tokio::select! {
+                _ = changes.recv() => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn settled(&self) -> anyhow::Result<Sources> {
+        let mut before = Sources::read(&self.project.directory)?;
+        loop {
+            tokio::time::sleep(SETTLE).await;
+            let now = Sources::read(&self.project.directory)?;
+            if now == before {
+                return Ok(now);
+            }
+            before = now;
+        }
+    }
+
+    /// From sources to the new order on screen.
+    async fn follow(&self, built: &mut Option<Vec<u8>>, since: Since) -> anyhow::Result<()> {
+        let bytes = match built {
+            Some(bytes) => bytes.clone(),
+            None => {
+                let bytes = build(&self.project).await?;
+                say(&format!("{} is built{since}", self.project.name));
+                built.insert(bytes).clone()
+            }
+        };
+        let before = self.app.deploy.serving().active.clone();
+        let published = self.publish(bytes).await?;
+        if !published.new {
+            say(&format!("{} is unchanged", published.policy));
+            return Ok(());
+        }
+        say(&format!("{} is active{since}", published.policy));
+        self.show(before, since).await
+    }
+
+    async fn publish(&self, bytes: Vec<u8>) -> anyhow::Result<Published> {
+        let module = self.project.module_file();
+        let mut files =
+            read_policy_directory(&self.project.directory).map_err(anyhow::Error::msg)?;
+        if !files.manifest.contains(&module) {
+            return Err(anyhow!(
+                "policy.toml has no stage with module = \"{module}\""
+            ));
+        }
+        files.modules.insert(module, bytes);
+        files.manifest = following(&files.manifest)?;
+        self.app
+            .deploy
+            .publish(files, ACTOR)
+            .await
+            .map_err(|error| match error {
+                DeployError::Refused(refusal) => {
+                    anyhow!("refused:\n  {}", refusal.messages().join("\n  "))
+                }
+                other => other.into(),
+            })
+    }
+
+    /// One viewer's first posts, as the policy before ranked them and as the active one does.
+    async fn show(&self, before: Arc<LoadedPolicy>, since: Since) -> anyhow::Result<()> {
+        let viewer = match self.viewer {
+            Some(viewer) => viewer,
+            None => self.some_viewer().await?,
+        };
+        let preview = Preview::of(&self.app, viewer, POSTS_SHOWN).await?;
+        let active = self.app.deploy.serving().active.clone();
+        let now = preview
+            .ranked_by(&self.app, active.clone())
+            .await
+            .context("the new policy fails, and others serve in its place")?;
+        // That the former one fails is what an edit may have mended.
+        let before = preview.ranked_by(&self.app, before).await;
+        let before = before.unwrap_or_default().posts;
+        say(&format!("viewer {viewer} now sees{since}"));
+        print!("{}", order_table(&before, &now.posts));
+        let deadline = Duration::from_millis(active.spec.limits.deadline_ms.into());
+        if now.took > deadline {
+            say(&format!(
+                "this took {} ms, and its deadline is {} ms: viewers would get another policy's order",
+                now.took.as_millis(),
+                deadline.as_millis()
+            ));
+        }
+        Ok(())
+    }
+
+    async fn some_viewer(&self) -> anyhow::Result<u64> {
+        let active = self.app.stores.exposures.active_viewers(0, 1).await?;
+        Ok(active.first().copied().unwrap_or(ANY_VIEWER))
+    }
+}
+
+/// The time since a save.
+#[derive(Debug, Clone, Copy)]
+struct Since(Option<SystemTime>);
+
+impl std::fmt::Display for Since {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.and_then(|saved| saved.elapsed().ok()) {
+            Some(elapsed) => write!(f, ", {:.1} s after the save", elapsed.as_secs_f64()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn say(line: &str) {
+    println!("watch: {line}");
+}
+
+/// On a thread of its own, so that a host that is told to stop need not wait for a compiler.
+async fn build(project: &Project) -> anyhow::Result<Vec<u8>> {
+    let (send, receive) = oneshot::channel();
+    let project = project.clone();
+    std::thread::Builder::new()
+        .name("policy-build".into())
+        .spawn(move || {
+            let built = project.build(Purpose::Watching, &|step| {
+                say(&format!("{}: {step}", project.name));
+            });
+            let _ = send.send(built);
+        })?;
+    Ok(receive.await??)
+}
+
+/// The manifest, as one that follows its source; the author's file stays as it is.
+fn following(manifest: &str) -> anyhow::Result<String> {
+    let mut table: toml::Table = manifest.parse()?;
+    table.insert("follow".into(), true.into());
+    Ok(toml::to_string(&table)?)
+}
+
+fn order_table(before: &[PreviewPost], now: &[PreviewPost]) -> String {
+    let was = |post: &PreviewPost| {
+        let place = before
+            .iter()
+            .position(|other| other.post_id == post.post_id);
+        place.map_or_else(|| "–".to_owned(), |place| (place + 1).to_string())
+    };
+    let rows = now.iter().enumerate().map(|(place, post)| {
+        [
+            (place + 1).to_string(),
+            was(post),
+            post.post_id.to_string(),
+            post.author_id.to_string(),
+            format!("{:.1}", post.age_hours),
+            format!("{:.4}", post.score),
+        ]
+    });
+    let header = ["place", "was", "post", "author", "age_hours", "score"];
+    table::render(header, &rows.collect::<Vec<_>>())
+}
+
+fn start_notifications(
+    directory: &Path,
+    changed: mpsc::Sender<()>,
+) -> Option<notify::RecommendedWatcher> {
+    let root = directory.to_owned();
+    let of_source = move |path: &Path| {
+        let inner = path.strip_prefix(&root).unwrap_or(path);
+        inner
+            .ancestors()
+            .filter(|part| part.file_name().is_some())
+            .all(is_source)
+    };
+    let started = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let heeded = event.map_or(true, |event| {
+            !event.kind.is_access() && event.paths.iter().any(|path| of_source(path))
+        });
+        if heeded {
+            // One pending note is enough: everything is read again.
+            let _ = changed.try_send(());
+        }
+    })
+    .and_then(|mut watcher| {
+        watcher
+            .watch(directory, RecursiveMode::Recursive)
+            .map(|()| watcher)
+    });
+    started
+        .inspect_err(|error| tracing::warn!(%error, "the policy's directory sends no notifications; polling it"))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(post_id: u64, score: f32) -> PreviewPost {
+        PreviewPost {
+            post_id,
+            author_id: 7,
+            age_hours: 1.5,
+            score,
+        }
+    }
+
+    #[test]
+    fn the_table_says_where_each_post_was() {
+        let before = [post(1, 3.0), post(2, 2.0)];
+        let now = [post(2, 2.5), post(3, 1.0)];
+        assert_eq!(
+            order_table(&before, &now),
+            "place  was  post  author  age_hours  score\n\
+             1      2    2     7       1.5        2.5000\n\
+             2      –    3     7       1.5        1.0000\n"
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! What a policy would show a viewer, for whoever is writing it: nothing is cached, nothing is recorded.
+
+use super::candidates::fetch;
+use crate::app::App;
+use crate::clock::unix_ms;
+use crate::policy::failure::PolicyFailure;
+use crate::policy::features::CandidateSet;
+use crate::policy::loaded::LoadedPolicy;
+use crate::policy::ranking::{RankInput, rank};
+use nova_policy_sdk::Request;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A policy that misses its own deadline is shown all the same, with the time it took.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Candidates of one viewer at one moment, to be ranked by more than one policy.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    set: Arc<CandidateSet>,
+    seen: Arc<Vec<bool>>,
+    request: Request,
+}
+
+/// The first posts of one ranking.
+#[derive(Debug, Clone, Default)]
+pub struct Ranked {
+    pub posts: Vec<PreviewPost>,
+    pub took: Duration,
+}
+
+/// A post at its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreviewPost {
+    pub post_id: u64,
+    pub author_id: u64,
+    pub age_hours: f64,
+    pub score: f32,
+}
+
+impl Preview {
+    /// # Errors
+    /// When no source of candidates answers.
+    pub async fn of(app: &App, viewer: u64, limit: u32) -> anyhow::Result<Self> {
+        let now_ms = unix_ms();
+        let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
+        let fetched = fetch(app.stores.candidates.as_ref(), viewer, now_ms, timeout).await;
+        anyhow::ensure!(!fetched.failed, "no candidate source answers");
+        let seen = app
+            .stores
+            .seen
+            .among(viewer, &fetched.set.post_ids, now_ms)
+            .await?
+            .seen;
+        Ok(Self {
+            set: Arc::new(fetched.set),
+            seen: Arc::new(seen),
+            request: Request {
+                user_id: viewer,
+                now_ms,
+                seed: 0,
+                limit,
+            },
+        })
+    }
+
+    /// The first posts as this policy ranks them.
+    ///
+    /// # Errors
+    /// Why the policy failed, or that no worker was free.
+    pub async fn ranked_by(&self, app: &App, policy: Arc<LoadedPolicy>) -> anyhow::Result<Ranked> {
+        let preview = self.clone();
+        let run = move || -> Result<Ranked, PolicyFailure> {
+            let input = RankInput {
+                request: &preview.request,
+                set: &preview.set,
+                seen: &preview.seen,
+            };
+            let began = Instant::now();
+            let ranking = rank(
+                &policy.running(policy.budget_without_deadline(PATIENCE)),
+                input,
+            )?;
+            let took = began.elapsed();
+            let shown = ranking.rows.iter().zip(&ranking.scores);
+            let posts = shown
+                .take(preview.request.limit as usize)
+                .map(|(&row, &score)| preview.post(row as usize, score))
+                .collect();
+            Ok(Ranked { posts, took })
+        };
+        Ok(app.policy_pool.run(PATIENCE, run).await??)
+    }
+
+    fn post(&self, row: usize, score: f32) -> PreviewPost {
+        let age_ms = self
+            .request
+            .now_ms
+            .saturating_sub(self.set.created_at_ms[row]);
+        PreviewPost {
+            post_id: self.set.post_ids[row],
+            author_id: self.set.author_ids[row],
+            age_hours: age_ms as f64 / 3_600_000.0,
+            score,
+        }
+    }
+}

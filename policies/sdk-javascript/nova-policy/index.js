@@ -1,0 +1,204 @@
+/**
+ * Write a ranking policy for Nova in JavaScript: declare what it reads, then write the rule as a function.
+ *
+ *     import { scorer } from "./nova-policy/index.js";
+ *
+ *     const parts = (post, params, request) =>
+ *       [2 ** (-post.age_hours / params.half_life_hours), 0.1 * post.likes];
+ *
+ *     export const policy = scorer({
+ *       features: ["age_hours", "likes"],
+ *       parameters: { half_life_hours: { default: 12, min: 0.1, max: 720, doc: "Hours until worth half." } },
+ *       explains: ["freshness", "popularity"],
+ *       each: parts,
+ *     });
+ *
+ * `scorer`, `deduper` and `saturator` answer a policy with its stage's function (`score`, `dedup` or
+ * `saturate`), `explain` and `describe`. A rule is given
+ *
+ * - `post`, one candidate: `postId`, `authorId`, `createdAtMs` and the declared features; or
+ *   `posts`, all of them, column by column: `posts.length`, `posts.postIds`, `posts.authorIds`,
+ *   `posts.createdAtMs` (for a saturator also `posts.scores`) and a Float32Array for each declared feature;
+ * - `params`, the declared parameters by name;
+ * - `request`: `userId`, `nowMs`, `seed`, `limit`.
+ *
+ * Ids, times and the seed are BigInt, as 64-bit numbers are in JavaScript.
+ *
+ * A policy is pure: the same arguments give the same answer. It keeps nothing from one call to the next,
+ * asks no clock, and uses `request.seed` instead of `Math.random`.
+ */
+
+/** What the three stages have in common: typed columns, typed parameters, `describe`. */
+class Policy {
+  constructor(stage, { features = [], parameters = {} }, explains) {
+    Object.assign(this, { stage, features, parameters, explains });
+    this.parameterNames = Object.keys(parameters);
+    if (new Set(features).size !== features.length) throw new Error("a feature is declared twice");
+    for (const [name, parameter] of Object.entries(parameters)) {
+      // Written so that a bound that is missing is an error too.
+      const inRange = parameter.min <= parameter.default && parameter.default <= parameter.max;
+      if (!inRange) throw new Error(`the default of \`${name}\` is outside its range`);
+      if (!parameter.doc || parameter.doc.includes("\n")) throw new Error(`\`${name}\` needs a doc of one line`);
+    }
+  }
+
+  /** What this policy says of itself. The build gives it the package's name and version. */
+  describe(name = "policy", version = "0.0.0") {
+    const parameters = Object.entries(this.parameters).map(([name, parameter]) => ({ name, ...parameter }));
+    return { name, version, features: this.features, parameters, explains: this.explains };
+  }
+
+  params(values) {
+    if (values.length !== this.parameterNames.length) throw new Error("not as many parameters as declared");
+    return Object.fromEntries(this.parameterNames.map((name, at) => [name, values[at]]));
+  }
+
+  columns({ postIds, authorIds, createdAtMs, features, scores }) {
+    const length = postIds.length;
+    if (features.length !== length * this.features.length) throw new Error("not as many feature columns as declared");
+    const posts = { length, postIds, authorIds, createdAtMs };
+    if (scores !== undefined) posts.scores = scores;
+    this.features.forEach((name, k) => {
+      posts[name] = features.subarray(k * length, (k + 1) * length);
+    });
+    return posts;
+  }
+}
+
+/** Answers one score for each candidate: the sum of its parts. */
+class Scorer extends Policy {
+  constructor({ each, batch, explains = [], ...declared }) {
+    super("score", declared, explains);
+    if ((each === undefined) === (batch === undefined)) throw new Error("a scorer has one rule: `each` or `batch`");
+    if (explains.length === 0) throw new Error("`explains` names the parts of a score, at least one");
+    Object.assign(this, { each, batch });
+  }
+
+  /** Calls `take` with each candidate's place and parts. */
+  rows(request, values, candidates, take) {
+    const [params, posts] = [this.params(values), this.columns(candidates)];
+    if (this.batch !== undefined) {
+      const rows = this.batch(posts, params, request);
+      if (rows.length !== posts.length) throw new Error("the rule must answer the parts of every candidate");
+      rows.forEach((row, index) => take(index, row));
+      return;
+    }
+    // Plain indices: nothing compiles this code to machine code, and an iterator costs as much as the rule.
+    const { postIds, authorIds, createdAtMs } = posts;
+    const [each, names] = [this.each, this.features];
+    const columns = names.map((name) => posts[name]);
+    for (let index = 0; index < posts.length; index++) {
+      const post = { postId: postIds[index], authorId: authorIds[index], createdAtMs: createdAtMs[index] };
+      for (let k = 0; k < names.length; k++) post[names[k]] = columns[k][index];
+      take(index, each(post, params, request));
+    }
+  }
+
+  /** One score for each candidate; higher is better. */
+  score(request, params, candidates) {
+    const scores = new Float32Array(candidates.postIds.length);
+    this.rows(request, params, candidates, (index, row) => {
+      let sum = row[0];
+      for (let part = 1; part < row.length; part++) sum += row[part];
+      scores[index] = sum;
+    });
+    return scores;
+  }
+
+  /** The parts of the scores, column after column. */
+  explain(request, params, candidates) {
+    const [n, parts] = [candidates.postIds.length, this.explains.length];
+    const columns = new Float32Array(n * parts);
+    this.rows(request, params, candidates, (index, row) => {
+      if (row.length !== parts) throw new Error(`the rule must answer ${parts} parts, as \`explains\` declares`);
+      row.forEach((value, part) => {
+        columns[part * n + index] = value;
+      });
+    });
+    return columns;
+  }
+}
+
+/** What a deduper and a saturator have in common: an answer of indices, reasons by name. */
+class Order extends Policy {
+  constructor(stage, rule, whyByItself, ownReasons, { reasons, explain: why, ...declared }) {
+    if ((reasons === undefined) !== (why === undefined)) throw new Error("`reasons` and `explain` go together");
+    super(stage, declared, Object.values(reasons ?? ownReasons));
+    Object.assign(this, { rule, why, whyByItself, reasonNames: Object.keys(reasons ?? ownReasons) });
+  }
+
+  indices(request, params, candidates) {
+    return Uint32Array.from(this.rule(this.columns(candidates), this.params(params), request));
+  }
+
+  /** One reason code for each candidate: a position in `explains`. */
+  explain(request, params, candidates) {
+    const names = this.why
+      ? this.why(this.columns(candidates), this.params(params), request)
+      : this.whyByItself(candidates.postIds.length, this.indices(request, params, candidates));
+    return Uint32Array.from(names, (name) => {
+      const code = this.reasonNames.indexOf(name);
+      if (code < 0) throw new Error(`\`${name}\` is not among the declared reasons`);
+      return code;
+    });
+  }
+}
+
+/** Answers the indices of the candidates to keep, each at most once. */
+class Deduper extends Order {
+  constructor({ dedup, ...declared }) {
+    const why = (n, kept) => {
+      const keeps = new Set(kept);
+      return Array.from({ length: n }, (_, index) => (keeps.has(index) ? "kept" : "removed"));
+    };
+    super("dedup", dedup, why, { kept: "kept", removed: "removed" }, declared);
+  }
+
+  dedup(request, params, candidates) {
+    return this.indices(request, params, candidates);
+  }
+}
+
+/** Answers the order to show: position by position, the index to show there. */
+class Saturator extends Order {
+  constructor({ saturate, ...declared }) {
+    const why = (n, order) => {
+      const names = new Array(n).fill("stayed");
+      order.forEach((index, position) => {
+        if (position !== index) names[index] = position < index ? "up" : "down";
+      });
+      return names;
+    };
+    super("saturation", saturate, why, { stayed: "stayed", up: "moved up", down: "moved down" }, declared);
+  }
+
+  saturate(request, params, ranked) {
+    return this.indices(request, params, ranked);
+  }
+}
+
+/**
+ * A scorer. The rule answers each candidate's parts in the order of `explains`; the score is their sum.
+ *
+ * `each(post, params, request)` answers the parts of one candidate. `batch(posts, params, request)`
+ * answers an array with the parts of every candidate, for scores that depend on the others.
+ */
+export const scorer = (declared) => new Scorer(declared);
+
+/**
+ * A deduper. `dedup(posts, params, request)` answers the indices to keep, each at most once, and at
+ * least one where there are candidates.
+ *
+ * Reasons are optional: with `reasons: { seen: "seen within a day", … }`, `explain(posts, params, request)`
+ * answers one of these names for each candidate.
+ */
+export const deduper = (declared) => new Deduper(declared);
+
+/**
+ * A saturator. `saturate(posts, params, request)` answers, position by position, the index to show
+ * there: every index once. Candidates come in the order of their scores, best first.
+ *
+ * Reasons are optional: with `reasons: { deferred: "its author was just shown", … }`,
+ * `explain(posts, params, request)` answers one of these names for each candidate, by index.
+ */
+export const saturator = (declared) => new Saturator(declared);

@@ -1,0 +1,221 @@
+"""Write a ranking policy for Nova in Python: declare what it reads, then write the rule as a function.
+
+    from nova_policy import Parameter, scorer
+
+    def parts(post, params, request):
+        return 2 ** (-post.age_hours / params.half_life_hours), 0.1 * post.likes
+
+    policy = scorer(
+        features=["age_hours", "likes"],
+        parameters={"half_life_hours": Parameter(12.0, min=0.1, max=720.0, doc="Hours until worth half.")},
+        explains=["freshness", "popularity"],
+        each=parts,
+    )
+
+`scorer`, `deduper` and `saturator` answer a policy with its stage's function (`score`, `dedup` or
+`saturate`), `explain` and `describe`. A rule is given
+
+- `post`, one candidate: `post_id`, `author_id`, `created_at_ms` and the declared features; or
+  `posts`, all of them, column by column: `posts.len`, `posts.post_ids`, `posts.author_ids`,
+  `posts.created_at_ms` (for a saturator also `posts.scores`) and a list for each declared feature;
+- `params`, the declared parameters by name;
+- `request`: `user_id`, `now_ms`, `seed`, `limit`.
+
+A policy is pure: the same arguments give the same answer. It keeps nothing from one call to the next,
+asks no clock, and where it wants chance it makes a `random.Random(request.seed)`.
+"""
+
+from collections import namedtuple
+from functools import reduce
+from operator import add
+from typing import NamedTuple
+
+__all__ = ["Parameter", "deduper", "saturator", "scorer"]
+
+_IDS = ("post_id", "author_id", "created_at_ms")
+_ID_COLUMNS = ("post_ids", "author_ids", "created_at_ms")
+
+
+class Parameter(NamedTuple):
+    """A number that a policy version may set, `min` and `max` included."""
+
+    default: float
+    min: float
+    max: float
+    doc: str
+
+
+# What the host reads of a policy; the fields of the contract's records.
+ParameterDescription = namedtuple("ParameterDescription", "name default min max doc")
+Description = namedtuple("Description", "name version features parameters explains")
+
+
+class Policy:
+    """What the three stages have in common: typed columns, typed parameters, `describe`."""
+
+    stage = ""
+    # Columns between the ids and the features.
+    given = ()
+
+    def __init__(self, features, parameters, explains):
+        self.features = tuple(features)
+        self.parameters = dict(parameters)
+        self.explains = tuple(explains)
+        for name, parameter in self.parameters.items():
+            if not parameter.min <= parameter.default <= parameter.max:
+                raise ValueError(f"the default of `{name}` is outside its range")
+            if not parameter.doc or "\n" in parameter.doc:
+                raise ValueError(f"`{name}` needs a doc of one line")
+        # These refuse names that are declared twice, or that are no names.
+        self._params = namedtuple("Params", self.parameters)
+        self._post = namedtuple("Post", (*_IDS, *self.features))
+        self._columns = namedtuple("Columns", ("len", *_ID_COLUMNS, *self.given, *self.features))
+
+    def describe(self, name="policy", version="0.0.0"):
+        """What this policy says of itself. The build gives it the project's name and version."""
+        parameters = [ParameterDescription(name, *map(float, p[:3]), p.doc) for name, p in self.parameters.items()]
+        return Description(name, version, list(self.features), parameters, list(self.explains))
+
+    def _feature_columns(self, candidates):
+        n, matrix = len(candidates.post_ids), candidates.features
+        if len(matrix) != n * len(self.features):
+            raise ValueError("not as many feature columns as declared")
+        return [matrix[k * n : (k + 1) * n] for k in range(len(self.features))]
+
+    def _ids(self, candidates):
+        return [getattr(candidates, column) for column in _ID_COLUMNS]
+
+    def _all(self, candidates):
+        given = [getattr(candidates, column) for column in self.given]
+        columns = (*self._ids(candidates), *given, *self._feature_columns(candidates))
+        return self._columns(len(candidates.post_ids), *columns)
+
+    def _each(self, candidates):
+        # Tuples by way of zip are made without a line of Python per candidate.
+        columns = (*self._ids(candidates), *self._feature_columns(candidates))
+        return map(self._post._make, zip(*columns))
+
+
+class Scorer(Policy):
+    """Answers one score for each candidate: the sum of its parts."""
+
+    stage = "score"
+
+    def __init__(self, features, parameters, explains, each, batch):
+        super().__init__(features, parameters, explains)
+        if (each is None) == (batch is None):
+            raise ValueError("a scorer has one rule: `each` or `batch`")
+        if not self.explains:
+            raise ValueError("`explains` names the parts of a score, at least one")
+        self._rule_each, self._rule_batch = each, batch
+
+    def _rows(self, request, params, candidates):
+        params = self._params(*params)
+        if self._rule_batch is not None:
+            return self._rule_batch(self._all(candidates), params, request)
+        rule = self._rule_each
+        return [rule(post, params, request) for post in self._each(candidates)]
+
+    def score(self, request, params, candidates):
+        """One score for each candidate; higher is better."""
+        # Not `sum`: it rounds differently from one Python to the next, and from the other languages.
+        return [reduce(add, row) for row in self._rows(request, params, candidates)]
+
+    def explain(self, request, params, candidates):
+        """The parts of the scores, column after column."""
+        rows = self._rows(request, params, candidates)
+        if any(len(row) != len(self.explains) for row in rows):
+            raise ValueError(f"the rule must answer {len(self.explains)} parts, as `explains` declares")
+        return [float(row[part]) for part in range(len(self.explains)) for row in rows]
+
+
+class _Order(Policy):
+    """What a deduper and a saturator have in common: an answer of indices, reasons by name."""
+
+    own_reasons = {}
+
+    def __init__(self, features, parameters, rule, reasons, explain):
+        if (reasons is None) != (explain is None):
+            raise ValueError("`reasons` and `explain` go together")
+        self._reasons = reasons if reasons is not None else self.own_reasons
+        super().__init__(features, parameters, self._reasons.values())
+        self._rule, self._why = rule, explain
+
+    def _indices(self, request, params, candidates):
+        return list(self._rule(self._all(candidates), self._params(*params), request))
+
+    def explain(self, request, params, candidates):
+        """One reason code for each candidate: a position in `explains`."""
+        if self._why is None:
+            names = self._why_by_itself(len(candidates.post_ids), self._indices(request, params, candidates))
+        else:
+            names = self._why(self._all(candidates), self._params(*params), request)
+        codes = {name: code for code, name in enumerate(self._reasons)}
+        return [codes[name] for name in names]
+
+
+class Deduper(_Order):
+    """Answers the indices of the candidates to keep, each at most once."""
+
+    stage = "dedup"
+    own_reasons = {"kept": "kept", "removed": "removed"}
+
+    def dedup(self, request, params, candidates):
+        """Indices to keep."""
+        return self._indices(request, params, candidates)
+
+    @staticmethod
+    def _why_by_itself(n, kept):
+        kept = set(kept)
+        return ["kept" if index in kept else "removed" for index in range(n)]
+
+
+class Saturator(_Order):
+    """Answers the order to show: position by position, the index to show there."""
+
+    stage = "saturation"
+    given = ("scores",)
+    own_reasons = {"stayed": "stayed", "up": "moved up", "down": "moved down"}
+
+    def saturate(self, request, params, ranked):
+        """A permutation of the indices."""
+        return self._indices(request, params, ranked)
+
+    @staticmethod
+    def _why_by_itself(n, order):
+        position_of = {index: position for position, index in enumerate(order)}
+
+        def reason(index):
+            moved = position_of.get(index, index) - index
+            return "stayed" if moved == 0 else "up" if moved < 0 else "down"
+
+        return [reason(index) for index in range(n)]
+
+
+def scorer(*, explains, features=(), parameters=(), each=None, batch=None):
+    """A scorer. The rule answers each candidate's parts in the order of `explains`; the score is their sum.
+
+    `each(post, params, request)` answers the parts of one candidate. `batch(posts, params, request)`
+    answers a list with the parts of every candidate, for scores that depend on the others.
+    """
+    return Scorer(features, parameters, explains, each, batch)
+
+
+def deduper(*, dedup, features=(), parameters=(), reasons=None, explain=None):
+    """A deduper. `dedup(posts, params, request)` answers the indices to keep, each at most once, and at
+    least one where there are candidates.
+
+    Reasons are optional: with `reasons={"seen": "seen within a day", …}`, `explain(posts, params, request)`
+    answers one of these names for each candidate.
+    """
+    return Deduper(features, parameters, dedup, reasons, explain)
+
+
+def saturator(*, saturate, features=(), parameters=(), reasons=None, explain=None):
+    """A saturator. `saturate(posts, params, request)` answers, position by position, the index to show
+    there: every index once. Candidates come in the order of their scores, best first.
+
+    Reasons are optional: with `reasons={"deferred": "its author was just shown", …}`,
+    `explain(posts, params, request)` answers one of these names for each candidate, by index.
+    """
+    return Saturator(features, parameters, saturate, reasons, explain)
