@@ -237,14 +237,19 @@ mod tests {
         while QUERIES.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
         }
+        let lined_up = async |askers: usize| {
+            while together.line().waiting.len() < askers {
+                tokio::task::yield_now().await;
+            }
+        };
         let hung_up = ask(100);
-        tokio::task::yield_now().await;
+        lined_up(1).await;
         hung_up.abort();
         let _ = hung_up.await;
         asked.extend((3..=6).map(ask));
-        tokio::task::yield_now().await;
+        lined_up(5).await;
         asked.extend((13..=14).map(ask));
-        tokio::task::yield_now().await;
+        lined_up(7).await;
         ANSWERING.add_permits(4);
         let mut answers = Vec::new();
         for one in asked {
