@@ -233,9 +233,12 @@ mod tests {
             tokio::spawn(async move { together.ask(&store, Double(number)).await })
         };
         // Two run alone; of the others one hangs up, four are a batch, and the unlucky one fails another.
-        let mut asked: Vec<_> = (1..=2).map(ask).collect();
-        while QUERIES.load(Ordering::SeqCst) < 2 {
-            tokio::task::yield_now().await;
+        let mut asked = Vec::new();
+        for number in 1..=2 {
+            asked.push(ask(number));
+            while QUERIES.load(Ordering::SeqCst) < number as usize {
+                tokio::task::yield_now().await;
+            }
         }
         let lined_up = async |askers: usize| {
             while together.line().waiting.len() < askers {
