@@ -31,6 +31,25 @@ pub async fn within<T>(timeout: Duration, calls: impl Future<Output = T>) -> Res
     tokio::time::timeout_at(deadline, PATIENCE.scope(deadline, calls)).await
 }
 
+/// The deadline that [`within`] set, for whoever makes the call elsewhere.
+pub fn patience() -> Option<Deadline> {
+    PATIENCE.try_get().ok()
+}
+
+/// As [`within`], for a deadline that somebody else set. `None` when it came first.
+pub async fn within_until<T>(
+    deadline: Option<Deadline>,
+    calls: impl Future<Output = T>,
+) -> Option<T> {
+    match deadline {
+        None => Some(calls.await),
+        Some(deadline) => {
+            let calls = PATIENCE.scope(deadline, calls);
+            tokio::time::timeout_at(deadline, calls).await.ok()
+        }
+    }
+}
+
 /// The name of that query in metrics.
 const PING: &str = "ping";
 
@@ -138,7 +157,7 @@ impl Guard {
             guard: self,
             query,
             started: Instant::now(),
-            patience: PATIENCE.try_get().ok(),
+            patience: patience(),
             outcome: None,
         };
         let result = tokio::time::timeout(self.timeout, work).await;

@@ -1,8 +1,9 @@
 //! The candidate sources and features, from posts, follows and the aggregates of events.
 
+use super::questions::{Affinities, Affinity, Followees, OfViewer, RecentImpressions, Totals};
 use super::{
     ALL_THREADS, ClickHouseStore, POST_WINDOW_MS, STORE_NAME, SUGGESTIONS_TIMEOUT, failure,
-    first_day_of_window, first_hour_of_window, from_ticks, hour_of, to_ticks,
+    first_hour_of_window, from_ticks, hour_of, to_ticks,
 };
 use crate::stores::guard::Failure;
 use crate::stores::{
@@ -13,37 +14,8 @@ use clickhouse::Row;
 use serde::Deserialize;
 use std::collections::HashMap;
 
-const FOLLOWEES_WINDOW_MS: u64 = 72 * HOUR_MS;
 /// The window of the trending source: the current bucket and so many before it.
 const TRENDING_SOURCE_HOURS: u32 = 24;
-
-const FOLLOWEES: &str = "
-SELECT post_id, author_id, created_at
-FROM posts FINAL
-WHERE author_id IN (
-        SELECT following_id FROM follows FINAL
-        WHERE follower_id = {viewer:UInt64} AND following_id != {viewer:UInt64})
-  AND created_at BETWEEN fromUnixTimestamp64Milli({since:Int64}, 'UTC') AND fromUnixTimestamp64Milli({now:Int64}, 'UTC')
-ORDER BY created_at DESC, post_id DESC
-LIMIT {limit:UInt32}";
-
-/// `engaged` is a few rows of one viewer; read twice, once to find the ranges of their posts and
-/// once to order them.
-const AFFINITY: &str = "
-WITH engaged AS (
-    SELECT author_id, sum(likes + comments + views) AS affinity
-    FROM user_author_90d
-    WHERE user_id = {viewer:UInt64} AND day >= toDate({first_day:UInt16}) AND author_id != {viewer:UInt64}
-    GROUP BY author_id
-    HAVING sum(likes + comments) > 0)
-SELECT p.post_id AS post_id, p.author_id AS author_id, p.created_at AS created_at
-FROM posts AS p FINAL
-INNER JOIN engaged AS e ON e.author_id = p.author_id
-WHERE p.author_id IN (SELECT author_id FROM engaged)
-  AND p.created_at BETWEEN fromUnixTimestamp64Milli({since:Int64}, 'UTC') AND fromUnixTimestamp64Milli({now:Int64}, 'UTC')
-ORDER BY e.affinity DESC, p.created_at DESC, p.post_id DESC
-LIMIT {per_author:UInt32} BY p.author_id
-LIMIT {limit:UInt32}";
 
 /// `nobody` may be excluded as well: ids begin with 1.
 const RECENT: &str = "
@@ -84,18 +56,6 @@ WHERE post_id IN {post_ids:Array(UInt64)}
   AND hour BETWEEN toDateTime({from_hour:UInt32}, 'UTC') AND toDateTime({to_hour:UInt32}, 'UTC')
 GROUP BY post_id";
 
-const AFFINITIES: &str = "
-SELECT author_id, sum(likes + comments + views) AS count
-FROM user_author_90d
-WHERE user_id = {viewer:UInt64} AND day >= toDate({first_day:UInt16})
-GROUP BY author_id";
-
-const RECENT_IMPRESSIONS: &str = "
-SELECT author_id, count() AS count
-FROM viewer_impressions
-WHERE user_id = {viewer:UInt64} AND accepted_at >= fromUnixTimestamp64Milli({since:Int64}, 'UTC')
-GROUP BY author_id";
-
 /// Without FINAL: a deleted post still has an author.
 const POST: &str = "
 SELECT post_id, author_id, created_at FROM posts_by_id
@@ -129,12 +89,6 @@ struct CountersRow {
     shares: u64,
     dwell_ms_sum: u64,
     exposures: u64,
-}
-
-#[derive(Debug, Row, Deserialize)]
-struct AuthorCount {
-    author_id: u64,
-    count: u64,
 }
 
 type Found<T> = Result<T, Failure>;
@@ -194,7 +148,7 @@ impl ClickHouseStore {
     }
 
     /// Sums over the hourly buckets from one to another, both included.
-    async fn counters_between(
+    pub(super) async fn counters_between(
         &self,
         post_ids: &[u64],
         from_hour: u32,
@@ -223,14 +177,6 @@ impl ClickHouseStore {
         });
         Ok(counters.collect())
     }
-
-    async fn counts(&self, query: clickhouse::query::Query) -> Found<HashMap<u64, u64>> {
-        let rows = query.fetch_all::<AuthorCount>().await.map_err(failure)?;
-        Ok(rows
-            .into_iter()
-            .map(|row| (row.author_id, row.count))
-            .collect())
-    }
 }
 
 #[async_trait]
@@ -240,15 +186,11 @@ impl CandidateStore for ClickHouseStore {
     }
 
     async fn followees(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
-        let query = (self.reader.query(FOLLOWEES))
-            .param("viewer", viewer)
-            .param(
-                "since",
-                to_ticks(now_ms.saturating_sub(FOLLOWEES_WINDOW_MS)),
-            )
-            .param("now", to_ticks(now_ms))
-            .param("limit", limit);
-        self.guard.run("followees", self.posts_of(query)).await
+        let of = OfViewer {
+            viewer,
+            at_ms: now_ms,
+        };
+        (self.asked.followees.ask(self, Followees { of, limit })).await
     }
 
     async fn trending(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
@@ -272,14 +214,15 @@ impl CandidateStore for ClickHouseStore {
         per_author: u32,
         limit: u32,
     ) -> StoreResult<Vec<Post>> {
-        let query = (self.reader.query(AFFINITY))
-            .param("viewer", viewer)
-            .param("first_day", first_day_of_window(now_ms))
-            .param("since", to_ticks(now_ms.saturating_sub(POST_WINDOW_MS)))
-            .param("now", to_ticks(now_ms))
-            .param("per_author", per_author)
-            .param("limit", limit);
-        self.guard.run("affinity", self.posts_of(query)).await
+        let question = Affinity {
+            of: OfViewer {
+                viewer,
+                at_ms: now_ms,
+            },
+            per_author,
+            limit,
+        };
+        self.asked.affinity.ask(self, question).await
     }
 
     async fn recent(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
@@ -298,15 +241,21 @@ impl CandidateStore for ClickHouseStore {
         post_ids: &[u64],
         now_ms: UnixMs,
     ) -> StoreResult<HashMap<u64, Counters>> {
-        let sums = self.counters_between(post_ids, first_hour_of_window(now_ms), u32::MAX);
-        self.guard.run("counters", sums).await
+        let question = Totals {
+            post_ids: post_ids.to_vec(),
+            from_hour: first_hour_of_window(now_ms),
+        };
+        let totals = self.asked.totals.ask(self, question).await?;
+        let found = |id: &u64| Some((*id, *totals.get(id)?));
+        Ok(post_ids.iter().filter_map(found).collect())
     }
 
     async fn affinities(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<HashMap<u64, u64>> {
-        let query = (self.reader.query(AFFINITIES))
-            .param("viewer", viewer)
-            .param("first_day", first_day_of_window(now_ms));
-        self.guard.run("affinities", self.counts(query)).await
+        let of = OfViewer {
+            viewer,
+            at_ms: now_ms,
+        };
+        self.asked.affinities.ask(self, Affinities(of)).await
     }
 
     async fn recent_impressions(
@@ -314,12 +263,11 @@ impl CandidateStore for ClickHouseStore {
         viewer: u64,
         since_ms: UnixMs,
     ) -> StoreResult<HashMap<u64, u64>> {
-        let query = (self.reader.query(RECENT_IMPRESSIONS))
-            .param("viewer", viewer)
-            .param("since", to_ticks(since_ms));
-        self.guard
-            .run("recent_impressions", self.counts(query))
-            .await
+        let of = OfViewer {
+            viewer,
+            at_ms: since_ms,
+        };
+        (self.asked.impressions.ask(self, RecentImpressions(of))).await
     }
 
     async fn trending_window(

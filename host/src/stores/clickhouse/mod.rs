@@ -6,12 +6,14 @@
 
 mod candidates;
 mod checksums;
+mod coalesce;
 mod community;
 mod daily;
 mod duplicates;
 mod events;
 mod imported;
 mod migrate;
+mod questions;
 mod served;
 mod shared_lists;
 mod suggested;
@@ -29,6 +31,7 @@ use super::{DAY_MS, HOUR_MS, StoreResult, UnixMs};
 use anyhow::Context as _;
 use clickhouse::error::Error;
 use clickhouse::{Client, Compression, RowOwned, RowWrite};
+use questions::Asked;
 use shared_lists::SharedLists;
 use std::time::Duration;
 
@@ -55,7 +58,7 @@ const AGGREGATE_WINDOW_MS: u64 = 90 * DAY_MS;
 /// Posts older than this are in no source.
 const POST_WINDOW_MS: u64 = AGGREGATE_WINDOW_MS;
 
-/// A connection; clones share its sockets, its breakers and its lists.
+/// A connection; clones share its sockets, its breakers, its lists and its lines of askers.
 #[derive(Clone)]
 pub struct ClickHouseStore {
     /// For what viewers wait for.
@@ -68,6 +71,7 @@ pub struct ClickHouseStore {
     /// reads that are late, and inserts into a full disk are no reason to stop reading.
     work_guard: Guard,
     lists: SharedLists,
+    asked: Asked,
 }
 
 impl std::fmt::Debug for ClickHouseStore {
@@ -107,6 +111,7 @@ impl ClickHouseStore {
             guard: Guard::new(STORE_NAME, QUERY_TIMEOUT),
             work_guard: Guard::for_some(STORE_NAME, WORK_CIRCUIT, WORK_TIMEOUT, Breaker::default()),
             lists: SharedLists::default(),
+            asked: Asked::default(),
         })
     }
 
