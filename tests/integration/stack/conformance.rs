@@ -3,7 +3,7 @@
 use crate::harness::{Community, Host, event, eventually};
 use crate::services::Stack;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -162,7 +162,7 @@ async fn both_store_sets_record_an_experiments_exposures_once_for_each_ranking()
     let experiment = json!({"seed": "s", "variations": [
         {"key": "a", "weight": 0.5, "policy": "baseline@1.0.0"},
         {"key": "b", "weight": 0.5, "policy": "timeline@1.0.0"}]});
-    let mut results = Vec::new();
+    let mut viewers = Vec::new();
     for host in [&both.embedded, &both.real] {
         let operator = host.admin_token("experimenter");
         host.put(&operator, "/admin/v1/experiments/e", &experiment)
@@ -171,25 +171,37 @@ async fn both_store_sets_record_an_experiments_exposures_once_for_each_ranking()
         host.post(&operator, "/admin/v1/experiments/e/start", &json!({}))
             .await
             .ok(200);
+        // Mostly one ranking a viewer; a look-up in Redis that took too long is another.
+        let mut rankings = HashSet::new();
         for viewer in 1..=40 {
-            host.feed(viewer).await;
-            host.feed(viewer).await;
+            for _ in 0..2 {
+                let feed = host.feed(viewer).await;
+                rankings.insert(feed["ranking_id"].as_str().unwrap().to_owned());
+            }
         }
         let path = "/admin/v1/experiments/e/results";
-        eventually(COUNTED_WITHIN, "40 exposures are recorded", async || {
+        eventually(COUNTED_WITHIN, "every ranking is recorded", async || {
             let answer = host.get(&operator, path).await.ok(200);
-            let variations = answer["variations"].as_array().unwrap().clone();
-            let exposures: u64 = variations
-                .iter()
-                .map(|variation| variation["exposures"].as_u64().unwrap())
-                .sum();
-            assert!(exposures <= 40, "{answer}");
-            exposures == 40
+            let exposures: u64 = counts(&answer, "exposures").iter().map(|(_, n)| n).sum();
+            assert!(exposures <= rankings.len() as u64, "{answer}");
+            exposures == rankings.len() as u64
         })
         .await;
-        results.push(host.get(&operator, path).await.ok(200)["variations"].clone());
+        viewers.push(counts(&host.get(&operator, path).await.ok(200), "viewers"));
     }
-    assert_eq!(results[0], results[1]);
+    assert_eq!(viewers[0].iter().map(|(_, n)| n).sum::<u64>(), 40);
+    assert_eq!(viewers[0], viewers[1]);
+}
+
+/// What an experiment's results say of each variation.
+fn counts(results: &Value, of: &str) -> Vec<(String, u64)> {
+    let variations = results["variations"].as_array().unwrap().iter();
+    variations
+        .map(|variation| {
+            let key = variation["variation"].as_str().unwrap().to_owned();
+            (key, variation[of].as_u64().unwrap())
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
