@@ -12,6 +12,7 @@ use crate::feed::deleted::DeletedPosts;
 use crate::feed::shadow::Shadows;
 use crate::http::auth::TokenKeys;
 use crate::http::limits::RateLimits;
+use crate::http::machines::Pings;
 use crate::jobs::profile::Profile;
 use crate::metrics::METRICS;
 use crate::policy::deploy::Deploy;
@@ -19,6 +20,7 @@ use crate::policy::pool::CpuPool;
 use crate::policy::watcher::WatchReport;
 use crate::replay::recorder::Recorder;
 use crate::stores::guard;
+use crate::stores::redis::claims::RedisClaims;
 use crate::stores::{
     CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
     StoreError, ValueCache, ViewerAttributes,
@@ -43,6 +45,8 @@ pub struct StoreSet {
     pub values: Arc<dyn ValueCache>,
     pub seen: Arc<dyn SeenPosts>,
     pub lease: Arc<dyn Lease>,
+    /// Claims on events, where other hosts may have accepted them; a host alone has its spool's.
+    pub claims: Option<RedisClaims>,
 }
 
 impl std::fmt::Debug for StoreSet {
@@ -71,6 +75,7 @@ pub struct App {
     pub snapshot_cache: CacheCounter,
     pub candidates_cache: CacheCounter,
     pub fallbacks: FallbackRatio,
+    pub pings: Pings,
     /// One lock for each viewer whose candidates are being fetched.
     pub flights: moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>,
     pub started: Instant,
@@ -134,6 +139,7 @@ impl App {
             snapshot_cache: CacheCounter::new("snapshot"),
             candidates_cache: CacheCounter::new("candidates"),
             fallbacks: FallbackRatio::default(),
+            pings: Pings::default(),
             flights: moka::sync::Cache::builder()
                 .max_capacity(1_000_000)
                 .time_to_idle(FLIGHT_IDLE)

@@ -283,6 +283,7 @@ impl From<DeployError> for Problem {
             }
             DeployError::NotFound(reason) => Self::not_found(reason),
             DeployError::Conflict(reason) => Self::conflict(reason),
+            DeployError::Busy => Self::unavailable(error.to_string()),
             DeployError::Invalid(errors) => Self::invalid(errors),
             DeployError::Recorded(cause) => {
                 tracing::error!(

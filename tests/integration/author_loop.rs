@@ -114,20 +114,23 @@ async fn an_author_makes_tests_builds_checks_and_ships_a_policy_that_an_operator
         &host,
         &operator,
         desk,
-        &["push", "fresh-first"],
+        &["push", "fresh-first", "--shadow"],
     ));
     assert_eq!(label(&pushed), "fresh-first@0.1.0");
-    assert_eq!(pushed["digest"], checked["digest"]);
-    let activated = said(&mut at_host(
-        &host,
-        &operator,
-        desk,
-        &["activate", "fresh-first@0.1.0"],
-    ));
+    assert_eq!(
+        (&pushed["digest"], &pushed["state"]),
+        (&checked["digest"], &json!("shadow"))
+    );
+    // There is only one that can be meant.
+    let canary = said(&mut at_host(&host, &operator, desk, &["canary", "5"]));
+    assert_eq!(canary, "fresh-first@0.1.0 is canary, 5 % of viewers\n");
+    let activated = said(&mut at_host(&host, &operator, desk, &["activate"]));
     assert!(
         activated.contains("fresh-first@0.1.0 is active"),
         "{activated}"
     );
+    let nobody = complaint(&mut at_host(&host, &operator, desk, &["canary", "5"]));
+    assert!(nobody.contains("name one"), "{nobody}");
     let list = said_json(&mut at_host(&host, &operator, desk, &["list"]));
     assert_eq!(
         (&list["active"], &list["previous"]),
@@ -373,7 +376,7 @@ fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() 
     let sizes = measured["report"]["sizes"].as_array().unwrap();
     assert_eq!(
         sizes.len(),
-        measured["candidates"].as_array().unwrap().len()
+        measured["report"]["candidates"].as_array().unwrap().len()
     );
     let fuel =
         |at: usize, stage: &str, side: &str| sizes[at][stage][side]["fuel"].as_u64().unwrap();

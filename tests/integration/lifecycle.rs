@@ -1,7 +1,7 @@
 //! The life of a policy: canary, retirement, quarantine, and how a bad one removes itself.
 
 use crate::experiments::{Lab, bucket, halves, whole};
-use crate::harness::{Answer, eventually, guest, manifest, run};
+use crate::harness::{Answer, Community, Host, eventually, guest, manifest, run};
 use crate::recipes::{AMPLE, SOON, calm, label, patient_setup, text, with_params};
 use futures::{StreamExt as _, stream};
 use reqwest::Method;
@@ -196,6 +196,32 @@ async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_a
     lab.canary("bad@1.0.0", 5.0).await.problem(409);
 }
 
+/// The request's own time ends the call long before the policy's deadline does: it is the policy's failure all the same.
+#[tokio::test]
+async fn a_policy_that_never_answers_goes_although_its_deadline_is_longer_than_any_request() {
+    let host = Host::setup()
+        .community(Community::small())
+        .variable("NOVA_RATE_LIMIT", "off")
+        .start();
+    let lab = Lab::of(host);
+    let file = "endless_loop.wasm";
+    let text = manifest("endless", "1.0.0", "score", file) + AMPLE;
+    let operator = lab.host.operator();
+    operator.publish(&text, &[(file, guest(file))]).await;
+    operator.activate("endless@1.0.0").await.ok(200);
+    lab.feed_victims_until_quarantined("endless@1.0.0").await;
+    lab.settled("rollback", "endless@1.0.0").await;
+    let audit = operator.get("/admin/v1/audit?limit=20").await;
+    let reason = text_of_rollback(&audit);
+    assert!(reason.contains("deadline"), "{reason}");
+}
+
+fn text_of_rollback(audit: &Value) -> String {
+    let mut entries = audit["entries"].as_array().unwrap().iter();
+    let rollback = entries.find(|entry| entry["action"] == "rollback");
+    text(&rollback.unwrap()["detail"]["reason"])
+}
+
 #[tokio::test]
 async fn a_second_bad_policy_is_rolled_back_as_well_down_to_the_last_good_one() {
     let lab = Lab::open().await;
@@ -306,6 +332,17 @@ async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do
         .life("scientist", "calm@1.0.0", "shadow", Value::Null)
         .await;
     assert_eq!(shadow.ok(200)["state"], "shadow");
+    // Who began it may end it.
+    let scientist = lab.host.admin_token("scientist");
+    let end = || {
+        let path = "/admin/v1/policies/calm/1.0.0/shadow";
+        lab.host
+            .request(Method::DELETE, path)
+            .bearer_auth(&scientist)
+    };
+    let ended = lab.host.send(end()).await.ok(200);
+    assert_eq!(ended["state"], "published");
+    lab.host.send(end()).await.problem(409);
     for percent in [json!(-1), json!(101), json!("5")] {
         let body = json!({ "percent": percent });
         lab.life("operator", "calm@1.0.0", "canary", body)

@@ -119,6 +119,28 @@ async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_bina
         .collect();
     assert_eq!(before, shown);
     assert!(other["comparison"]["kendall_tau"]["mean"].as_f64().unwrap() < 0.5);
+
+    // A policy is measured on the same candidates.
+    let module = elsewhere.path().join("upside_down.wasm");
+    std::fs::write(&module, guest("upside_down.wasm")).unwrap();
+    let mut bench = nova();
+    bench.args([
+        "policy",
+        "bench",
+        "--json",
+        "--calls",
+        "2",
+        "--records",
+        file,
+    ]);
+    let measured: Value =
+        serde_json::from_slice(&bench.arg(&module).output().unwrap().stdout).unwrap();
+    assert_eq!(measured["source"], "recorded");
+    let candidates = measured["report"]["candidates"].as_array().unwrap();
+    assert_eq!(candidates.len(), 1, "{candidates:?}");
+    let score = &measured["report"]["sizes"][0]["score"]["policy"];
+    assert_eq!(score["candidates"], candidates[0]);
+    assert!(score["fuel"].as_u64().unwrap() > 0, "{score}");
 }
 
 #[tokio::test]

@@ -75,7 +75,25 @@ pub async fn run(load: &Load, connections: usize, length: Duration) -> anyhow::R
 /// Starts so many requests a second, whatever becomes of those before: a server that falls behind is seen to.
 /// Latency counts from when a request was due.
 pub async fn pace(load: &Load, per_second: usize, length: Duration) -> anyhow::Result<Report> {
+    pace_looking(load, per_second, length, |_| ()).await
+}
+
+/// An answer, and when it came.
+pub struct Answer<'a> {
+    pub at: Instant,
+    pub status: u16,
+    pub body: &'a [u8],
+}
+
+/// As [`pace`], with a look at every answer.
+pub async fn pace_looking(
+    load: &Load,
+    per_second: usize,
+    length: Duration,
+    look: impl Fn(Answer<'_>),
+) -> anyhow::Result<Report> {
     const CONNECTIONS: usize = 64;
+    let look = &look;
     let (started, interval) = (
         Instant::now(),
         Duration::from_secs(1) / u32::try_from(per_second)?,
@@ -90,10 +108,12 @@ pub async fn pace(load: &Load, per_second: usize, length: Duration) -> anyhow::R
             }
             tokio::time::sleep_until((started + due).into()).await;
             let request = load.requests[turn % load.requests.len()]();
-            let status = exchange(&mut stream, &request, &mut buffer).await?.0;
+            let (status, body) = exchange(&mut stream, &request, &mut buffer).await?;
             let took = started.elapsed().saturating_sub(due);
             report.latencies_ms.push(took.as_secs_f64() * 1_000.0);
             report.failures += usize::from(!(200..300).contains(&status));
+            let (at, body) = (Instant::now(), &buffer[body..]);
+            look(Answer { at, status, body });
         }
         Ok::<_, anyhow::Error>(report)
     });

@@ -110,13 +110,28 @@ impl Host {
         directory: TempDir,
     ) -> anyhow::Result<Self> {
         let data_dir = directory.path().join("data");
-        let mut child = stack
-            .nova()
+        let mut command = stack.nova();
+        command.envs(variables.iter().copied());
+        Self::spawn(command, data_dir, Some(directory))
+    }
+
+    /// `nova serve` on the embedded stores, in a directory that stays.
+    pub fn start_in(data_dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(data_dir)?;
+        let command = Command::new(env!("CARGO_BIN_EXE_nova"));
+        Self::spawn(command, data_dir.to_owned(), None)
+    }
+
+    fn spawn(
+        mut command: Command,
+        data_dir: PathBuf,
+        directory: Option<TempDir>,
+    ) -> anyhow::Result<Self> {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&data_dir)
             .env("NOVA_RATE_LIMIT", "off")
             .env("LOG_LEVEL", "warn")
-            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
@@ -136,7 +151,7 @@ impl Host {
             child,
             address: address.context("no address")?,
             tokens: TokenKeys::new(&secret, "nova"),
-            _data_dir: Some(directory),
+            _data_dir: directory,
             data_dir,
         })
     }
@@ -163,12 +178,92 @@ impl Host {
         Ok(values.into_iter().fold(0.0, f64::max))
     }
 
-    fn viewer_token(&self, viewer: u64) -> anyhow::Result<String> {
+    /// Publishes a guest of the tests as the scorer of a policy of its name, with a value for its parameter.
+    pub fn publish_guest(&self, guest: &str, params: &str) -> anyhow::Result<()> {
+        let directory = tempfile::tempdir()?;
+        let file = format!("{guest}.wasm");
+        let bytes = std::fs::read(
+            Path::new(env!("NOVA_COMPONENTS_DIR"))
+                .join("guests")
+                .join(&file),
+        )?;
+        std::fs::write(directory.path().join(&file), bytes)?;
+        let manifest = format!(
+            "name = \"{}\"\nversion = \"1.0.0\"\n[dedup]\nmodule = \"builtin:seen-dedup\"\n[score]\nmodule = \"{file}\"\nparams = {{ {params} }}\n[saturation]\nmodule = \"builtin:author-saturation\"\n",
+            guest.replace('_', "-")
+        );
+        self.push(directory.path(), &manifest)
+    }
+
+    fn push(&self, directory: &Path, manifest: &str) -> anyhow::Result<()> {
+        std::fs::write(directory.join("policy.toml"), manifest)?;
+        let token = self
+            .tokens
+            .sign("1", ADMIN_AUDIENCE, &[Role::Operator], HOUR)?;
+        let pushed = Command::new(env!("CARGO_BIN_EXE_nova"))
+            .args(["policy", "push"])
+            .arg(directory)
+            .args(["--host", &format!("http://{}", self.address), "--token"])
+            .arg(token)
+            .output()?;
+        let said = String::from_utf8_lossy(&pushed.stderr);
+        anyhow::ensure!(pushed.status.success(), "{said}");
+        Ok(())
+    }
+
+    /// Publishes so many policies, each with a scorer that differs from all others in its bytes, and serves them all.
+    pub async fn run_policies_of_their_own(&self, count: usize) -> anyhow::Result<()> {
+        let shipped = std::fs::read(
+            Path::new(env!("NOVA_COMPONENTS_DIR"))
+                .join("policies")
+                .join("weighted_scorer.wasm"),
+        )?;
+        let mut variations = Vec::new();
+        for n in 0..count {
+            let directory = tempfile::tempdir()?;
+            // A custom section of one byte: section 0, three bytes, a name of one letter, the byte.
+            let mut bytes = shipped.clone();
+            bytes.extend([0, 3, 1, b'n', u8::try_from(n)?]);
+            std::fs::write(directory.path().join("scorer.wasm"), bytes)?;
+            let name = format!("own-{n}");
+            let manifest = format!(
+                "name = \"{name}\"\nversion = \"1.0.0\"\n[dedup]\nmodule = \"builtin:seen-dedup\"\n[score]\nmodule = \"scorer.wasm\"\n[saturation]\nmodule = \"builtin:author-saturation\"\n"
+            );
+            self.push(directory.path(), &manifest)?;
+            variations.push(json!({"key": name, "weight": 1.0 / count as f64, "policy": format!("{name}@1.0.0")}));
+        }
+        let experiment = json!({ "variations": variations });
+        self.admin("PUT", "/admin/v1/experiments/own", &experiment)
+            .await?;
+        self.admin("POST", "/admin/v1/experiments/own/start", &json!({}))
+            .await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it is not ready in time.
+    pub async fn await_ready(&self, within: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while fetch(self.address, &self.request("GET", "/readyz", "", ""))
+            .await
+            .is_err()
+        {
+            anyhow::ensure!(begun.elapsed() < within, "not ready");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn viewer_token(&self, viewer: u64) -> anyhow::Result<String> {
         self.tokens
             .sign(&viewer.to_string(), VIEWER_AUDIENCE, &[], HOUR)
     }
 
-    fn request(&self, method: &str, path: &str, token: &str, body: &str) -> Vec<u8> {
+    pub fn request(&self, method: &str, path: &str, token: &str, body: &str) -> Vec<u8> {
         let length = body.len();
         format!(
             "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}",
@@ -238,6 +333,16 @@ impl Host {
             swaps += 1;
         }
         Ok(swaps)
+    }
+
+    /// Activates a published policy, by the name of its guest.
+    pub async fn activate_version(&self, guest: &str, version: &str) -> anyhow::Result<()> {
+        let path = format!(
+            "/admin/v1/policies/{}/{version}/activate",
+            guest.replace('_', "-")
+        );
+        self.admin("POST", &path, &json!({})).await?;
+        Ok(())
     }
 
     /// Activates version 1.0.0 of a shipped policy.

@@ -1,14 +1,16 @@
 //! The load run: a host and a bare axum route that returns the same bytes, asked by one generator
 //! in alternating rounds, so that both meet the same noise.
 //!
-//! `cargo bench --bench load -- throughput | swap | shadow | replay | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
+//! `cargo bench --bench load -- throughput | swap | shadow | replay | quarantine | restart | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
 //! `stack-counted` and `stack-ramp` measure a host, `stack-fleet` three, on the servers that the environment names (`tests/services env`).
 
 mod bare;
 mod fleet;
 mod generator;
 mod host;
+mod quarantine;
 mod replay;
+mod restart;
 #[expect(
     dead_code,
     clippy::unwrap_used,
@@ -49,6 +51,8 @@ fn main() -> anyhow::Result<()> {
         ["shadow", per_second] => runtime.block_on(shadow::shadow(per_second.parse()?)),
         ["replay"] => runtime.block_on(replay::replay(10_000)),
         ["replay", records] => runtime.block_on(replay::replay(records.parse()?)),
+        ["quarantine"] => runtime.block_on(quarantine::quarantine()),
+        ["restart"] => runtime.block_on(restart::restart()),
         ["memory"] => runtime.block_on(memory(Duration::from_secs(600))),
         ["memory", seconds] => runtime.block_on(memory(Duration::from_secs(seconds.parse()?))),
         ["events"] => runtime.block_on(events()),
@@ -63,7 +67,7 @@ fn main() -> anyhow::Result<()> {
         }
         _ => {
             println!(
-                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS"
+                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | quarantine | restart | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS"
             );
             Ok(())
         }

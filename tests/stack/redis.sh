@@ -5,7 +5,7 @@ redis_packages() { has redis-server && has redis-cli || echo redis-server; }
 redis_fetch() { :; }
 
 redis_prepare() {
-    # A cache that is full must forget, not refuse: `allkeys-lru`, as docs and compose.yaml have it. Nothing is written to
+    # A cache that is full must forget, not refuse: by the rule that compose.yaml has. Nothing is written to
     # disk, so a restart comes back empty, which is exactly what the host has to stand.
     cat >"$STATE/redis/redis.conf" <<EOF
 bind 127.0.0.1
@@ -15,7 +15,7 @@ daemonize no
 save ""
 appendonly no
 maxmemory 256mb
-maxmemory-policy allkeys-lru
+maxmemory-policy volatile-lru
 EOF
 }
 

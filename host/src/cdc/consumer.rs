@@ -92,6 +92,14 @@ impl BatchHandler for Capture {
         decoded
     }
 
+    fn behind(&self, by_topic: &BTreeMap<&str, f64>) {
+        for (topic, table) in &self.tables {
+            if let Some(seconds) = by_topic.get(topic.as_str()) {
+                show_lag(*table, *seconds);
+            }
+        }
+    }
+
     async fn store(&self, batches: &[Batch<Change>]) -> StoreResult<()> {
         let changes = || {
             let rows = batches.iter().flat_map(|batch| &batch.rows);
@@ -122,13 +130,19 @@ fn observe<'a>(changes: impl Iterator<Item = &'a Change>, ok: bool) {
         *number += 1;
         *newest_ms = (*newest_ms).max(change.committed_ms());
     }
-    for (name, (table, number, newest_ms)) in seen {
+    for (table, number, newest_ms) in seen.into_values() {
         count(table, if ok { "ok" } else { "error" }, number);
         if ok {
-            METRICS
-                .cdc_lag_seconds
-                .with_label_values(&[name])
-                .set(now_ms.saturating_sub(newest_ms) as f64 / 1_000.0);
+            show_lag(table, now_ms.saturating_sub(newest_ms) as f64 / 1_000.0);
         }
     }
+}
+
+/// From the commit in PostgreSQL for what was just stored, which has Debezium's part in it; for what waits, from when it
+/// came into the topic.
+fn show_lag(table: Table, seconds: f64) {
+    METRICS
+        .cdc_lag_seconds
+        .with_label_values(&[table.name()])
+        .set(seconds);
 }

@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a change may be on its way without being seen anywhere.
+const IN_FLIGHT_MAX: Duration = Duration::from_secs(5);
 
 /// The rows created on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,32 @@ impl Report {
     }
 }
 
+/// Since when each day of a table has been as it is. The two databases are read one after the other, and a change that is
+/// on its way between them is no difference.
+#[derive(Default)]
+struct Still(BTreeMap<i64, (Bucket, Instant)>, Option<Instant>);
+
+impl Still {
+    fn look(&mut self, buckets: &[Bucket], now: Instant) {
+        self.1 = Some(now);
+        self.0
+            .retain(|day, _| buckets.iter().any(|bucket| bucket.day == *day));
+        for bucket in buckets {
+            let known = self.0.entry(bucket.day).or_insert((*bucket, now));
+            if known.0 != *bucket {
+                *known = (*bucket, now);
+            }
+        }
+    }
+
+    /// A day without rows has been so for as long as anybody looked.
+    fn since(&self, day: i64) -> Duration {
+        let now = self.1.unwrap_or_else(Instant::now);
+        let known = self.0.get(&day);
+        known.map_or(Duration::MAX, |(_, since)| now.duration_since(*since))
+    }
+}
+
 /// What is compared.
 #[derive(Debug)]
 pub struct Validation {
@@ -100,11 +128,15 @@ impl Validation {
 
     async fn table(&mut self, table: Table) -> anyhow::Result<TableReport> {
         let until = Instant::now() + self.patience;
+        let mut still = Still::default();
         loop {
             let postgres = postgres_checksums(&mut self.postgres, table).await?;
+            still.look(&postgres, Instant::now());
             let clickhouse = self.clickhouse.captured_checksums(table).await?;
             let behind = self.behind(table).await?;
-            let report = compare(table, &postgres, &clickhouse, behind, unix_ms());
+            let settled = self.patience.min(IN_FLIGHT_MAX);
+            let is_still = |day| still.since(day) >= settled;
+            let report = compare(table, &postgres, &clickhouse, behind, is_still, unix_ms());
             if report.state == State::Equal || Instant::now() >= until {
                 return Ok(report);
             }
@@ -136,6 +168,7 @@ fn compare(
     postgres: &[Bucket],
     clickhouse: &[Bucket],
     behind: Behind,
+    is_still: impl Fn(i64) -> bool,
     now_ms: u64,
 ) -> TableReport {
     let by_day = |buckets: &[Bucket]| -> BTreeMap<i64, (u64, u64)> {
@@ -152,7 +185,8 @@ fn compare(
     days.sort_unstable();
     days.dedup();
     // Every waiting change touches one day, or two when it moves a row.
-    let explained = days.len() as u64 <= 2 * behind.messages;
+    let still = days.iter().filter(|day| is_still(**day)).count() as u64;
+    let explained = still <= 2 * behind.messages;
     let state = match (days.is_empty(), explained) {
         (true, _) => State::Equal,
         (false, true) => State::Behind,
@@ -235,7 +269,22 @@ mod tests {
             messages,
             oldest_ms: (messages > 0).then_some(1_000),
         };
-        compare(Table::Posts, here, there, behind, 3_500)
+        compare(Table::Posts, here, there, behind, |_| true, 3_500)
+    }
+
+    #[test]
+    fn a_day_that_changes_while_it_is_looked_at_is_not_different_yet() {
+        let (here, began) = ([day(0, 2, 9), day(1, 1, 1)], Instant::now());
+        let mut still = Still::default();
+        still.look(&[day(0, 1, 3), day(1, 1, 1)], began);
+        still.look(&here, began + Duration::from_secs(6));
+        let there = [day(0, 1, 3), day(1, 1, 1)];
+        let behind = Behind::default();
+        let is_still = |day| still.since(day) >= Duration::from_secs(5);
+        let report = compare(Table::Posts, &here, &there, behind, is_still, 0);
+        assert_eq!(report.state, State::Behind);
+        let report = compare(Table::Posts, &here, &there[..1], behind, is_still, 0);
+        assert_eq!(report.state, State::Different, "the other day is still");
     }
 
     #[test]

@@ -9,13 +9,20 @@ use crate::policy::deploy::{Deploy, DeployError, Reach};
 use crate::policy::engine::Engine;
 use crate::policy::registry::Registry;
 use crate::wiring;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
+/// During an outage the next host must be asked soon.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// An activation may have to compile a policy first.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// An upload is compiled and tried, after those that came before it.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
 /// The actor in the audit log when a command writes to a data directory itself.
 const LOCAL_ACTOR: &str = "cli";
 
@@ -45,18 +52,21 @@ pub struct Remote {
 #[derive(Debug)]
 pub enum Step {
     Shadow,
+    EndShadow,
     Canary { percent: f64 },
     Retire,
     Quarantine { reason: String },
 }
 
 impl Step {
-    fn request(&self) -> (&'static str, Option<Value>) {
+    fn request(&self) -> (Method, &'static str, Option<Value>) {
+        let post = |verb, body| (Method::POST, verb, body);
         match self {
-            Step::Shadow => ("shadow", None),
-            Step::Canary { percent } => ("canary", Some(json!({ "percent": percent }))),
-            Step::Retire => ("retire", None),
-            Step::Quarantine { reason } => ("quarantine", Some(json!({ "reason": reason }))),
+            Step::Shadow => post("shadow", None),
+            Step::EndShadow => (Method::DELETE, "shadow", None),
+            Step::Canary { percent } => post("canary", Some(json!({ "percent": percent }))),
+            Step::Retire => post("retire", None),
+            Step::Quarantine { reason } => post("quarantine", Some(json!({ "reason": reason }))),
         }
     }
 }
@@ -82,7 +92,10 @@ impl TargetArguments {
         Ok(Some(Remote {
             base: host.trim_end_matches('/').to_owned(),
             token: token.clone(),
-            client: reqwest::Client::new(),
+            client: reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(CALL_TIMEOUT)
+                .build()?,
         }))
     }
 
@@ -150,13 +163,20 @@ impl Remote {
         let request = self
             .client
             .post(format!("{}/admin/v1/policies", self.base))
+            .timeout(UPLOAD_TIMEOUT)
             .bearer_auth(&self.token);
         self.read(request.multipart(form).send().await).await
     }
 
     /// The answer, or the problem it reports in one line.
     async fn read(&self, response: reqwest::Result<Response>) -> anyhow::Result<Value> {
-        let response = response.with_context(|| format!("no host answers at {}", self.base))?;
+        let response = response.map_err(|error| {
+            let what = match error.is_timeout() {
+                true => format!("the host at {} does not answer in time", self.base),
+                false => format!("no host answers at {}", self.base),
+            };
+            anyhow::Error::from(error).context(what)
+        })?;
         let status = response.status();
         let text = response.text().await?;
         let value: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
@@ -220,13 +240,14 @@ impl Target {
     pub async fn step(&self, policy: &PolicyRef, step: &Step) -> anyhow::Result<Value> {
         match self {
             Target::Host(remote) => {
-                let (verb, body) = step.request();
+                let (method, verb, body) = step.request();
                 let PolicyRef { name, version } = policy;
                 let path = format!("/admin/v1/policies/{name}/{version}/{verb}");
-                remote.call(Method::POST, &path, body.as_ref()).await
+                remote.call(method, &path, body.as_ref()).await
             }
             Target::Directory(deploy) => answer(match step {
                 Step::Shadow => deploy.shadow(policy, LOCAL_ACTOR).await,
+                Step::EndShadow => deploy.end_shadow(policy, LOCAL_ACTOR).await,
                 Step::Canary { percent } => deploy.canary(policy, *percent, LOCAL_ACTOR).await,
                 Step::Retire => deploy.retire(policy, LOCAL_ACTOR).await,
                 Step::Quarantine { reason } => {

@@ -2,16 +2,23 @@
 
 use crate::clock::unix_ms;
 use crate::stores::guard;
-use crate::stores::{CandidateStore, StoreError, SuggestedUser, ValueCache, shared};
+use crate::stores::shared::{self, Shared};
+use crate::stores::{CandidateStore, StoreError, SuggestedUser, ValueCache};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub const LIMIT_MAX: u32 = 50;
 pub const LIMIT_DEFAULT: u32 = 20;
+/// Viewers whose lists are computed at once.
+const FLIGHTS_MAX: u64 = 100_000;
+/// Longer than any computation.
+const FLIGHT_IDLE: Duration = Duration::from_secs(60);
 
 pub struct Suggestions {
     store: Arc<dyn CandidateStore>,
     values: Arc<dyn ValueCache>,
+    /// One lock for each viewer whose list is being computed.
+    flights: moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>,
 }
 
 impl std::fmt::Debug for Suggestions {
@@ -27,7 +34,14 @@ pub fn key(viewer: u64) -> String {
 
 impl Suggestions {
     pub fn new(store: Arc<dyn CandidateStore>, values: Arc<dyn ValueCache>) -> Self {
-        Self { store, values }
+        Self {
+            store,
+            values,
+            flights: moka::sync::Cache::builder()
+                .max_capacity(FLIGHTS_MAX)
+                .time_to_idle(FLIGHT_IDLE)
+                .build(),
+        }
     }
 
     /// The viewer's list, at most `LIMIT_MAX`, and whether it came from the cache.
@@ -40,14 +54,24 @@ impl Suggestions {
         ttl: Duration,
         timeout: Duration,
     ) -> Result<(Vec<SuggestedUser>, bool), StoreError> {
-        let found = shared::get(self.values.as_ref(), "suggestions", &key(viewer)).await;
-        if let Some(shared) = found
-            && shared.age <= ttl
-        {
-            return Ok((shared.value, true));
+        if let Some(users) = self.known(viewer, ttl).await {
+            return Ok((users, true));
+        }
+        // Of many requests that find nothing one computes, and the others take what it found.
+        let flight = self.flights.get_with(viewer, Arc::default);
+        let waits = flight.try_lock().is_err();
+        let _turn = tokio::time::timeout(timeout, flight.lock()).await;
+        if waits && let Some(users) = self.known(viewer, ttl).await {
+            return Ok((users, true));
         }
         let users = self.compute(viewer, ttl, timeout).await?;
         Ok((users, false))
+    }
+
+    async fn known(&self, viewer: u64, ttl: Duration) -> Option<Vec<SuggestedUser>> {
+        let found = shared::get(self.values.as_ref(), "suggestions", &key(viewer)).await;
+        let shared = found.filter(|shared: &Shared<Vec<SuggestedUser>>| shared.age <= ttl)?;
+        Some(shared.value)
     }
 
     /// Asks the store whatever is cached, and shares what it says.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 pub const LIMIT_MAX: u32 = 200;
+/// How long a list may stand in for one that cannot be made.
+const LAST_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Window {
@@ -42,6 +44,11 @@ impl Window {
     /// The key of its list in the shared cache.
     fn key(self) -> String {
         format!("hot:posts:{}", self.as_str())
+    }
+
+    /// The key under which the list is kept for when it cannot be renewed.
+    fn last_key(self) -> String {
+        format!("last:posts:{}", self.as_str())
     }
 
     fn hours(self) -> u32 {
@@ -178,7 +185,20 @@ impl Trending {
                 slot.failed.store(Some(Arc::new(error.store)));
                 Ok(TrendingList::of(&made, Some(error.store)))
             }
-            (Err(error), None) => Err(error),
+            // This process never had a list, but another may have.
+            (Err(error), None) => {
+                let last: Option<Shared<Vec<TrendingItem>>> =
+                    shared::get(self.values.as_ref(), "trending_last", &window.last_key()).await;
+                let Some(last) = last else {
+                    return Err(error);
+                };
+                tracing::warn!(%error, window = window.as_str(), "trending cannot be made; serving the last list of any host");
+                let made_at = Instant::now().checked_sub(last.age.max(ttl));
+                let made = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(last.value)));
+                slot.made.store(Some(made.clone()));
+                slot.failed.store(Some(Arc::new(error.store)));
+                Ok(TrendingList::of(&made, Some(error.store)))
+            }
         }
     }
 
@@ -193,7 +213,11 @@ impl Trending {
         timeout: Duration,
     ) -> Result<Arc<Vec<TrendingItem>>, StoreError> {
         let posts = Arc::new(self.query(window, timeout).await?);
-        shared::put(self.values.as_ref(), &window.key(), posts.as_ref(), ttl).await;
+        let (values, key, last_key) = (self.values.as_ref(), window.key(), window.last_key());
+        tokio::join!(
+            shared::put(values, &key, posts.as_ref(), ttl),
+            shared::put(values, &last_key, posts.as_ref(), LAST_LIFE),
+        );
         let slot = &self.slots[window as usize];
         slot.made
             .store(Some(Arc::new((Instant::now(), posts.clone()))));

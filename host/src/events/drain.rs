@@ -116,7 +116,7 @@ impl Drain {
         METRICS.spool_oldest_seconds.set(oldest_seconds);
         let Some(through) = portion.through else {
             progress.through = Some(written);
-            self.forget(written).await?;
+            self.forget(written).await;
             return Ok(false);
         };
         let events: Vec<_> = portion
@@ -134,7 +134,10 @@ impl Drain {
         if let Some(counted) = &self.counted {
             counted(overtaking(&events));
         }
-        forgot?;
+        if !forgot {
+            // The disk does not take the deletion now. What comes next is written all the same, and forgotten with it.
+            tokio::time::sleep(RETRY_WAIT).await;
+        }
         progress.through = Some(through);
         progress.next = Some(next?).filter(|portion| portion.through.is_some());
         Ok(true)
@@ -145,12 +148,17 @@ impl Drain {
         Ok(Portion { entries, through })
     }
 
-    /// Drops what the sink has: the spool must not stay full of it.
-    async fn forget(&self, through: i64) -> anyhow::Result<()> {
-        if through > 0 && self.spool.pending() > 0 {
-            self.spool.forget(through).await?;
+    /// Drops what the sink has: the spool must not stay full of it. `false` when that could not be done; the sink has
+    /// it all the same, and must not be given it again and again.
+    async fn forget(&self, through: i64) -> bool {
+        if through == 0 || self.spool.pending() == 0 {
+            return true;
         }
-        Ok(())
+        let forgot = self.spool.forget(through).await;
+        if let Err(error) = &forgot {
+            tracing::error!(%error, through, "events that were passed on cannot be removed from the spool yet");
+        }
+        forgot.is_ok()
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Records that may wait for the store. Beyond that they are dropped, and counted.
-const QUEUE_MAX: usize = 16_384;
+/// Records that may wait for the store, of some 20 KB each. Beyond that they are dropped, and counted.
+const QUEUE_MAX: usize = 2_048;
 const BATCH_MAX: usize = 500;
 /// Between attempts at a batch that the store did not take.
 const RETRY_FIRST: Duration = Duration::from_millis(200);

@@ -10,9 +10,9 @@ use std::time::Duration;
 pub const GROUP: &str = "nova-served";
 /// Nobody waits for an exposure; few large inserts are worth more.
 const LINGER: Duration = Duration::from_secs(1);
-const BATCH_MAX: usize = 1_000;
+const BATCH_MAX: usize = 250;
 /// An exposure names every post of its ranking: tens of kilobytes.
-const ROUND_MAX: usize = 4_000;
+const ROUND_MAX: usize = 1_000;
 
 pub struct ServedRecorder {
     store: Arc<dyn ExposureStore>,

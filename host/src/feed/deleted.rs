@@ -57,7 +57,9 @@ impl DeletedPosts {
         self.0.rcu(|current| {
             let mut next = Deleted::clone(current);
             next.generation += 1;
-            next.at_ms.retain(|post, _| !posts.contains(post));
+            for post in posts {
+                next.at_ms.remove(post);
+            }
             next
         });
     }

@@ -73,6 +73,7 @@ pub async fn rank_down(
                 last_good.as_deref(),
                 &on_worker,
                 deadline,
+                budget,
             )
         })
     };
@@ -96,6 +97,7 @@ fn climb_down(
     last_good: Option<&LoadedPolicy>,
     job: &Job,
     deadline: Instant,
+    budget: Duration,
 ) -> Option<Ranked> {
     let rungs = [(routed, ServedBy::Policy), (last_good, ServedBy::LastGood)];
     for (policy, served_by) in rungs
@@ -103,7 +105,7 @@ fn climb_down(
         .filter_map(|(policy, served_by)| Some((policy?, served_by)))
     {
         let left = deadline.saturating_duration_since(Instant::now());
-        match rank_counted(policy, left, job) {
+        match rank_counted(policy, left, budget, job) {
             Ok(ranking) => {
                 return Some(Ranked {
                     ranking,
@@ -123,10 +125,12 @@ fn climb_down(
     rank_native(job)
 }
 
-/// One call of a policy, with what it says of the policy's failure budget.
+/// One call of a policy, with what it says of the policy's failure budget. A policy answers for its own deadline, or for
+/// the `budget` of a whole request where that is shorter; not for what a rung before it left of that.
 fn rank_counted(
     policy: &LoadedPolicy,
     left: Duration,
+    budget: Duration,
     job: &Job,
 ) -> Result<Ranking, PolicyFailure> {
     let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
@@ -135,7 +139,7 @@ fn rank_counted(
     let failure = ranked.as_ref().err().map(|failure| failure.kind);
     let took = cpu.unwrap_or_else(|_| begun.elapsed());
     if !job.set.is_empty()
-        && let Some(call) = Call::of(failure, took, policy.deadline())
+        && let Some(call) = Call::of(failure, took, policy.deadline().min(budget))
     {
         policy.outcomes.record(begun, call);
     }

@@ -15,6 +15,8 @@ use nova_policy_sdk::{Candidates, Ranked, Request};
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
+/// The order does not depend on the counters, so the viewer does not wait long for them.
+const COUNTERS_TIMEOUT: Duration = Duration::from_millis(250);
 /// As many posts as the followees source may give.
 const POSTS_MAX: u32 = 500;
 
@@ -51,7 +53,9 @@ pub async fn fetch(
     };
     let ids: Vec<u64> = posts.iter().map(|post| post.post.post_id).collect();
     let store = stores.candidates.as_ref();
-    let left = timeout.saturating_sub(began.elapsed());
+    let left = timeout
+        .saturating_sub(began.elapsed())
+        .min(COUNTERS_TIMEOUT);
     let counters = within(store, "counters", left, store.counters(&ids, now_ms)).await;
     let degraded = counters.as_ref().err().map(|error| error.store);
     let counters = counters.unwrap_or_default();

@@ -24,6 +24,20 @@ pub async fn shadow(
     Ok(Json(app.deploy.shadow(&policy, &admin.actor).await?.into()))
 }
 
+/// Ends a shadow.
+#[utoipa::path(delete, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub async fn end_shadow(
+    State(app): State<Arc<App>>,
+    admin: Admin<Upload>,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let policy = policy_ref(path)?;
+    let ended = app.deploy.end_shadow(&policy, &admin.actor).await?;
+    Ok(Json(ended.into()))
+}
+
 /// How a policy in shadow is doing on this host, and how its rankings differ from those that were served.
 #[utoipa::path(get, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),

@@ -8,7 +8,7 @@ use crate::error::Problem;
 use crate::events::drain::overtaking;
 use crate::events::event::{BATCH_MAX, EventBatch, EventBody, validate};
 use crate::metrics::METRICS;
-use crate::stores::{AcceptedEvent, Action};
+use crate::stores::{AcceptedEvent, Action, HOUR_MS};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -35,31 +35,45 @@ pub async fn accept(
 ) -> Result<(StatusCode, Json<EventsResponse>), Problem> {
     let events =
         read_batch(&batch, viewer).inspect_err(|_| count("refused", batch.events.len()))?;
+    // On a task of its own: a client that hangs up must not leave events that are stored and have no effect.
+    let taken = tokio::spawn(take(app, viewer, events)).await;
+    let answer = taken.map_err(|failed| Problem::internal(&failed))??;
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+async fn take(
+    app: Arc<App>,
+    viewer: u64,
+    events: Vec<AcceptedEvent>,
+) -> Result<EventsResponse, Problem> {
     let received = events.len();
     let accepted = app.spool.append(events.clone()).await.map_err(|error| {
         count("unavailable", received);
         Problem::unavailable(error.to_string())
     })?;
-    let deduped = accepted.known.len();
+    let known = &accepted.known;
+    let (known_elsewhere, (), ()) = tokio::join!(
+        known_elsewhere(&app, viewer, &events, known),
+        mark_seen(&app, viewer, &events, known),
+        app.overtake(overtaking(&events)),
+    );
+    let deduped = known.len() + known_elsewhere;
     count("accepted", received - deduped);
     count("deduped", deduped);
-    let seen = seen_posts(&events, &accepted.known);
-    if !seen.is_empty()
-        && let Err(error) = app
-            .stores
-            .seen
-            .mark(viewer, &seen, events[0].accepted_ms)
-            .await
-    {
+    Ok(EventsResponse { received, deduped })
+}
+
+async fn mark_seen(app: &App, viewer: u64, events: &[AcceptedEvent], known: &[usize]) {
+    let seen = seen_posts(events, known);
+    if seen.is_empty() {
+        return;
+    }
+    let marked = app.stores.seen.mark(viewer, &seen, events[0].accepted_ms);
+    if let Err(error) = marked.await {
         // The events are safe. A filter in the process reads them from the spool when it is asked again; the shared one
         // has lost the mark, and the viewer may see these posts once more.
         tracing::warn!(%error, "seen posts");
     }
-    app.overtake(overtaking(&events)).await;
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(EventsResponse { received, deduped }),
-    ))
 }
 
 /// The body, for the description of the API.
@@ -100,14 +114,42 @@ fn read_batch(batch: &EventBatch, viewer: u64) -> Result<Vec<AcceptedEvent>, Pro
     }
 }
 
-/// Posts of impressions and views that were accepted now; a repeat shows nothing again.
+/// How many of the events that are new to this host another one has accepted before. They are stored here all the same:
+/// only the consumer leaves anything out.
+async fn known_elsewhere(
+    app: &App,
+    viewer: u64,
+    events: &[AcceptedEvent],
+    known: &[usize],
+) -> usize {
+    let Some(claims) = &app.stores.claims else {
+        return 0;
+    };
+    let is_new = |place: &usize| known.binary_search(place).is_err();
+    let new: Vec<usize> = (0..events.len()).filter(is_new).collect();
+    match claims.claim(viewer, events, &new).await {
+        Ok(known) => known.len(),
+        Err(error) => {
+            tracing::warn!(%error, "claims on events");
+            0
+        }
+    }
+}
+
+/// A repeat that comes within this time is somebody's second try, after an answer that was lost.
+const RETRY_WITHIN_MS: u64 = HOUR_MS;
+
+/// Posts of the impressions and views. A repeat shows nothing again, but may be the second try of one whose mark was lost
+/// with the host that stored it.
 fn seen_posts(events: &[AcceptedEvent], known: &[usize]) -> Vec<u64> {
+    let is_retry =
+        |event: &AcceptedEvent| event.event_time_ms + RETRY_WITHIN_MS >= event.accepted_ms;
     events
         .iter()
         .enumerate()
         .filter(|(at, event)| {
             matches!(event.action, Action::Impression | Action::View)
-                && known.binary_search(at).is_err()
+                && (known.binary_search(at).is_err() || is_retry(event))
         })
         .map(|(_, event)| event.post_id)
         .collect()

@@ -59,6 +59,11 @@ pub async fn explain(
     let policy = named(&app, &query, "policy").await?;
     let policy = policy.unwrap_or_else(|| app.deploy.serving().active.clone());
     let other = named(&app, &query, "compare").await?;
+    // One at a time: explaining takes a worker from the feeds, for longer than a ranking does. Who waits holds nothing yet.
+    let _turn = EXPLAINING
+        .acquire()
+        .await
+        .map_err(|closed| Problem::internal(&closed))?;
     let now_ms = unix_ms();
     let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
     let fetched = fetch(app.stores.candidates.as_ref(), id, now_ms, timeout).await;
@@ -76,11 +81,6 @@ pub async fn explain(
         },
         set: Arc::new(fetched.set),
     };
-    // One at a time: explaining takes a worker from the feeds, for longer than a ranking does.
-    let _turn = EXPLAINING
-        .acquire()
-        .await
-        .map_err(|closed| Problem::internal(&closed))?;
     let explained = explained(&app, policy, job.clone()).await?;
     let compare = match other {
         None => None,

@@ -12,9 +12,11 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A store that takes longer than this to say hello is not up.
+/// Shorter than anybody probes.
+const PINGS_KNOWN_FOR: Duration = Duration::from_millis(500);
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -25,7 +27,7 @@ pub enum ComponentState {
     Down,
 }
 
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Component {
     pub state: ComponentState,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +59,23 @@ impl Component {
 
 /// Every store once, under its name; the embedded ones share one.
 async fn stores(app: &App) -> BTreeMap<&'static str, Component> {
+    let mut known = app.pings.0.lock().await;
+    if let Some((asked, components)) = &*known
+        && asked.elapsed() < PINGS_KNOWN_FOR
+    {
+        return components.clone();
+    }
+    let components = ping_all(app).await;
+    *known = Some((Instant::now(), components.clone()));
+    components
+}
+
+/// How the stores answered when they were last asked: these routes are open to everybody, so asking is shared by all who
+/// ask at once.
+#[derive(Debug, Default)]
+pub struct Pings(tokio::sync::Mutex<Option<(Instant, BTreeMap<&'static str, Component>)>>);
+
+async fn ping_all(app: &App) -> BTreeMap<&'static str, Component> {
     let stores = &app.stores;
     let mut pings: BTreeMap<&'static str, BoxFuture<'_, StoreResult<()>>> = BTreeMap::new();
     pings.insert(stores.cache.name(), stores.cache.ping());
@@ -83,6 +102,22 @@ async fn ping_answer(store: &'static str, ping: BoxFuture<'_, StoreResult<()>>) 
     }
 }
 
+fn policies(app: &App) -> Component {
+    if app.deploy.serving().active_in_service().is_none() {
+        return Component::not_up(
+            ComponentState::Degraded,
+            "every policy is in quarantine; the native copy ranks",
+        );
+    }
+    if app.deploy.is_away() {
+        return Component::not_up(
+            ComponentState::Degraded,
+            "the registry does not answer; the last known policies serve",
+        );
+    }
+    Component::up()
+}
+
 async fn components(app: &App) -> BTreeMap<&'static str, Component> {
     let mut components = stores(app).await;
     let spool = match (app.spool.is_healthy(), app.spool.is_full()) {
@@ -97,7 +132,7 @@ async fn components(app: &App) -> BTreeMap<&'static str, Component> {
         (true, false) => Component::up(),
     };
     components.insert("spool", spool);
-    components.insert("policies", Component::up());
+    components.insert("policies", policies(app));
     components
 }
 

@@ -65,6 +65,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(admin_policies::activate))
         .routes(routes!(
             admin_lifecycle::shadow,
+            admin_lifecycle::end_shadow,
             admin_lifecycle::shadow_report
         ))
         .routes(routes!(admin_lifecycle::canary))

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const HOUR_UTC: u32 = 1;
-/// Long enough that no other host writes the same day's report, short enough to be gone by the next.
-const LEASE: Duration = Duration::from_secs(23 * 3_600);
+/// While it is being written: another host takes over from one that ends meanwhile.
+const LEASE: Duration = Duration::from_secs(600);
+/// Once it is there. Long enough that no other host writes the same day's report, short enough to be gone by the next.
+const WRITTEN: Duration = Duration::from_secs(23 * 3_600);
 
 pub async fn run(app: Arc<App>) -> anyhow::Result<Outcome> {
     let now = utc(unix_ms());
@@ -35,9 +37,10 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<Outcome> {
         Ok(None) => Ok(()),
         Err(error) => Err(error.into()),
     };
-    if written.is_err() {
+    match &written {
+        Ok(()) => drop(app.stores.lease.hold(&job, WRITTEN).await?),
         // The next try may be another host's.
-        app.stores.lease.release(&job).await?;
+        Err(_) => app.stores.lease.release(&job).await?,
     }
     written.map(|()| Outcome::Done)
 }

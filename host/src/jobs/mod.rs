@@ -19,15 +19,19 @@ pub use pools::PoolSample;
 use crate::app::App;
 use crate::logging::Logging;
 use crate::metrics::METRICS;
+use crate::stores::Lease;
 use crate::stores::embedded::EmbeddedStore;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::{Instant as Deadline, MissedTickBehavior};
+use tokio_util::task::AbortOnDropHandle;
 
 const RATE_LIMITS_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 const CONFIG_INTERVAL: Duration = Duration::from_secs(1);
-const TRENDING_INTERVAL: Duration = Duration::from_secs(60);
+/// A list lives for 60 s: it is renewed before that, or each minute would have a moment in which every host asks for itself.
+const TRENDING_INTERVAL: Duration = Duration::from_secs(45);
 const SUGGESTIONS_INTERVAL: Duration = Duration::from_secs(300);
 const WARMING_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the clock is asked whether the day's report is due.
@@ -87,8 +91,8 @@ enum Outcome {
     NotOurs,
 }
 
-/// A job that one host of many runs. The lease outlives a run by a little, so that the same host goes on,
-/// and another takes over within two intervals when it dies.
+/// A job that one host of many runs. The lease is renewed while it runs and outlives a run by a little, so that the same
+/// host goes on, and another takes over within two intervals when it dies.
 fn for_all_hosts<R>(
     job: &'static str,
     interval: Duration,
@@ -101,13 +105,26 @@ fn for_all_hosts<R>(
     every(job, interval, move || {
         let app = app.clone();
         async move {
-            if !app.stores.lease.hold(job, interval + interval / 2).await? {
+            let lease = app.stores.lease.clone();
+            let ttl = interval + interval / 2;
+            if !lease.hold(job, ttl).await? {
                 return Ok(Outcome::NotOurs);
             }
+            let _renewed = AbortOnDropHandle::new(tokio::spawn(renew(lease, job, ttl)));
             run(app).await?;
             Ok(Outcome::Done)
         }
     });
+}
+
+/// Until it is aborted. A renewal that fails costs another host the same work.
+async fn renew(lease: Arc<dyn Lease>, job: &'static str, ttl: Duration) {
+    loop {
+        tokio::time::sleep(ttl / 3).await;
+        if let Err(error) = lease.hold(job, ttl).await {
+            tracing::warn!(job, %error, "a lease cannot be renewed");
+        }
+    }
 }
 
 fn every<F, R>(job: &'static str, interval: Duration, mut run: F)
@@ -116,8 +133,11 @@ where
     R: Future<Output = anyhow::Result<Outcome>> + Send,
 {
     tokio::spawn(async move {
+        let mut times = tokio::time::interval_at(Deadline::now() + interval, interval);
+        // A run that took longer than the interval is followed by the next one at once, and not by all that it missed.
+        times.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::time::sleep(interval).await;
+            times.tick().await;
             let started = Instant::now();
             let outcome = run().await;
             let label = match &outcome {

@@ -1,7 +1,7 @@
 //! What a policy costs beside another one, measured in one run: their calls alternate, so whatever
 //! else the machine does happens to both.
 
-use super::admission::golden::{CANDIDATES_MAX, Golden};
+use super::admission::golden::{CANDIDATES_MAX, Golden, OVERSIZE};
 use super::admission::record::{FuelAt, growth};
 use super::admission::trial::Subject;
 use super::artifact::{InstanceMode, PerStage, Stage};
@@ -13,8 +13,10 @@ use super::module::{Module, ModuleError};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Of the growth curve.
-pub const SIZES: [usize; 6] = [100, 250, 500, CANDIDATES_MAX, 2_500, 5_000];
+/// Of the generated sets.
+const SIZES: [usize; 6] = [100, 250, 500, CANDIDATES_MAX, 2_500, OVERSIZE];
+/// What is drawn of how costs grow says little over a shorter stretch.
+const GROWTH_FACTOR_MIN: usize = 2;
 const MODES: [InstanceMode; 2] = [InstanceMode::Fresh, InstanceMode::Reuse];
 /// Before anything is timed: caches and branch predictors settle, an instance is there to be reused.
 const WARM_UP_CALLS: usize = 5;
@@ -62,13 +64,76 @@ pub struct Pair {
     pub baseline: Cost,
 }
 
+/// The candidates that are ranked, from few to many.
+#[derive(Debug)]
+pub struct Sets {
+    sets: Vec<Golden>,
+    /// Of which the stages are shown one by one.
+    main: usize,
+    /// Between which two the growth is told.
+    growth: (usize, usize),
+}
+
+impl Sets {
+    /// The same on every machine; the main one is as large as a feed's candidates can be.
+    pub fn generated() -> Self {
+        let sets = SIZES.map(|candidates| Golden::typical("", candidates));
+        let main = SIZES.iter().position(|size| *size == CANDIDATES_MAX);
+        let main = main.unwrap_or_default();
+        Self {
+            sets: sets.into(),
+            main,
+            growth: (main, SIZES.len() - 1),
+        }
+    }
+
+    /// A few of many, from the smallest to the largest, which is the main one. `None` of none.
+    pub fn recorded(mut sets: Vec<Golden>) -> Option<Self> {
+        sets.retain(|golden| !golden.set.is_empty());
+        sets.sort_by_key(|golden| golden.set.len());
+        sets.dedup_by_key(|golden| golden.set.len());
+        let last = sets.len().checked_sub(1)?;
+        let steps = last.clamp(1, SIZES.len() - 1);
+        let mut chosen: Vec<usize> = (0..=steps).map(|step| step * last / steps).collect();
+        chosen.dedup();
+        let sets: Vec<Golden> = chosen.into_iter().map(|at| sets[at].clone()).collect();
+        let main = sets.len() - 1;
+        Some(Self {
+            sets,
+            main,
+            growth: (0, main),
+        })
+    }
+
+    /// How often [`measure`] calls its `step`.
+    pub fn steps(&self) -> usize {
+        Stage::ALL.len() * self.sets.len()
+    }
+
+    fn candidates(&self, at: usize) -> usize {
+        self.sets[at].set.len()
+    }
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// For each of [`SIZES`].
+    /// Candidates of each set.
+    pub candidates: Vec<usize>,
+    /// For each of them.
     pub sizes: Vec<PerStage<Pair>>,
-    /// The exponents of fuel between 1,100 and 5,000 candidates.
-    pub growth: f64,
-    pub baseline_growth: f64,
+    /// The set whose stages are of most interest.
+    pub main: usize,
+    /// Set when the sets are far enough apart.
+    pub growth: Option<Growth>,
+}
+
+/// The exponents of fuel between two numbers of candidates.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Growth {
+    pub from: usize,
+    pub to: usize,
+    pub policy: f64,
+    pub baseline: f64,
 }
 
 impl Pair {
@@ -77,20 +142,12 @@ impl Pair {
     }
 }
 
-impl Report {
-    /// Over the most candidates that a request can have.
-    pub fn at_cap(&self) -> Option<&PerStage<Pair>> {
-        let at = SIZES.iter().position(|size| *size == CANDIDATES_MAX)?;
-        self.sizes.get(at)
-    }
-}
-
 /// The three stages together.
 pub fn total(stages: &PerStage<Pair>, of: impl Fn(&Pair) -> u64) -> u64 {
     Stage::ALL.iter().map(|stage| of(stages.get(*stage))).sum()
 }
 
-/// Measures both, calling `step` after each stage of each size: there are [`steps`].
+/// Measures both on every set, calling `step` after each stage of each: there are [`Sets::steps`].
 ///
 /// # Errors
 /// When a stage fails: what cannot rank cannot be measured.
@@ -98,10 +155,11 @@ pub fn measure(
     engine: &Engine,
     policy: &Measured<'_>,
     baseline: &Measured<'_>,
+    sets: &Sets,
     calls: usize,
     step: impl Fn(),
 ) -> Result<Report, BenchError> {
-    let mut sizes: Vec<PerStage<Pair>> = vec![PerStage::default(); SIZES.len()];
+    let mut sizes: Vec<PerStage<Pair>> = vec![PerStage::default(); sets.sets.len()];
     for stage in Stage::ALL {
         let metered = [policy, baseline].map(|side| engine.load_metered(side.bytes.get(stage)));
         let [one, other] = metered;
@@ -109,29 +167,38 @@ pub fn measure(
             Side::new(policy, stage, one?),
             Side::new(baseline, stage, other?),
         ];
-        for (candidates, row) in SIZES.into_iter().zip(&mut sizes) {
-            *row.get_mut(stage) = measure_stage(&sides, candidates, calls)?;
+        for (golden, row) in sets.sets.iter().zip(&mut sizes) {
+            *row.get_mut(stage) = measure_stage(&sides, golden, calls)?;
             step();
         }
     }
-    let fuel = |candidates: usize, of: fn(&Pair) -> u64| {
-        let at = SIZES.iter().position(|size| *size == candidates);
-        let fuel = at.map_or(0, |at| total(&sizes[at], of));
-        FuelAt { candidates, fuel }
-    };
-    let exponent = |of: fn(&Pair) -> u64| growth(fuel(CANDIDATES_MAX, of), fuel(5_000, of));
-    let growth = exponent(|pair| pair.policy.fuel);
-    let baseline_growth = exponent(|pair| pair.baseline.fuel);
     Ok(Report {
+        candidates: (0..sizes.len()).map(|at| sets.candidates(at)).collect(),
+        growth: growth_between(sets, &sizes),
         sizes,
-        growth,
-        baseline_growth,
+        main: sets.main,
     })
 }
 
-/// How often `measure` calls `step`.
-pub const fn steps() -> usize {
-    Stage::ALL.len() * SIZES.len()
+fn growth_between(sets: &Sets, sizes: &[PerStage<Pair>]) -> Option<Growth> {
+    let (from, to) = sets.growth;
+    let (fewer, more) = (sets.candidates(from), sets.candidates(to));
+    if more < fewer * GROWTH_FACTOR_MIN {
+        return None;
+    }
+    let exponent = |of: fn(&Pair) -> u64| {
+        let fuel_at = |at: usize| FuelAt {
+            candidates: sets.candidates(at),
+            fuel: total(&sizes[at], of),
+        };
+        growth(fuel_at(from), fuel_at(to))
+    };
+    Some(Growth {
+        from: fewer,
+        to: more,
+        policy: exponent(|pair| pair.policy.fuel),
+        baseline: exponent(|pair| pair.baseline.fuel),
+    })
 }
 
 /// One policy's module of a stage, as it serves and as it is metered.
@@ -181,22 +248,21 @@ impl<'a> Side<'a> {
 
 fn measure_stage(
     sides: &[Side<'_>; 2],
-    candidates: usize,
+    golden: &Golden,
     calls: usize,
 ) -> Result<Pair, PolicyFailure> {
-    let golden = Golden::typical("", candidates);
     let mut costs = [Cost::default(); 2];
     for (side, cost) in sides.iter().zip(&mut costs) {
-        let used = side.used(&golden)?;
+        let used = side.used(golden)?;
         *cost = Cost {
-            candidates,
+            candidates: golden.set.len(),
             fuel: used.fuel,
             memory_bytes: used.memory_bytes,
             ..*cost
         };
     }
     for mode in MODES {
-        let times = alternate(sides, mode, &golden, calls)?;
+        let times = alternate(sides, mode, golden, calls)?;
         for (cost, times) in costs.iter_mut().zip(times) {
             match mode {
                 InstanceMode::Fresh => cost.fresh = times,
@@ -246,6 +312,23 @@ fn times(taken: &mut [Duration]) -> Times {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_recorded_sets_a_few_are_measured_from_the_smallest_to_the_largest() {
+        let recorded = |sizes: &[usize]| {
+            let sets = sizes.iter().map(|size| Golden::typical("", *size));
+            Sets::recorded(sets.collect())
+        };
+        let sizes = |sets: &Sets| -> Vec<usize> {
+            (0..sets.sets.len()).map(|at| sets.candidates(at)).collect()
+        };
+        let many: Vec<usize> = (1..=40).rev().collect();
+        let sets = recorded(&many).map(|sets| (sizes(&sets), sets.main, sets.growth));
+        assert_eq!(sets, Some((vec![1, 8, 16, 24, 32, 40], 5, (0, 5))));
+        let one = recorded(&[7, 7, 0]).map(|sets| (sizes(&sets), sets.main));
+        assert_eq!(one, Some((vec![7], 0)));
+        assert!(recorded(&[0]).is_none());
+    }
 
     #[test]
     fn quantiles_are_of_the_sorted_times() {

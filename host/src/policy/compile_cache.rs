@@ -52,7 +52,10 @@ impl CompileCache {
             let name = entry.file_name();
             if !current.iter().any(|current| name == current.as_str()) {
                 tracing::info!(directory = %entry.path().display(), "removing what another version compiled");
-                std::fs::remove_dir_all(entry.path())?;
+                // Whatever it is, and whoever else removes it at this moment: it costs some disk.
+                if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                    tracing::warn!(directory = %entry.path().display(), %error, "cannot be removed");
+                }
             }
         }
         Ok(cache)

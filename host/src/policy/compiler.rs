@@ -54,10 +54,7 @@ impl Compiler {
     pub fn start() -> anyhow::Result<Self> {
         let threads = rayon::ThreadPoolBuilder::new()
             .thread_name(|index| format!("compiler-{index}"))
-            // A system that will not lower a priority compiles at the ordinary one.
-            .start_handler(|_| {
-                let _ = rustix::process::nice(NICENESS);
-            })
+            .start_handler(|_| lower_priority())
             .build()?;
         let threads = Arc::new(threads);
         let (uploads, queue) = sync_channel(QUEUE_LENGTH);
@@ -106,6 +103,11 @@ impl Compiler {
             )),
         }
     }
+}
+
+/// Of the calling thread. A system that will not lower a priority works at the ordinary one.
+pub(super) fn lower_priority() {
+    let _ = rustix::process::nice(NICENESS);
 }
 
 /// Ends with the last handle to the queue.

@@ -591,7 +591,7 @@ impl<W: World> Runner<W> {
                 .call_once(self.instantiate(budget)?, budget, &call)
                 .map(|(answer, _)| answer);
         }
-        let instance = match self.take_idle() {
+        let instance = match self.take_idle(budget.memory_bytes) {
             Some(instance) => instance,
             None => self.instantiate(budget)?,
         };
@@ -599,8 +599,13 @@ impl<W: World> Runner<W> {
         if self.calls_until_recheck.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.calls_until_recheck
                 .store(RECHECK_EVERY, Ordering::Relaxed);
-            let (fresh, _) = self.call_once(self.instantiate(budget)?, budget, &call)?;
-            if fresh != answer {
+            let fresh = self
+                .instantiate(budget)
+                .and_then(|fresh| self.call_once(fresh, budget, &call));
+            // A second run that fails, perhaps because little time was left for it, refutes nothing: there is an answer.
+            if let Ok((fresh, _)) = fresh
+                && fresh != answer
+            {
                 self.reuse_refuted.store(true, Ordering::Relaxed);
                 tracing::error!(stage = %self.stage, "a reused instance answered otherwise than a fresh one; this module runs on fresh instances from now on");
                 return Ok(fresh);
@@ -628,8 +633,19 @@ impl<W: World> Runner<W> {
                 instance,
                 calls: 0,
             }),
+            Err(error) if self.is_hosts(&store, &error) => Err(PolicyFailure::new(
+                self.stage,
+                FailureKind::Pool,
+                root_cause(&error),
+            )),
             Err(error) => Err(self.classify(&store, &error)),
         }
+    }
+
+    /// Whether an instance could not be made for want of something that no guest asked for, as memory of the machine: what
+    /// a guest does wrong here is a trap, or a refused growth. The host's want must not spend a policy's failure budget.
+    fn is_hosts(&self, store: &Store<Sandbox>, error: &wasmtime::Error) -> bool {
+        !error.is::<Trap>() && !store.data().memory_denied()
     }
 
     /// A trapped instance is dropped with its store: nothing in it can be trusted any more.
@@ -640,7 +656,7 @@ impl<W: World> Runner<W> {
         call: impl Fn(&mut Store<Sandbox>, &W::Instance) -> wasmtime::Result<R>,
     ) -> Result<(R, Idle<W::Instance>), PolicyFailure> {
         self.arm(&mut idle.store, budget.deadline)?;
-        idle.store.data_mut().begin_call();
+        idle.store.data_mut().begin_call(budget.memory_bytes);
         let answer = call(&mut idle.store, &idle.instance);
         if let Some(meter) = &self.engine.meter {
             let fuel_left = idle.store.get_fuel().unwrap_or_default();
@@ -686,12 +702,15 @@ impl<W: World> Runner<W> {
         PolicyFailure::new(self.stage, kind, root_cause(error))
     }
 
-    fn take_idle(&self) -> Option<Idle<W::Instance>> {
-        let taken = self.idle.lock().ok()?.pop();
-        if taken.is_some() {
+    /// Instances are shared by all policies with this module. One that another policy let grow beyond `memory_bytes` ends here.
+    fn take_idle(&self, memory_bytes: usize) -> Option<Idle<W::Instance>> {
+        loop {
+            let taken = self.idle.lock().ok()?.pop()?;
             self.engine.end_idle(1);
+            if taken.store.data().memory_bytes() <= memory_bytes {
+                return Some(taken);
+            }
         }
-        taken
     }
 
     fn keep_idle(&self, instance: Idle<W::Instance>) {

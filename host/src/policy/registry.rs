@@ -1,6 +1,7 @@
 //! The registry: which policies are published, which one is active, which experiments, cohorts
 //! and flags there are, and who changed what. One truth for all hosts that share it.
 
+use super::admission::Record as Measured;
 use super::artifact::{Digest, PolicyRef, PolicySpec};
 use super::audit::{AuditEntry, AuditPage};
 use super::local::{LocalChange, LocalChanges};
@@ -189,6 +190,8 @@ pub enum Change {
         digest: Digest,
         modules: Vec<(Digest, Vec<u8>)>,
         at_ms: UnixMs,
+        /// What admission measured, for the audit log; none of what was tried before.
+        measured: Option<Box<Measured>>,
     },
     Activate {
         policy: PolicyRef,
@@ -282,7 +285,12 @@ impl Change {
     /// The audit log's `detail`.
     pub fn detail(&self) -> serde_json::Value {
         match self {
-            Change::Publish { digest, .. } => serde_json::json!({ "digest": digest }),
+            Change::Publish {
+                digest, measured, ..
+            } => match measured {
+                None => serde_json::json!({ "digest": digest }),
+                Some(measured) => serde_json::json!({ "digest": digest, "measured": measured }),
+            },
             Change::Activate { .. } | Change::Shadow { .. } | Change::Retire { .. } => {
                 serde_json::json!({})
             }

@@ -21,8 +21,10 @@ impl Sandbox {
         }
     }
 
-    /// A refusal in an earlier call says nothing about this one.
-    pub fn begin_call(&mut self) {
+    /// A refusal in an earlier call says nothing about this one, and the earlier one may have been another policy's, with
+    /// another cap.
+    pub fn begin_call(&mut self, memory_cap_bytes: usize) {
+        self.memory_cap_bytes = memory_cap_bytes;
         self.memory_denied = false;
     }
 

@@ -2,7 +2,7 @@
 //! slots it needs, and whether it is worth compiling, before a compiler has seen it.
 
 use super::class::{self, Class};
-use wasmparser::{Instance, Parser, Payload};
+use wasmparser::{ComponentInstance, Instance, Parser, Payload};
 
 const PAGE_BYTES: u64 = 64 << 10;
 /// An interpreter alone is larger; a policy compiled from Rust is a hundredth of it.
@@ -16,6 +16,9 @@ const FUNCTIONS_MAX: u64 = 50_000;
 const FUNCTION_BYTES_MAX: u64 = 2 << 20;
 /// Encoders use one.
 const NESTING_MAX: u64 = 3;
+/// Encoders use one for each exported interface. Siblings can instantiate each other: so many steps of a chain in which
+/// each does so several times are some hundred instances, and thirty would be a billion.
+const COMPONENT_INSTANCES_MAX: u64 = 16;
 
 /// Sums over the component and everything nested in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Shape {
     pub bytes: u64,
     /// Of core modules; what is only a bundle of exports is none.
     pub core_instances: u32,
+    /// Written down, not made: a nested component's count once, however often it is instantiated itself.
+    pub component_instances: u32,
     /// With a body.
     pub functions: u32,
     /// Of the largest function: what a compiler's time grows with faster than linearly.
@@ -71,6 +76,12 @@ impl Shape {
                     self.core_instances += u32::from(is_module);
                 }
             }
+            Payload::ComponentInstanceSection(instances) => {
+                for instance in instances {
+                    let made = matches!(instance?, ComponentInstance::Instantiate { .. });
+                    self.component_instances += u32::from(made);
+                }
+            }
             Payload::MemorySection(memories) => {
                 for memory in memories {
                     self.memories += 1;
@@ -113,6 +124,11 @@ impl Shape {
                 "core instances",
                 self.core_instances.into(),
                 limits.core_instances.into(),
+            ),
+            (
+                "component instances",
+                self.component_instances.into(),
+                COMPONENT_INSTANCES_MAX,
             ),
             ("memories", self.memories.into(), class::MEMORIES_MAX.into()),
             (
@@ -223,6 +239,47 @@ mod tests {
             assert!(reason.contains(word), "{reason}");
         }
         assert_eq!(Shape::default().too_complex(), None);
+    }
+
+    /// Components that each instantiate the one before twice, which they reach through their parent.
+    fn chain(links: usize) -> Vec<u8> {
+        use wasm_encoder::{Alias, ComponentOuterAliasKind, NestedComponentSection};
+        use wasm_encoder::{Component, ComponentAliasSection, ComponentInstanceSection};
+        let none: [(&str, wasm_encoder::ComponentExportKind, u32); 0] = [];
+        let mut outer = Component::new();
+        outer.section(&NestedComponentSection(&Component::new()));
+        for before in 0..links as u32 {
+            let mut link = Component::new();
+            let mut alias = ComponentAliasSection::new();
+            alias.alias(Alias::Outer {
+                kind: ComponentOuterAliasKind::Component,
+                count: 1,
+                index: before,
+            });
+            link.section(&alias);
+            let mut instances = ComponentInstanceSection::new();
+            instances.instantiate(0, none);
+            instances.instantiate(0, none);
+            link.section(&instances);
+            outer.section(&NestedComponentSection(&link));
+        }
+        let mut instances = ComponentInstanceSection::new();
+        instances.instantiate(links as u32, none);
+        outer.section(&instances);
+        outer.finish()
+    }
+
+    #[test]
+    fn a_chain_of_siblings_that_doubles_at_each_link_is_refused_by_its_links() {
+        let bomb = Shape::read(&chain(30)).unwrap();
+        assert_eq!((bomb.component_instances, bomb.nesting), (61, 1));
+        assert!(bomb.too_complex().unwrap().contains("component instances"));
+        let refused = Engine::start().unwrap().load(&chain(30)).unwrap_err();
+        assert!(
+            refused.to_string().contains("component instances"),
+            "{refused}"
+        );
+        assert_eq!(Shape::read(&chain(2)).unwrap().too_complex(), None);
     }
 
     #[test]

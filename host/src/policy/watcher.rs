@@ -4,20 +4,24 @@
 //! The directory is watched, debounced, and read again: editors write in pieces, ConfigMaps swap a
 //! symlink, and some mounts tell nothing at all, so it is also polled.
 
-use super::admission::PolicyFiles;
 use super::admission::signature::{SIGNATURE_FILE, SUMS_FILE};
+use super::admission::{MODULE_MISSING, PolicyFiles};
 use super::artifact::{Digest, Manifest, ModuleSource, Stage};
 use super::deploy::{Deploy, DeployError};
 use notify::{RecursiveMode, Watcher};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 /// A directory must read the same twice, this far apart, before it is believed.
 const SETTLE: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// What was refused for want of a module that another policy may bring is tried again after this long.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+/// Everything is read again this often though the file system tells of no change: some mounts keep no times.
+const READ_AGAIN: Duration = Duration::from_secs(30);
 const ACTOR: &str = "watcher";
 
 /// Why directories were not published, for `/debug/system/state`.
@@ -59,14 +63,35 @@ struct Candidate {
     read: Result<PolicyFiles, String>,
 }
 
+/// A directory that needs nothing more for as long as it reads the same.
+struct Settled {
+    fingerprint: Digest,
+    /// When it may be worth another try all the same.
+    again: Option<Instant>,
+}
+
+impl Settled {
+    fn holds_for(&self, candidate: &Candidate) -> bool {
+        self.fingerprint == candidate.fingerprint
+            && self.again.is_none_or(|again| Instant::now() < again)
+    }
+}
+
 /// Publishes what appears in `directory`, until the host ends.
 pub async fn watch(deploy: Arc<Deploy>, directory: PathBuf, report: WatchReport) {
     let (changed, mut changes) = mpsc::channel(1);
     // The watcher lives as long as this function.
     let _watcher = start_notifications(&directory, changed);
-    let mut settled = HashMap::<String, Digest>::new();
+    let mut settled = HashMap::<String, Settled>::new();
+    let (mut quiet, mut read_at) = (None, Instant::now());
     loop {
-        sweep(&deploy, &directory, &report, &mut settled).await;
+        let stamps = stamps(&directory).await;
+        // Reading and hashing twenty interpreters every two seconds would be most of what an idle host does.
+        if quiet.as_ref() != Some(&stamps) || read_at.elapsed() >= READ_AGAIN {
+            let unchanged = sweep(&deploy, &directory, &report, &mut settled).await;
+            quiet = unchanged.then_some(stamps);
+            read_at = Instant::now();
+        }
         tokio::select! {
             _ = changes.recv() => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(POLL_INTERVAL) => {}
@@ -95,36 +120,74 @@ fn start_notifications(
         .ok()
 }
 
-/// One look at everything: what is new or changed and holds still is published.
+/// What the file system says of every file, without reading one.
+type Stamps = Vec<(PathBuf, Option<SystemTime>, u64)>;
+
+async fn stamps(directory: &Path) -> Stamps {
+    let directory = directory.to_owned();
+    let look = move || {
+        let inner = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+        let files = inner(directory).flat_map(|entry| inner(entry.path()));
+        let mut stamps: Stamps = files
+            .filter_map(|file| {
+                // Followed: a ConfigMap swaps the link and not the file.
+                let metadata = std::fs::metadata(file.path()).ok()?;
+                Some((file.path(), metadata.modified().ok(), metadata.len()))
+            })
+            .collect();
+        stamps.sort();
+        stamps
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+/// One look at everything: what is new or changed and holds still is published. `true` when nothing was.
 async fn sweep(
     deploy: &Deploy,
     directory: &Path,
     report: &WatchReport,
-    settled: &mut HashMap<String, Digest>,
-) {
+    settled: &mut HashMap<String, Settled>,
+) -> bool {
     let first = read_all(directory).await;
+    let is_settled = |settled: &HashMap<String, Settled>, candidate: &Candidate| {
+        let settled = settled.get(&candidate.name);
+        settled.is_some_and(|settled| settled.holds_for(candidate))
+    };
     let changed = first
         .iter()
-        .any(|candidate| settled.get(&candidate.name) != Some(&candidate.fingerprint));
+        .any(|candidate| !is_settled(settled, candidate));
     settled.retain(|name, _| first.iter().any(|candidate| candidate.name == *name));
     report.keep_only(&first);
     if !changed {
-        return;
+        return true;
     }
     tokio::time::sleep(SETTLE).await;
     for candidate in read_all(directory).await {
         let held_still = first.iter().any(|before| {
             before.name == candidate.name && before.fingerprint == candidate.fingerprint
         });
-        let known = settled.get(&candidate.name) == Some(&candidate.fingerprint);
-        if held_still && !known && publish(deploy, &candidate, report).await {
-            settled.insert(candidate.name, candidate.fingerprint);
+        if !held_still || is_settled(settled, &candidate) {
+            continue;
+        }
+        if let Some(outcome) = publish(deploy, &candidate, report).await {
+            let again = (outcome == Outcome::Waits).then(|| Instant::now() + RETRY_AFTER);
+            let fingerprint = candidate.fingerprint;
+            settled.insert(candidate.name, Settled { fingerprint, again });
         }
     }
+    false
 }
 
-/// `false`: the registry did not answer, try again.
-async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -> bool {
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    Published,
+    Refused,
+    /// Refused, for something that may come by itself.
+    Waits,
+}
+
+/// `None`: the registry did not answer, try again.
+async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -> Option<Outcome> {
     let refused = |reasons: Vec<String>| {
         tracing::warn!(
             directory = candidate.name,
@@ -137,24 +200,35 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
         Ok(files) => files.clone(),
         Err(reason) => {
             refused(vec![reason.clone()]);
-            return true;
+            return Some(Outcome::Refused);
         }
     };
     match deploy.publish(files, ACTOR).await {
         Ok(_) => report.set(&candidate.name, Vec::new()),
-        Err(DeployError::Refused(refusal)) => refused(refusal.messages()),
-        Err(DeployError::Conflict(_)) => return false,
+        Err(DeployError::Refused(refusal)) => {
+            let waits = refusal.reasons.iter().any(|r| r.code == MODULE_MISSING);
+            refused(refusal.messages());
+            return Some(if waits {
+                Outcome::Waits
+            } else {
+                Outcome::Refused
+            });
+        }
+        Err(DeployError::Conflict(_) | DeployError::Busy) => return None,
         Err(DeployError::Unavailable(error) | DeployError::Recorded(error)) => {
             tracing::warn!(
                 error = format!("{error:#}"),
                 directory = candidate.name,
                 "a policy could not be published yet"
             );
-            return false;
+            return None;
         }
-        Err(other) => refused(vec![other.to_string()]),
+        Err(other) => {
+            refused(vec![other.to_string()]);
+            return Some(Outcome::Refused);
+        }
     }
-    true
+    Some(Outcome::Published)
 }
 
 async fn read_all(directory: &Path) -> Vec<Candidate> {

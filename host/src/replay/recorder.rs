@@ -15,8 +15,8 @@ use crate::policy::registry::Registry;
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -28,10 +28,43 @@ const LINGER: Duration = Duration::from_millis(200);
 /// How often age is looked at while nothing is recorded.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Of failures: a policy that fails always would push out every other record within minutes, and its first failures tell all.
+const FAILURES_PER_SECOND_MAX: u32 = 20;
+
 #[derive(Debug)]
 pub struct Recorder {
     queue: mpsc::Sender<(Why, Arc<Decision>)>,
     settings: Arc<ArcSwap<Records>>,
+    failures: PerSecond,
+}
+
+/// So many of something in each second.
+#[derive(Debug)]
+struct PerSecond {
+    max: u32,
+    began: Instant,
+    /// The second, and how many were in it.
+    counted: Mutex<(u64, u32)>,
+}
+
+impl PerSecond {
+    fn new(max: u32) -> Self {
+        Self {
+            max,
+            began: Instant::now(),
+            counted: Mutex::default(),
+        }
+    }
+
+    fn admit(&self, now: Instant) -> bool {
+        let second = now.saturating_duration_since(self.began).as_secs();
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.0 != second {
+            *counted = (second, 0);
+        }
+        counted.1 += 1;
+        counted.1 <= self.max
+    }
 }
 
 impl Recorder {
@@ -47,6 +80,7 @@ impl Recorder {
         let recorder = Self {
             queue,
             settings: settings.clone(),
+            failures: PerSecond::new(FAILURES_PER_SECOND_MAX),
         };
         let writing = tokio::spawn(async move {
             match RecordStore::open(&data_dir).await {
@@ -81,9 +115,12 @@ impl Recorder {
 
     /// Takes a ranking if it is one to record.
     pub fn offer(&self, decision: &Arc<Decision>) {
-        if let Some(why) = self.wanted(decision)
-            && self.queue.try_send((why, decision.clone())).is_err()
-        {
+        let Some(why) = self.wanted(decision) else {
+            return;
+        };
+        if why == Why::Failure && !self.failures.admit(Instant::now()) {
+            count("failure_limit", 1);
+        } else if self.queue.try_send((why, decision.clone())).is_err() {
             count("queue_full", 1);
         }
     }
@@ -247,5 +284,18 @@ impl Writer {
             );
         }
         METRICS.records_bytes.set(self.bytes as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_has_its_share_of_failures_and_the_next_one_has_it_again() {
+        let limit = PerSecond::new(2);
+        let at = |ms| limit.began + Duration::from_millis(ms);
+        let admitted = [0, 10, 20, 999, 1_000, 1_001, 1_002].map(|ms| limit.admit(at(ms)));
+        assert_eq!(admitted, [true, true, false, false, true, true, false]);
     }
 }

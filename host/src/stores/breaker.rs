@@ -74,6 +74,11 @@ impl Default for Breaker {
 }
 
 impl Breaker {
+    /// Another one of the same kind, closed.
+    pub fn renewed(&self) -> Self {
+        Self::new(self.open)
+    }
+
     pub fn new(open: Duration) -> Self {
         Self {
             state: CLOSED,

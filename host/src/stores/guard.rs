@@ -121,6 +121,11 @@ impl Guard {
         Self::for_some(self.store, self.circuit, self.timeout, breaker)
     }
 
+    /// A closed breaker that opens as this one does.
+    pub fn breaker_like(&self) -> Breaker {
+        self.breaker().renewed()
+    }
+
     /// The same breaker with another deadline, for work that is known to take longer.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self {

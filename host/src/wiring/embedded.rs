@@ -29,6 +29,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
         values: Arc::new(cache.clone()),
         cache: Arc::new(cache),
         lease: Arc::new(SoleHost),
+        claims: None,
         seen: Arc::new(ProcessSeen::new(spool.clone(), store.clone())),
     };
     Ok(Wired {

@@ -1,6 +1,7 @@
 //! Which stores a host runs on: the embedded set, or the real stack where its four URLs are configured.
 //! Everything above knows only the interfaces.
 
+mod deletions;
 pub mod embedded;
 mod stack;
 

@@ -1,16 +1,15 @@
 //! The real stack: ClickHouse, PostgreSQL, Redis and Kafka. Nothing here waits for a server: each is asked when it
 //! is needed, behind a circuit breaker, and a host that starts before them serves what it can.
 
+use super::deletions::{self, Untold};
 use super::{Beside, Wired};
 use crate::app::{App, StoreSet};
 use crate::cdc::consumer::{self as capture, Capture};
 use crate::cdc::invalidation::Invalidator;
-use crate::clock::unix_ms;
 use crate::config::{Config, StackUrls};
 use crate::events::consumer::{self as judge, Judge};
 use crate::events::spool::Spool;
 use crate::experiments::served::{self, ServedRecorder};
-use crate::feed::deleted::Fate;
 use crate::jobs::PoolSample;
 use crate::jobs::profile::{watch_cache, watch_pool};
 use crate::policy::last_good::LastGood;
@@ -24,21 +23,18 @@ use crate::stores::postgres;
 use crate::stores::postgres::PostgresStore;
 use crate::stores::postgres::registry::PostgresRegistry;
 use crate::stores::redis::cache::RedisCache;
+use crate::stores::redis::claims::RedisClaims;
 use crate::stores::redis::lease::RedisLease;
 use crate::stores::redis::seen::RedisSeen;
 use crate::stores::redis::tombstones::Tombstones;
 use crate::stores::redis::values::RedisValues;
 use crate::stores::redis::{self, Redis};
 use anyhow::Context as _;
-use futures::StreamExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-/// How long between two attempts to tell Redis of deleted posts.
-const BURY_RETRY: Duration = Duration::from_secs(1);
 
 /// The servers behind the interfaces, for what runs beside the host.
 struct Servers {
@@ -67,6 +63,7 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
         values: Arc::new(RedisValues::new(redis.clone())),
         seen: Arc::new(RedisSeen::new(redis.clone())),
         lease: Arc::new(RedisLease::new(redis.clone())),
+        claims: Some(RedisClaims::new(redis.clone())),
     };
     Ok(Wired {
         stores,
@@ -120,8 +117,8 @@ impl Servers {
         app: &Arc<App>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Vec<JoinHandle<()>>> {
-        let tombstones = Tombstones::new(self.redis.clone());
-        tokio::spawn(follow_deletions(app.clone(), tombstones.clone()));
+        let tombstones = Tombstones::new(&self.redis);
+        tokio::spawn(deletions::follow(app.clone(), tombstones.clone()));
         tokio::spawn(watch_cache(
             app.clone(),
             self.redis.clone(),
@@ -155,17 +152,19 @@ impl Servers {
     ) -> anyhow::Result<Vec<JoinHandle<()>>> {
         let (kafka, producer) = (&self.kafka, &self.producer);
         let recorder = ServedRecorder::new(Arc::new(self.clickhouse.clone()));
+        let untold = Untold::default();
         let invalidator = Invalidator {
             relational: app.stores.relational.clone(),
             cache: app.stores.cache.clone(),
             values: app.stores.values.clone(),
             bury: {
-                let app = app.clone();
-                Arc::new(move |fates| bury(&app, &tombstones, fates))
+                let (app, untold) = (app.clone(), untold.clone());
+                Arc::new(move |fates| untold.bury(&app, fates))
             },
         };
         let capture = Capture::new(self.clickhouse.clone(), invalidator, kafka);
         let mut consumers = vec![
+            untold.tell(tombstones, stop.clone()),
             Reader::start(
                 kafka,
                 producer,
@@ -202,39 +201,4 @@ fn host_id(data_dir: &Path) -> anyhow::Result<String> {
             Ok(id)
         }
     }
-}
-
-/// What any host captured of deleted posts is so in this host's answers.
-async fn follow_deletions(app: Arc<App>, tombstones: Tombstones) {
-    let mut told = Box::pin(tombstones.follow());
-    while let Some(news) = told.next().await {
-        // In their order: a post may have been deleted, and be there again.
-        for told in news {
-            if told.deleted {
-                app.deleted.add(&[(told.post_id, told.at_ms)], unix_ms());
-            } else {
-                app.deleted.remove(&[told.post_id]);
-            }
-        }
-    }
-}
-
-/// Here at once, and on every other host as soon as Redis can be told: an outage of the cache must neither hold changes up
-/// nor bring a deleted post back.
-fn bury(app: &App, tombstones: &Tombstones, fates: Vec<Fate>) {
-    let now_ms = unix_ms();
-    for fate in &fates {
-        if fate.deleted {
-            app.deleted.add(&[(fate.post_id, now_ms)], now_ms);
-        } else {
-            app.deleted.remove(&[fate.post_id]);
-        }
-    }
-    let tombstones = tombstones.clone();
-    tokio::spawn(async move {
-        while let Err(error) = tombstones.tell(&fates).await {
-            tracing::warn!(%error, posts = fates.len(), "other hosts may still show what was deleted");
-            tokio::time::sleep(BURY_RETRY).await;
-        }
-    });
 }

@@ -105,6 +105,12 @@ async fn without_clickhouse_a_viewer_gets_the_last_snapshot_and_a_stranger_the_t
             > 0.0,
         "the circuit never kept a query away"
     );
+    // A store that answers nothing is not asked a second time in one request.
+    assert_eq!(
+        host.metric("nova_feed_store_queries_total{query=\"recent\",status=\"circuit_open\",store=\"clickhouse\"}")
+            .await,
+        0.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,6 +229,12 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
         proxies.push(proxy);
         *url = through;
     }
+    // The proxy is where the broker is found; it then names itself, and is reached directly.
+    let brokers = format!("http://{}", stack.kafka_brokers);
+    let (proxy, through) = FaultProxy::in_front_of(&brokers).await;
+    proxy.set(Fault::Refuse);
+    proxies.push(proxy);
+    stack.kafka_brokers = through.replace("http://", "").replace('/', "");
     let host = Host::setup()
         .data_dir(data.path())
         .stack(&stack)

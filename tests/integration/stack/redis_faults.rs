@@ -216,9 +216,9 @@ async fn a_deletion_during_an_outage_is_told_afterwards() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
-    let elsewhere = Tombstones::new(beside_the_proxy(&redis_url().unwrap()));
+    let elsewhere = Tombstones::new(&beside_the_proxy(&redis_url().unwrap()));
     let [before, during] = [faulty.viewer, faulty.viewer + 1];
-    let mut followed = Box::pin(Tombstones::new(faulty.redis.clone()).follow());
+    let mut followed = Box::pin(Tombstones::new(&faulty.redis).follow());
     let mut told = Vec::new();
     elsewhere.tell(&[fate(before)]).await.unwrap();
     while !told.contains(&before) {

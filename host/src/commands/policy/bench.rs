@@ -1,16 +1,18 @@
 //! `nova policy bench`: what a policy costs beside `baseline`, stage by stage and as candidates grow.
 
 use super::print;
-use crate::commands::table;
-use crate::policy::admission::golden::CANDIDATES_MAX;
+use crate::commands::{block_on, table};
+use crate::policy::admission::golden::Golden;
 use crate::policy::admission::{Admitted, KnownModules, PolicyFiles, admit};
 use crate::policy::artifact::{Digest, PerStage, Stage};
-use crate::policy::bench::{Measured, Pair, Report, SIZES, Times, measure, steps, total};
+use crate::policy::bench::{Measured, Pair, Report, Sets, Times, measure, total};
 use crate::policy::builtin;
 use crate::policy::class::{Class, MEMORY_MB_MAX};
 use crate::policy::engine::Engine;
 use crate::policy::module::Module;
 use crate::policy::watcher::read_policy_directory;
+use crate::replay::record::Record;
+use crate::replay::store::{RecordStore, Selection};
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const BAR_WIDTH: u64 = 48;
+/// Of which the sets to measure are chosen, the newest ones.
+const RECORDS_MAX: u32 = 500;
 
 #[derive(Debug, clap::Args)]
 pub struct Bench {
@@ -26,6 +30,9 @@ pub struct Bench {
     /// Timed calls of each stage, size and way of instances
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     calls: u32,
+    /// Measures recorded candidates instead of generated ones: a data directory, or a file that `policy replay --export` wrote
+    #[arg(long, value_name = "PATH")]
+    records: Option<PathBuf>,
 }
 
 impl Bench {
@@ -35,13 +42,18 @@ impl Bench {
         let policy = load(&engine, &known, &files)?;
         let shipped = builtin::recipes().next().unwrap_or_default();
         let baseline = load(&engine, &Untried::default(), &shipped)?;
-        let bar = indicatif::ProgressBar::new(steps() as u64).with_style(
+        let sets = match &self.records {
+            Some(path) => block_on(recorded(path))?,
+            None => Sets::generated(),
+        };
+        let bar = indicatif::ProgressBar::new(sets.steps() as u64).with_style(
             indicatif::ProgressStyle::with_template("measuring {bar:40} {pos}/{len}")?,
         );
         let report = measure(
             &engine,
             &measured(&policy),
             &measured(&baseline),
+            &sets,
             self.calls as usize,
             || bar.inc(1),
         );
@@ -55,13 +67,52 @@ impl Bench {
             "policy": spec.policy,
             "digest": policy.loaded.digest,
             "baseline": baseline.loaded.spec.policy,
-            "candidates": SIZES,
+            "source": if self.records.is_some() { "recorded" } else { "generated" },
             "limits": spec.limits,
             "report": report,
         });
         let title = format!("{} beside {}\n", spec.policy, baseline.loaded.spec.policy);
-        print(json, &answer, title + &text(&report));
+        print(
+            json,
+            &answer,
+            title + &text(&report, self.records.is_some()),
+        );
         Ok(())
+    }
+}
+
+/// The newest records as sets to rank.
+async fn recorded(path: &Path) -> anyhow::Result<Sets> {
+    let mut store = RecordStore::open_to_read(path).await?;
+    let newest = Selection {
+        limit: Some(RECORDS_MAX.into()),
+        ..Selection::default()
+    };
+    let from = store.start_of(newest).await?;
+    let stored = store.read_after(from, newest, RECORDS_MAX).await?;
+    let records = stored
+        .iter()
+        .filter_map(|stored| Record::decode(&stored.bytes).ok());
+    Sets::recorded(records.map(golden).collect()).with_context(|| {
+        format!(
+            "{} has no record that can be read; hosts keep them as NOVA_RECORD_SAMPLE_RATIO says",
+            path.display()
+        )
+    })
+}
+
+/// Posts that were left out then come after all others now.
+fn golden(record: Record) -> Golden {
+    let mut scores = vec![f32::MIN; record.candidates.len()];
+    for (row, score) in record.answer.rows.iter().zip(&record.answer.scores) {
+        scores[*row as usize] = *score;
+    }
+    Golden {
+        name: "",
+        request: record.request(),
+        set: record.candidates,
+        seen: record.seen,
+        scores,
     }
 }
 
@@ -141,11 +192,14 @@ fn subject(engine: &Engine, path: &Path) -> anyhow::Result<(PolicyFiles, Untried
     Ok((files, known))
 }
 
-fn text(report: &Report) -> String {
-    let stages = report.at_cap().map(stage_table).unwrap_or_default();
+fn text(report: &Report, recorded: bool) -> String {
+    let kind = if recorded { "recorded" } else { "generated" };
+    let stages = report.sizes.get(report.main).map(stage_table);
     format!(
-        "\nStages over {CANDIDATES_MAX} generated candidates, times in µs\n{stages}\n\
+        "\nStages over {} {kind} candidates, times in µs\n{}\n\
          Growth of the three stages together\n{}\nFuel (# this policy, - baseline)\n{}",
+        report.candidates.get(report.main).copied().unwrap_or(0),
+        stages.unwrap_or_default(),
         growth_table(report),
         curve(report)
     )
@@ -181,7 +235,8 @@ fn stage_table(stages: &PerStage<Pair>) -> String {
 
 fn growth_table(report: &Report) -> String {
     let sum = |stages, of: fn(&Pair) -> u64| total(stages, of).to_string();
-    let rows: Vec<[String; 7]> = SIZES
+    let rows: Vec<[String; 7]> = report
+        .candidates
         .iter()
         .zip(&report.sizes)
         .map(|(size, stages)| {
@@ -205,12 +260,13 @@ fn growth_table(report: &Report) -> String {
         "reuse µs",
         "baseline",
     ];
-    format!(
-        "{}fuel grows as n^{:.2}, baseline's as n^{:.2}\n",
-        table::render(header, &rows),
-        report.growth,
-        report.baseline_growth
-    )
+    let growth = report.growth.map(|growth| {
+        format!(
+            "fuel grows as n^{:.2}, baseline's as n^{:.2}, from {} to {} candidates\n",
+            growth.policy, growth.baseline, growth.from, growth.to
+        )
+    });
+    table::render(header, &rows) + &growth.unwrap_or_default()
 }
 
 fn median(times: Times) -> u64 {
@@ -233,7 +289,8 @@ fn curve(report: &Report) -> String {
         .unwrap_or(0)
         .max(1);
     let bar = |fuel: u64, mark: &str| mark.repeat((fuel * BAR_WIDTH).div_ceil(most) as usize);
-    SIZES
+    report
+        .candidates
         .iter()
         .zip(&report.sizes)
         .map(|(size, stages)| {

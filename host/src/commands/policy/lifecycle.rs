@@ -4,26 +4,34 @@ use super::{name_of, print, text_of, where_of};
 use crate::commands::block_on;
 use crate::commands::remote::{Step, TargetArguments};
 use crate::policy::PolicyRef;
+use anyhow::bail;
 use clap::Args;
 
 /// Ranks beside the active policy, for nobody
 #[derive(Debug, Args)]
-#[command(after_help = "Example: nova policy shadow fresh-first@0.1.0")]
+#[command(
+    after_help = "Examples:\n  nova policy shadow fresh-first@0.1.0\n  nova policy shadow fresh-first@0.1.0 --end"
+)]
 pub struct Shadow {
     /// name@version
     policy: PolicyRef,
+    /// Ends it
+    #[arg(long)]
+    end: bool,
     #[command(flatten)]
     target: TargetArguments,
 }
 
 /// Serves a share of the viewers; 0 ends a canary or a shadow
 #[derive(Debug, Args)]
-#[command(after_help = "Example: nova policy canary 5 fresh-first@0.1.0")]
+#[command(
+    after_help = "Examples:\n  nova policy canary 5 fresh-first@0.1.0\n  nova policy canary 20"
+)]
 pub struct Canary {
     /// Of the viewers whom no experiment takes, 0 … 100
     percent: f64,
-    /// name@version
-    policy: PolicyRef,
+    /// name@version [default: the canary, else the only policy in shadow]
+    policy: Option<PolicyRef>,
     #[command(flatten)]
     target: TargetArguments,
 }
@@ -49,6 +57,27 @@ pub struct Quarantine {
     reason: String,
     #[command(flatten)]
     target: TargetArguments,
+}
+
+/// The policy that is named, else the one that is on its way to being active: the canary, else the only one in shadow.
+pub async fn on_trial(
+    target: &TargetArguments,
+    named: Option<PolicyRef>,
+) -> anyhow::Result<PolicyRef> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let list = target.target().await?.list().await?;
+    let entries = list["policies"].as_array().into_iter().flatten();
+    let in_state = |state: &str| -> Vec<String> {
+        let entries = entries.clone().filter(|entry| entry["state"] == state);
+        entries.map(name_of).collect()
+    };
+    match (&in_state("canary")[..], &in_state("shadow")[..]) {
+        ([policy], _) | ([], [policy]) => policy.parse().map_err(anyhow::Error::msg),
+        (_, []) => bail!("no policy is canary or in shadow; name one: name@version"),
+        (_, several) => bail!("in shadow are {}; name one of them", several.join(", ")),
+    }
 }
 
 fn take(
@@ -79,14 +108,20 @@ fn take(
 
 impl Shadow {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        take(&self.target, &self.policy, &Step::Shadow, json)
+        let step = if self.end {
+            Step::EndShadow
+        } else {
+            Step::Shadow
+        };
+        take(&self.target, &self.policy, &step, json)
     }
 }
 
 impl Canary {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let percent = self.percent;
-        take(&self.target, &self.policy, &Step::Canary { percent }, json)
+        let policy = block_on(on_trial(&self.target, self.policy))?;
+        take(&self.target, &policy, &Step::Canary { percent }, json)
     }
 }
 

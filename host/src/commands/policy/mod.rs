@@ -6,7 +6,7 @@ mod replay;
 mod status;
 
 use super::audit::local_lines;
-use super::remote::{Target, TargetArguments};
+use super::remote::{Step, Target, TargetArguments};
 use super::{block_on, progress, scaffold, table};
 use crate::policy::PolicyRef;
 use crate::policy::admission::PolicyFiles;
@@ -71,7 +71,7 @@ enum PolicyCommand {
     // `--version` is the policy's here, not the program's.
     #[command(
         disable_version_flag = true,
-        after_help = "Examples:\n  nova policy push fresh-first\n  nova policy push --from baseline@1.0.0 --version 1.1.0 --set score.w_freshness=0.35"
+        after_help = "Examples:\n  nova policy push fresh-first --shadow\n  nova policy push --from baseline@1.0.0 --version 1.1.0 --set score.w_freshness=0.35"
     )]
     Push(Push),
     /// Every published policy
@@ -83,8 +83,8 @@ enum PolicyCommand {
     /// Makes a published policy the active one
     #[command(after_help = "Example: nova policy activate fresh-first@0.1.0")]
     Activate {
-        /// name@version
-        policy: PolicyRef,
+        /// name@version [default: the canary, else the only policy in shadow]
+        policy: Option<PolicyRef>,
         #[command(flatten)]
         target: TargetArguments,
     },
@@ -123,6 +123,9 @@ struct Push {
     /// … with these parameter values, e.g. score.w_freshness=0.35; may be repeated
     #[arg(long = "set", value_name = "STAGE.PARAM=VALUE", requires = "from")]
     set: Vec<String>,
+    /// And lets it rank beside the active policy, for nobody; see: nova policy status
+    #[arg(long)]
+    shadow: bool,
     #[command(flatten)]
     target: TargetArguments,
 }
@@ -151,6 +154,7 @@ impl PolicyArguments {
                 Ok(())
             }),
             PolicyCommand::Activate { policy, target } => block_on(async {
+                let policy = lifecycle::on_trial(&target, policy).await?;
                 let answer = target.target().await?.activate(&policy).await?;
                 print(json, &answer, format!("{policy} is active\n"));
                 Ok(())
@@ -223,7 +227,7 @@ fn new(name: &str, stage: StageArgument, language: Language, json: bool) -> anyh
         Language::Javascript => "policy.js",
     };
     let text = format!(
-        "made ./{name}: edit {rule}, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy push {name}\n"
+        "made ./{name}: edit {rule}, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy bench {name}\n  nova policy push {name} --shadow\n"
     );
     print(json, &json!({ "path": path, "stage": stage }), text);
     Ok(())
@@ -254,7 +258,14 @@ impl Push {
             (None, Some(from)) => self.derive(&target, from).await?,
             (None, None) => bail!("name a policy directory, or --from name@version"),
         };
-        let answer = target.publish(files).await?;
+        let mut answer = target.publish(files).await?;
+        if self.shadow {
+            let published: PolicyRef = name_of(&answer).parse().map_err(anyhow::Error::msg)?;
+            answer = target
+                .step(&published, &Step::Shadow)
+                .await
+                .with_context(|| format!("{published} is published, but not in shadow"))?;
+        }
         let text = format!(
             "{} is {}\ndigest {}\n",
             name_of(&answer),

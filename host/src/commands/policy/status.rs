@@ -29,8 +29,12 @@ impl Status {
         })?;
         block_on(async {
             loop {
-                let status = ask(&remote).await?;
-                print(json, &status, render(&status));
+                match ask(&remote).await {
+                    Ok(status) => print(json, &status, render(&status)),
+                    // A host that is being restarted is what one watches.
+                    Err(error) if self.watch => eprintln!("nova: {error:#}"),
+                    Err(error) => return Err(error),
+                }
                 if !self.watch {
                     return Ok(());
                 }
@@ -100,11 +104,13 @@ fn shadow_line(report: &Value) -> String {
         None => String::new(),
     };
     format!(
-        ": {} runs, {failed} failed, {} dropped, p99 {} ms; {} of the page in common, τ {}, first author's share {} → {} (medians){stopped}",
+        ": {} runs, {failed} failed, {} dropped, p99 {} ms; {} of the page in common, {} posts entered, {} left, τ {}, first author's share {} → {} (medians){stopped}",
         report["runs"],
         report["dropped"],
         number(&report["p99_ms"], 2),
         number(&comparison["overlap"]["p50"], 2),
+        number(&comparison["entered"]["p50"], 0),
+        number(&comparison["left"]["p50"], 0),
         number(&comparison["kendall_tau"]["p50"], 2),
         number(&comparison["authors"]["max_share_before"]["p50"], 2),
         number(&comparison["authors"]["max_share_after"]["p50"], 2),

@@ -10,6 +10,9 @@ use crate::policy::loaded::misfits;
 use crate::policy::module::Module;
 use std::sync::Arc;
 
+/// The code of a reason that may pass by itself: another policy brings the module.
+pub const MODULE_MISSING: &str = "module_missing";
+
 /// A stage's module with its bytes.
 #[derive(Clone)]
 pub struct Found {
@@ -27,7 +30,7 @@ impl Found {
         stage: Stage,
     ) -> Result<Self, Reason> {
         let bytes = find_bytes(known, files, stage, &manifest.stage(stage).module)
-            .map_err(|message| Reason::new("module_missing", stage, message))?;
+            .map_err(|message| Reason::new(MODULE_MISSING, stage, message))?;
         let module = load(engine, known, stage, &bytes)?;
         Ok(Self {
             stage,

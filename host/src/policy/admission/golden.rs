@@ -16,7 +16,7 @@ const TYPICAL: usize = 200;
 const HUGE: u64 = (1 << 53) - 1;
 
 /// A viewer who is nobody.
-pub const REQUEST: Request = Request {
+const REQUEST: Request = Request {
     user_id: 9_007_199_254_740_000,
     now_ms: NOW_MS,
     seed: 0x5eed,
@@ -27,6 +27,7 @@ pub const REQUEST: Request = Request {
 #[derive(Debug, Clone)]
 pub struct Golden {
     pub name: &'static str,
+    pub request: Request,
     pub set: CandidateSet,
     pub seen: Vec<bool>,
     /// What `saturate` is given.
@@ -36,7 +37,7 @@ pub struct Golden {
 impl Golden {
     pub fn input(&self) -> RankInput<'_> {
         RankInput {
-            request: &REQUEST,
+            request: &self.request,
             set: &self.set,
             seen: &self.seen,
         }
@@ -52,6 +53,7 @@ impl Golden {
         let mut random = SplitMix(candidates as u64);
         let mut golden = Self {
             name,
+            request: REQUEST,
             set: CandidateSet::default(),
             seen: Vec::new(),
             scores: Vec::new(),

@@ -8,6 +8,7 @@ pub mod record;
 pub mod signature;
 pub mod trial;
 
+pub use found::MODULE_MISSING;
 pub use reason::{Reason, Refusal};
 pub use record::Record;
 

@@ -1,6 +1,6 @@
 //! One stage, tried on the golden sets: what it answers, and what it costs.
 
-use super::golden::{self, CANDIDATES_MAX, Golden, OVERSIZE, REQUEST};
+use super::golden::{self, CANDIDATES_MAX, Golden, OVERSIZE};
 use super::reason::Reason;
 use super::record::{FUEL_PER_MS, FuelAt, StageRecord, growth};
 use crate::policy::artifact::{Digest, InstanceMode, Limits, Stage};
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Sizes at which fuel is measured, and how many times the fuel of its deadline a stage may use there:
 /// 5,000 candidates are more than there can be, and quadratic work over them is 21 times that over 1,100.
 const MEASURED: [(usize, u64); 3] = [(100, 1), (CANDIDATES_MAX, 1), (OVERSIZE, 25)];
+/// Of the golden sets and the ends of ranges together: each call may be slow, and a module may declare hundreds of parameters.
+const TRIAL_TIME_MAX: Duration = Duration::from_secs(120);
 /// Of calls that are timed; the best of them is what the machine can do. Ten, because a busy machine
 /// interrupts some, and hardly all.
 const TIMED_CALLS: usize = 10;
@@ -67,10 +69,11 @@ fn try_anew(engine: &Engine, subject: Subject<'_>) -> Tried {
             };
         }
     };
-    let mut reasons = subject.try_sets();
+    let until = Instant::now() + TRIAL_TIME_MAX;
+    let mut reasons = subject.try_sets(until);
     if reasons.is_empty() {
         record.time_us = subject.time().as_micros() as u64;
-        reasons = subject.try_parameters();
+        reasons = subject.try_parameters(until);
     }
     Tried { record, reasons }
 }
@@ -129,6 +132,15 @@ impl Subject<'_> {
         u64::from(self.limits.deadline_ms) * FUEL_PER_MS
     }
 
+    fn takes_too_long(&self) -> Reason {
+        let message = format!(
+            "{}: not tried within {} s; declare fewer parameters, or do less work",
+            self.stage,
+            TRIAL_TIME_MAX.as_secs()
+        );
+        Reason::new("trial_time", self.stage, message)
+    }
+
     fn endless(&self, candidates: usize, fuel: u64) -> Reason {
         let Self { stage, limits, .. } = self;
         let message = format!(
@@ -139,9 +151,12 @@ impl Subject<'_> {
     }
 
     /// Each golden set: twice on one instance and once on a fresh one, the contract held each time.
-    fn try_sets(&self) -> Vec<Reason> {
+    fn try_sets(&self, until: Instant) -> Vec<Reason> {
         let mut breaches = Breaches::default();
         for golden in golden::sets() {
+            if Instant::now() > until {
+                return vec![self.takes_too_long()];
+            }
             match self.try_set(&golden) {
                 Ok(()) => {}
                 Err(breach) => {
@@ -171,11 +186,14 @@ impl Subject<'_> {
     }
 
     /// Every parameter at both ends of its range, the others as the policy sets them.
-    fn try_parameters(&self) -> Vec<Reason> {
+    fn try_parameters(&self, until: Instant) -> Vec<Reason> {
         let golden = golden::for_parameters();
         let mut reasons = Vec::new();
         for (at, declared) in self.module.description.parameters.iter().enumerate() {
             for (end, value) in [("minimum", declared.min), ("maximum", declared.max)] {
+                if Instant::now() > until {
+                    return vec![self.takes_too_long()];
+                }
                 let mut params = self.params.to_vec();
                 params[at] = value;
                 if let Err(failure) = self.call(InstanceMode::Reuse, &golden, &params) {
@@ -221,19 +239,19 @@ impl Subject<'_> {
             memory_bytes: (self.limits.memory_mb as usize) << 20,
             mode,
         };
-        let module = self.module;
+        let (module, request) = (self.module, &golden.request);
         let all = (0..golden.set.len() as u32).collect();
         let columns = |rows| Columns::gather(&module.features, golden.input(), rows);
         match self.stage {
             Stage::Dedup => {
                 let columns = columns(all);
-                let kept = module.dedup(budget, &REQUEST, params, &columns.candidates())?;
+                let kept = module.dedup(budget, request, params, &columns.candidates())?;
                 check_kept(&kept, columns.rows.len())?;
                 Ok(kept)
             }
             Stage::Score => {
                 let columns = columns(all);
-                let scores = module.score(budget, &REQUEST, params, &columns.candidates())?;
+                let scores = module.score(budget, request, params, &columns.candidates())?;
                 check_scores(&scores, columns.rows.len())?;
                 Ok(scores.into_iter().map(f32::to_bits).collect())
             }
@@ -244,7 +262,7 @@ impl Subject<'_> {
                     .map(|&row| golden.scores[row as usize])
                     .collect();
                 let columns = columns(order);
-                let shown = module.saturate(budget, &REQUEST, params, &columns.ranked(&scores))?;
+                let shown = module.saturate(budget, request, params, &columns.ranked(&scores))?;
                 check_permutation(&shown, columns.rows.len())?;
                 Ok(shown)
             }

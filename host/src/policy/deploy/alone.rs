@@ -37,6 +37,11 @@ impl Deploy {
         local.is_some_and(|local| !local.is_empty())
     }
 
+    /// Whether the registry did not answer when it was last looked at.
+    pub fn is_away(&self) -> bool {
+        self.away.load(Ordering::Acquire)
+    }
+
     /// Whether this change is made without asking a registry that did not answer just now.
     pub(super) fn makes_alone(&self, change: &Change) -> bool {
         self.away.load(Ordering::Acquire)

@@ -5,7 +5,12 @@ use super::{Deploy, DeployError, PolicyState, Published, Reach, require_publishe
 use crate::metrics::METRICS;
 use crate::policy::artifact::PolicyRef;
 use crate::policy::lifecycle::{Event, state_of, step};
+use crate::policy::loaded::LoadedPolicy;
 use crate::policy::registry::{Change, RegistryState};
+use std::sync::Arc;
+
+/// Of one rollback, while others change what it has nothing to do with.
+const ROLLBACK_ATTEMPTS: u32 = 4;
 
 impl Deploy {
     /// Makes a published policy the active one.
@@ -17,8 +22,16 @@ impl Deploy {
         policy: &PolicyRef,
         actor: &str,
     ) -> Result<Published, DeployError> {
+        let _loaded = self.load_early(policy).await;
         let _changing = self.begin_change().await;
         self.activate_locked(policy, actor).await
+    }
+
+    /// Loads what a change will need before other changes have to wait for it. What stands in the way is told by the
+    /// change itself.
+    async fn load_early(&self, policy: &PolicyRef) -> Option<Arc<LoadedPolicy>> {
+        let state = self.serving().state.clone();
+        self.load(&state, policy, None).await.ok()
     }
 
     pub(super) async fn activate_locked(
@@ -31,7 +44,7 @@ impl Deploy {
         if changes.is_empty() && serving.active.spec.policy == *policy {
             return standing(&serving.state, policy);
         }
-        self.refuse_downgrade(&serving, policy)?;
+        self.refuse_downgrade(&serving.state, policy)?;
         // Loaded before it is recorded: what cannot run must not become the truth.
         let loaded = self.load(&serving.state, policy, None).await?;
         let change = Change::Activate {
@@ -54,6 +67,30 @@ impl Deploy {
     pub async fn shadow(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
         self.take_step(policy, Event::Shadow(policy.clone()), actor)
             .await
+    }
+
+    /// Ends a shadow; whoever may begin one may end it, which is not so of a canary.
+    ///
+    /// # Errors
+    /// When it is none, or the registry does not answer.
+    pub async fn end_shadow(
+        &self,
+        policy: &PolicyRef,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let _changing = self.begin_change().await;
+        let serving = self.serving.load_full();
+        if !serving.state.shadows.contains(policy) {
+            require_published(&serving.state, policy)?;
+            return Err(DeployError::Conflict(format!("{policy} is not in shadow")));
+        }
+        let change = Change::Canary {
+            policy: policy.clone(),
+            percent: 0.0,
+        };
+        self.carry_out(change, actor).await?;
+        tracing::info!(%policy, actor, "shadow ended");
+        standing(&self.serving().state, policy)
     }
 
     /// Serves a share of the viewers whom no experiment takes; 0 ends a canary or a shadow.
@@ -88,6 +125,10 @@ impl Deploy {
         event: Event,
         actor: &str,
     ) -> Result<Published, DeployError> {
+        let _loaded = match &event {
+            Event::Shadow(_) | Event::Canary { .. } => self.load_early(policy).await,
+            _ => None,
+        };
         let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &event)?;
@@ -100,6 +141,9 @@ impl Deploy {
             true => Some(self.load(&serving.state, policy, None).await?),
             false => None,
         };
+        if loaded.is_some() && matches!(event, Event::Canary { .. }) {
+            self.refuse_downgrade(&serving.state, policy)?;
+        }
         for change in changes {
             let (action, detail) = (change.action(), change.detail());
             self.carry_out(change, actor).await?;
@@ -121,6 +165,24 @@ impl Deploy {
         actor: &str,
     ) -> Result<(Published, Reach), DeployError> {
         let _changing = self.begin_change().await;
+        for _ in 1..ROLLBACK_ATTEMPTS {
+            let active = self.serving().state.activations.last().cloned();
+            match self.roll_back(reason, expected_active, actor).await {
+                // Somebody changed something else meanwhile: an operator who rolls back need not know.
+                Err(DeployError::Conflict(_))
+                    if active == self.serving().state.activations.last().cloned() => {}
+                other => return other,
+            }
+        }
+        self.roll_back(reason, expected_active, actor).await
+    }
+
+    async fn roll_back(
+        &self,
+        reason: &str,
+        expected_active: Option<&PolicyRef>,
+        actor: &str,
+    ) -> Result<(Published, Reach), DeployError> {
         let serving = self.serving.load_full();
         let event = Event::Rollback {
             reason: reason.to_owned(),

@@ -1,5 +1,6 @@
 //! Experiments and cohorts: changing them, and making the running ones ready to assign.
 
+use super::load::{Wanted, possible};
 use super::{Deploy, DeployError, Reach};
 use crate::experiments::cohort::Rule;
 use crate::experiments::routing::RunningExperiment;
@@ -18,6 +19,16 @@ impl Deploy {
         spec: ExperimentSpec,
         actor: &str,
     ) -> Result<(Experiment, bool), DeployError> {
+        // Before others have to wait. What is wrong is told below.
+        let mut loaded = Vec::new();
+        for variation in &spec.variations {
+            let overrides = variation.params.clone().map(Into::into);
+            let state = self.serving().state.clone();
+            loaded.push(
+                self.load(&state, &variation.policy, overrides.as_ref())
+                    .await,
+            );
+        }
         let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         self.check_experiment(&serving.state, &spec).await?;
@@ -178,6 +189,7 @@ impl Deploy {
     pub(super) async fn running_experiments(
         &self,
         state: &RegistryState,
+        wanted: Wanted,
     ) -> anyhow::Result<Vec<RunningExperiment>> {
         let mut running = Vec::new();
         for (key, experiment) in &state.experiments {
@@ -187,17 +199,12 @@ impl Deploy {
             let mut policies = Vec::new();
             for variation in &experiment.spec.variations {
                 let overrides = variation.params.clone().map(Into::into);
-                match self
-                    .load(state, &variation.policy, overrides.as_ref())
-                    .await
-                {
-                    Ok(policy) => policies.push(policy),
-                    Err(DeployError::Unavailable(error)) => return Err(error),
-                    Err(error) => {
-                        tracing::error!(experiment = key, policy = %variation.policy, %error, "a variation cannot be loaded; its experiment assigns nobody");
-                    }
-                }
+                let loaded = self
+                    .wanted(state, &variation.policy, overrides.as_ref(), wanted)
+                    .await;
+                policies.extend(possible(loaded, &variation.policy, "variation")?);
             }
+            // Without one of its variations it would assign those of the others alone.
             if policies.len() < experiment.spec.variations.len() {
                 continue;
             }

@@ -79,7 +79,7 @@ impl Deploy {
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
-        let is_behind = self.is_ahead() || self.is_unsettled();
+        let is_behind = self.is_ahead() || self.is_unsettled() || self.late.is_done();
         if revision == self.serving().state.revision && !is_behind {
             return Ok(());
         }
@@ -88,9 +88,11 @@ impl Deploy {
             self.settle_local_changes().await?;
         }
         // Meanwhile this host's own change, of which this is the echo, may have been loaded.
-        if revision != self.serving().state.revision {
+        let late = self.late.take();
+        if revision != self.serving().state.revision || !late.is_empty() {
             self.refresh().await?;
         }
+        drop(late);
         if self.is_unsettled() {
             self.settle().await?;
         }

@@ -1,17 +1,25 @@
 //! From the registry to what serves: policies compiled and bound, then the pointer exchanged.
 
+use super::modules::Modules;
 use super::{Deploy, DeployError, Serving, WARM_POLICIES, require_published};
 use crate::experiments::routing::{CanaryShare, RunningExperiment};
+use crate::experiments::spec::ExperimentState;
 use crate::metrics::METRICS;
 use crate::policy::admission::Refusal;
-use crate::policy::artifact::{Digest, PerStage, PolicyRef};
+use crate::policy::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
 use crate::policy::budget::Outcomes;
 use crate::policy::lifecycle::rollback_targets;
 use crate::policy::loaded::LoadedPolicy;
-use crate::policy::module::Module;
-use crate::policy::registry::{Canary, RegistryState};
+use crate::policy::registry::{Canary, PublishedPolicy, RegistryState};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How long a change of what serves waits for what few viewers or none get. Policies written in Rust compile in a tenth of it.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(1);
+/// At the start of a host nobody waits, and what it begins with should be whole.
+const COMPILE_PATIENCE_AT_START: Duration = Duration::from_secs(10);
 
 impl Deploy {
     /// Loads the registry and exchanges the pointer.
@@ -20,18 +28,34 @@ impl Deploy {
         self.serve(self.with_local_changes(state)).await
     }
 
-    /// Exchanges the pointer for one to what the registry says and this host knows better.
+    /// Exchanges the pointer for one to what the registry says and this host knows better. Whatever must be fetched and
+    /// compiled is before that. Only the active policy is waited for as long as it takes: a policy with an interpreter
+    /// in it compiles for half a minute, and a rollback that comes after it must not wait for somebody's experiment.
     pub(super) async fn serve(&self, recorded: RegistryState) -> anyhow::Result<()> {
-        // Whatever must be fetched and compiled is, before anybody has to wait for the exchange.
-        let _compiled = self.build(self.with_withdrawn(recorded.clone())).await?;
+        let state = self.with_withdrawn(recorded.clone());
+        let _active = self.active_of(&state).await?;
+        let patience = match self.prepared.load(Ordering::Acquire) {
+            true => COMPILE_PATIENCE,
+            false => COMPILE_PATIENCE_AT_START,
+        };
+        let built = tokio::time::timeout(patience, self.build(state.clone(), Wanted::All)).await;
+        let _compiled = match built {
+            Ok(built) => Some(built?),
+            Err(_) => {
+                self.load_later(&state);
+                None
+            }
+        };
         let _exchanging = self.exchanging.lock().await;
         self.note_unsettled(&recorded);
         self.exchange(recorded).await
     }
 
-    /// Under the lock of whoever exchanges.
+    /// Under the lock of whoever exchanges. Beside the active policy, what is not in memory is left out.
     pub(super) async fn exchange(&self, state: RegistryState) -> anyhow::Result<()> {
-        let serving = self.build(self.with_withdrawn(state)).await?;
+        let serving = self
+            .build(self.with_withdrawn(state), Wanted::InMemory)
+            .await?;
         let quarantined = i64::try_from(serving.state.quarantined.len()).unwrap_or(i64::MAX);
         METRICS.policy_quarantined.set(quarantined);
         self.serving.store(Arc::new(serving));
@@ -39,37 +63,40 @@ impl Deploy {
         Ok(())
     }
 
-    async fn build(&self, state: RegistryState) -> anyhow::Result<Serving> {
-        let active = match state.activations.last() {
-            None => self.baseline.clone(),
-            Some(policy) => match self.load_if_possible(&state, policy, "active").await? {
-                Some(loaded) => loaded,
-                None => self.serving().active.clone(),
-            },
+    async fn active_of(&self, state: &RegistryState) -> anyhow::Result<Arc<LoadedPolicy>> {
+        let Some(policy) = state.activations.last() else {
+            return Ok(self.baseline.clone());
         };
+        let loaded = self.wanted(state, policy, None, Wanted::All).await;
+        Ok(possible(loaded, policy, "active")?.unwrap_or_else(|| self.serving().active.clone()))
+    }
+
+    async fn build(&self, state: RegistryState, wanted: Wanted) -> anyhow::Result<Serving> {
+        let active = self.active_of(&state).await?;
         let mut warm = Vec::new();
         for policy in rollback_targets(&state).take(WARM_POLICIES) {
             // A former policy that cannot be had right now is no reason to keep an older revision.
-            match self.load(&state, policy, None).await {
-                Ok(loaded) => warm.push(loaded),
+            match self.wanted(&state, policy, None, wanted).await {
+                Ok(loaded) => warm.extend(loaded),
                 Err(error) => tracing::error!(%policy, %error, "a former policy cannot be loaded"),
             }
         }
         let canary = match &state.canary {
             None => None,
-            Some(Canary { policy, percent }) => self
-                .load_if_possible(&state, policy, "canary")
-                .await?
-                .map(|policy| CanaryShare {
+            Some(Canary { policy, percent }) => {
+                let loaded = self.wanted(&state, policy, None, wanted).await;
+                possible(loaded, policy, "canary")?.map(|policy| CanaryShare {
                     policy,
                     percent: *percent,
-                }),
+                })
+            }
         };
         let mut shadows = Vec::new();
         for policy in &state.shadows {
-            shadows.extend(self.load_if_possible(&state, policy, "shadow").await?);
+            let loaded = self.wanted(&state, policy, None, wanted).await;
+            shadows.extend(possible(loaded, policy, "shadow")?);
         }
-        let experiments = self.running_experiments(&state).await?;
+        let experiments = self.running_experiments(&state, wanted).await?;
         let needs_attributes = experiments.iter().any(RunningExperiment::needs_attributes);
         Ok(Serving {
             state,
@@ -82,22 +109,41 @@ impl Deploy {
         })
     }
 
-    /// `None` for a policy that will never load; an error while the registry does not answer, so that the
-    /// old revision stays and this is repeated.
-    async fn load_if_possible(
+    /// A published policy with its modules compiled; `None` when it is not in memory and only that is wanted.
+    ///
+    /// # Errors
+    /// As [`Deploy::load`].
+    pub(super) async fn wanted(
         &self,
         state: &RegistryState,
         policy: &PolicyRef,
-        role: &'static str,
-    ) -> anyhow::Result<Option<Arc<LoadedPolicy>>> {
-        match self.load(state, policy, None).await {
-            Ok(loaded) => Ok(Some(loaded)),
-            Err(DeployError::Unavailable(error)) => Err(error),
-            Err(error) => {
-                tracing::error!(%policy, role, %error, "a policy cannot be loaded; what served before goes on");
-                Ok(None)
+        overrides: Option<&PerStage<BTreeMap<String, f64>>>,
+        wanted: Wanted,
+    ) -> Result<Option<Arc<LoadedPolicy>>, DeployError> {
+        match wanted {
+            Wanted::All => self.load(state, policy, overrides).await.map(Some),
+            Wanted::InMemory => {
+                let spec = spec_of(require_published(state, policy)?, overrides);
+                Ok(self.in_memory(&(policy.clone(), spec.digest())))
             }
         }
+    }
+
+    /// Compiles in the background what serves nobody or not everybody, and has it taken up when it is there.
+    fn load_later(&self, state: &RegistryState) {
+        let shadows = state.shadows.iter();
+        let trials = shadows.chain(state.canary.iter().map(|canary| &canary.policy));
+        let running = state.experiments.values();
+        let running = running.filter(|experiment| experiment.state == ExperimentState::Running);
+        let variations = running.flat_map(|experiment| &experiment.spec.variations);
+        let policies = trials
+            .chain(variations.map(|variation| &variation.policy))
+            .chain(rollback_targets(state).take(WARM_POLICIES));
+        let published = policies.filter_map(|policy| state.policy(policy));
+        let modules = published
+            .flat_map(|published| Stage::ALL.map(|stage| published.spec.stages.get(stage).module));
+        self.late
+            .load(&self.modules(), modules.collect(), self.settle_soon.clone());
     }
 
     pub(super) fn show_active(&self) {
@@ -116,23 +162,16 @@ impl Deploy {
         overrides: Option<&PerStage<BTreeMap<String, f64>>>,
     ) -> Result<Arc<LoadedPolicy>, DeployError> {
         let published = require_published(state, policy)?;
-        let spec = overrides.map_or_else(
-            || published.spec.clone(),
-            |values| published.spec.with_overrides(values),
-        );
+        let spec = spec_of(published, overrides);
         let key = (policy.clone(), spec.digest());
-        if let Some(loaded) = self
-            .bound
-            .lock()
-            .ok()
-            .and_then(|bound| bound.get(&key)?.upgrade())
-        {
+        if let Some(loaded) = self.in_memory(&key) {
             return Ok(loaded);
         }
+        let from = self.modules();
         let modules = PerStage {
-            dedup: self.module(spec.stages.dedup.module).await?,
-            score: self.module(spec.stages.score.module).await?,
-            saturation: self.module(spec.stages.saturation.module).await?,
+            dedup: from.module(spec.stages.dedup.module).await?,
+            score: from.module(spec.stages.score.module).await?,
+            saturation: from.module(spec.stages.saturation.module).await?,
         };
         self.check_signature(published, &modules).await?;
         let mut loaded = LoadedPolicy::bind(published.digest, spec, modules)
@@ -160,20 +199,50 @@ impl Deploy {
         new
     }
 
-    async fn module(&self, digest: Digest) -> Result<Arc<Module>, DeployError> {
-        if let Some(module) = self.compiled.get(digest) {
-            return Ok(module);
+    fn in_memory(&self, key: &(PolicyRef, Digest)) -> Option<Arc<LoadedPolicy>> {
+        self.bound.lock().ok()?.get(key)?.upgrade()
+    }
+
+    fn modules(&self) -> Modules {
+        Modules {
+            engine: self.engine.clone(),
+            registry: self.registry.clone(),
+            compiled: self.compiled.clone(),
         }
-        let bytes = self.registry.module(digest).await?;
-        let bytes = bytes
-            .ok_or_else(|| DeployError::NotFound(format!("the registry has no module {digest}")))?;
-        let engine = self.engine.clone();
-        let module = tokio::task::spawn_blocking(move || engine.load(&bytes))
-            .await
-            .map_err(|error| DeployError::Unavailable(error.into()))?
-            .map_err(|error| DeployError::Refused(Refusal::one(error.to_string())))?;
-        let module = Arc::new(module);
-        self.compiled.keep(&module);
-        Ok(module)
+    }
+}
+
+/// Which policies are worth waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    All,
+    /// None: whoever asks holds up others.
+    InMemory,
+}
+
+fn spec_of(
+    published: &PublishedPolicy,
+    overrides: Option<&PerStage<BTreeMap<String, f64>>>,
+) -> PolicySpec {
+    overrides.map_or_else(
+        || published.spec.clone(),
+        |values| published.spec.with_overrides(values),
+    )
+}
+
+/// `None` for a policy that will never load; an error while the registry does not answer, so that the
+/// old revision stays and this is repeated.
+pub(super) fn possible(
+    loaded: Result<Option<Arc<LoadedPolicy>>, DeployError>,
+    policy: &PolicyRef,
+    role: &'static str,
+) -> anyhow::Result<Option<Arc<LoadedPolicy>>> {
+    match loaded {
+        Ok(loaded) => Ok(loaded),
+        Err(DeployError::Unavailable(error)) => Err(error),
+        Err(error) => {
+            tracing::error!(%policy, role, %error, "a policy cannot be loaded; what served before goes on");
+            Ok(None)
+        }
     }
 }

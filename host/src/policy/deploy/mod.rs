@@ -1,6 +1,7 @@
 //! What serves, and how it is changed. Readers take one pointer; changes are made one at a time,
 //! first in the registry, then by exchanging that pointer.
 
+mod admissions;
 mod alone;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -29,8 +30,9 @@ use super::registry::{
 };
 use crate::experiments::routing::{CanaryShare, RunningExperiment};
 use crate::experiments::spec::FieldError;
+use admissions::Admissions;
 use arc_swap::ArcSwap;
-use modules::CompiledModules;
+use modules::{CompiledModules, Late};
 pub use status::ServingStatus;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
@@ -71,6 +73,8 @@ pub enum DeployError {
     NotFound(String),
     #[error("{0}")]
     Conflict(String),
+    #[error("other uploads are being tried; nothing was changed, try again in a minute")]
+    Busy,
     #[error("invalid")]
     Invalid(Vec<FieldError>),
     #[error("{0:#}")]
@@ -125,6 +129,7 @@ pub struct Deploy {
     registry: Arc<dyn Registry>,
     serving: ArcSwap<Serving>,
     compiled: CompiledModules,
+    admissions: Admissions,
     bound: Mutex<HashMap<(PolicyRef, Digest), Weak<LoadedPolicy>>>,
     outcomes: Mutex<HashMap<Digest, Weak<Outcomes>>>,
     /// What this binary ships, so that the last resort of a rollback is always warm.
@@ -138,7 +143,9 @@ pub struct Deploy {
     withdrawn: Mutex<BTreeMap<Digest, Quarantine>>,
     /// Whether something has to be brought into the registry, and the call to do so.
     unsettled: AtomicBool,
-    settle_soon: Notify,
+    settle_soon: Arc<Notify>,
+    /// What is compiled in the background.
+    late: Late,
     /// Whether what this binary ships is in the registry.
     prepared: AtomicBool,
     /// Whether the registry did not answer when it was last looked at.
@@ -180,6 +187,7 @@ impl Deploy {
             registry,
             serving: ArcSwap::from_pointee(serving),
             compiled,
+            admissions: Admissions::default(),
             bound: Mutex::default(),
             outcomes: Mutex::default(),
             baseline: baseline.loaded,
@@ -187,7 +195,8 @@ impl Deploy {
             exchanging: tokio::sync::Mutex::default(),
             withdrawn: Mutex::default(),
             unsettled: AtomicBool::new(false),
-            settle_soon: Notify::new(),
+            settle_soon: Arc::default(),
+            late: Late::default(),
             prepared: AtomicBool::new(false),
             away: AtomicBool::new(false),
             development,

@@ -61,17 +61,17 @@ impl Deploy {
     /// # Errors
     /// As `publish`.
     pub async fn admit(&self, files: PolicyFiles) -> Result<Admitted, DeployError> {
+        let turn = self.admissions.turn().await?;
         let known = Known {
             compiled: self.compiled.clone(),
             bytes: self.published_bytes(&files).await?,
             tried: self.tried(&files),
         };
         let engine = self.engine.clone();
-        let admitted = tokio::task::spawn_blocking(move || admit(&engine, &known, &files))
+        let admitted = turn
+            .run(move || admit(&engine, &known, &files))
             .await
-            .map_err(|_| {
-                DeployError::Refused(Refusal::one("the compiler panicked on this policy"))
-            })??;
+            .ok_or_else(|| Refusal::one("the compiler panicked on this policy"))??;
         if admitted.follow && !self.development {
             let reason = "follow = true works only on a host started for development (nova demo, nova serve --watch)";
             return Err(Refusal::one(reason).into());
@@ -121,6 +121,7 @@ impl Deploy {
             digest: loaded.digest,
             modules: admitted.module_bytes.clone(),
             at_ms: unix_ms(),
+            measured: admitted.record.clone().map(Box::new),
         };
         self.carry_out(change, actor).await?;
         let policy = loaded.spec.policy.clone();

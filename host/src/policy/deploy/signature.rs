@@ -1,11 +1,11 @@
 //! Signatures where they matter once more: when what the registry holds is about to serve.
 
-use super::{Deploy, DeployError, Serving};
+use super::{Deploy, DeployError};
 use crate::policy::admission::signature::{Proof, is_shipped};
 use crate::policy::admission::{Reason, Refusal};
 use crate::policy::artifact::{PerStage, PolicyRef};
 use crate::policy::module::Module;
-use crate::policy::registry::PublishedPolicy;
+use crate::policy::registry::{PublishedPolicy, RegistryState};
 use std::sync::Arc;
 
 impl Deploy {
@@ -37,20 +37,23 @@ impl Deploy {
         Ok(proof.proves(keys, spec, modules).map_err(refuse)?)
     }
 
-    /// Where policies are signed, an old one that is signed as well must not come back by being
-    /// activated: that is what a rollback is for, which says so in the audit log.
+    /// Where policies are signed, an old one that is signed as well must not come back to serve viewers, whatever served
+    /// in between: that is what a rollback is for, which says so in the audit log.
     pub(super) fn refuse_downgrade(
         &self,
-        serving: &Serving,
+        state: &RegistryState,
         policy: &PolicyRef,
     ) -> Result<(), DeployError> {
-        let active = &serving.active.spec.policy;
-        let lower = active.name == policy.name && policy.version < active.version;
-        if self.engine.trusted_keys().is_empty() || !lower {
+        if self.engine.trusted_keys().is_empty() {
             return Ok(());
         }
-        Err(DeployError::Conflict(format!(
-            "{active} is active, and where policies are signed {policy} comes back by a rollback alone; or publish it under a higher version"
-        )))
+        let same_name = |activated: &&PolicyRef| activated.name == policy.name;
+        let newest = state.activations.iter().filter(same_name);
+        match newest.max_by_key(|activated| &activated.version) {
+            Some(newer) if policy.version < newer.version => Err(DeployError::Conflict(format!(
+                "{newer} was active, and where policies are signed {policy} comes back by a rollback alone; or publish it under a higher version"
+            ))),
+            _ => Ok(()),
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::questions::{Affinities, Affinity, Followees, OfViewer, RecentImpressions, Totals};
 use super::{
-    ALL_THREADS, ClickHouseStore, POST_WINDOW_MS, STORE_NAME, SUGGESTIONS_TIMEOUT, failure,
-    first_hour_of_window, from_ticks, hour_of, to_ticks,
+    ALL_THREADS, ClickHouseStore, POST_WINDOW_MS, STORE_NAME, failure, first_hour_of_window,
+    from_ticks, hour_of, to_ticks,
 };
 use crate::stores::guard::Failure;
 use crate::stores::{
@@ -323,8 +323,7 @@ impl CandidateStore for ClickHouseStore {
         limit: u32,
     ) -> StoreResult<Vec<SuggestedUser>> {
         let work = self.suggestions(viewer, now_ms, limit);
-        let guard = self.guard.with_timeout(SUGGESTIONS_TIMEOUT);
-        guard.run("suggested_users", work).await
+        self.suggestions_guard.run("suggested_users", work).await
     }
 
     async fn ping(&self) -> StoreResult<()> {

@@ -39,6 +39,7 @@ use std::time::Duration;
 pub const STORE_NAME: &str = "clickhouse";
 /// The name of the worker's circuit in metrics.
 const WORK_CIRCUIT: &str = "clickhouse_writes";
+const SUGGESTIONS_CIRCUIT: &str = "clickhouse_suggestions";
 
 const DEFAULT_DATABASE: &str = "nova";
 
@@ -70,6 +71,8 @@ pub struct ClickHouseStore {
     /// Around the worker. What viewers wait for and what they do not fail apart: an insert that works says nothing of
     /// reads that are late, and inserts into a full disk are no reason to stop reading.
     work_guard: Guard,
+    /// Around suggestions, the dearest question: a viewer whose list takes too long says nothing of feeds.
+    suggestions_guard: Guard,
     lists: SharedLists,
     asked: Asked,
 }
@@ -110,6 +113,12 @@ impl ClickHouseStore {
             database: database.to_owned(),
             guard: Guard::new(STORE_NAME, QUERY_TIMEOUT),
             work_guard: Guard::for_some(STORE_NAME, WORK_CIRCUIT, WORK_TIMEOUT, Breaker::default()),
+            suggestions_guard: Guard::for_some(
+                STORE_NAME,
+                SUGGESTIONS_CIRCUIT,
+                SUGGESTIONS_TIMEOUT,
+                Breaker::default(),
+            ),
             lists: SharedLists::default(),
             asked: Asked::default(),
         })
@@ -120,6 +129,7 @@ impl ClickHouseStore {
     pub fn with_breaker(self, breaker: Breaker) -> Self {
         Self {
             guard: self.guard.with_new_breaker(breaker.clone()),
+            suggestions_guard: self.suggestions_guard.with_new_breaker(breaker.clone()),
             work_guard: self.work_guard.with_new_breaker(breaker),
             ..self
         }

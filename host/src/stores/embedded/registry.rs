@@ -163,6 +163,7 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
             digest,
             modules,
             at_ms,
+            ..
         } => {
             for (digest, bytes) in modules {
                 let insert = sqlx::query(

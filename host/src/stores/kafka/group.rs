@@ -9,7 +9,7 @@ use crate::metrics::METRICS;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,11 @@ impl Group {
 
     pub fn consumer(&self) -> &BaseConsumer<impl ConsumerContext> {
         &self.consumer
+    }
+
+    /// Why the consumer can never read again, if it cannot.
+    pub fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.consumer.client().fatal_error()
     }
 
     /// What happened to the assignment since this was asked last. Rebalances happen only while polling.

@@ -31,8 +31,6 @@ pub struct Cut<T> {
     pub batch: Batch<T>,
     pub dead: Vec<DeadLetter>,
     pub messages: u64,
-    /// Of the last message.
-    pub last_at_ms: u64,
 }
 
 #[derive(Debug)]
@@ -105,6 +103,13 @@ impl<T> Held<T> {
         }
     }
 
+    /// Every owned partition, and the time of the oldest message that waits in it.
+    pub fn oldest(&self) -> impl Iterator<Item = (&PartitionKey, Option<u64>)> {
+        let oldest = |partition: &Partition<T>| Some(partition.messages.front()?.at_ms);
+        let partitions = self.partitions.iter();
+        partitions.map(move |(key, partition)| (key, oldest(partition)))
+    }
+
     /// Messages that wait.
     pub fn len(&self) -> usize {
         self.count
@@ -166,7 +171,6 @@ fn cut<T>((topic, partition): &PartitionKey, messages: VecDeque<Taken<T>>) -> Cu
     let offsets = |end: Option<&Taken<T>>| end.map_or(0, |taken| taken.offset);
     let mut cut = Cut {
         messages: messages.len() as u64,
-        last_at_ms: messages.back().map_or(0, |taken| taken.at_ms),
         dead: Vec::new(),
         batch: Batch {
             topic: Arc::from(topic.as_str()),
@@ -275,7 +279,7 @@ mod tests {
         let cuts = held.cut(10);
         let cut = cuts
             .first()
-            .map(|cut| (cut.batch.last, cut.batch.rows.len(), cut.last_at_ms));
-        assert_eq!(cut, Some((2, 1, 9)));
+            .map(|cut| (cut.batch.last, cut.batch.rows.len(), cut.batch.first_at_ms));
+        assert_eq!(cut, Some((2, 1, 1)));
     }
 }

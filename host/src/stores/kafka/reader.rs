@@ -17,7 +17,10 @@ use crate::metrics::METRICS;
 use crate::stores::StoreResult;
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -27,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 const POLL: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+/// Before a reader that failed joins again.
+const REJOIN_WAIT: Duration = Duration::from_secs(5);
 
 /// What becomes of messages.
 pub trait BatchHandler: Send + Sync + 'static {
@@ -41,6 +47,9 @@ pub trait BatchHandler: Send + Sync + 'static {
         topic: &str,
         payload: Option<&[u8]>,
     ) -> Result<Option<Self::Item>, Undecodable>;
+
+    /// Told now and then how old the oldest message of each topic is that is not stored yet; 0 s where all are.
+    fn behind(&self, _by_topic: &BTreeMap<&str, f64>) {}
 
     /// Stores batches of different partitions. May be called again with the same batches, also by another host after a crash.
     fn store(&self, batches: &[Batch<Self::Item>]) -> impl Future<Output = StoreResult<()>> + Send;
@@ -62,11 +71,12 @@ pub struct Subscription {
 
 pub struct Reader<H: BatchHandler> {
     group: Group,
-    handler: H,
+    handler: Arc<H>,
     dead_letters: DeadLetters,
     subscription: Subscription,
     held: Held<H::Item>,
     runtime: Handle,
+    lag_shown: Option<Instant>,
     stop: CancellationToken,
 }
 
@@ -88,7 +98,6 @@ struct Round<T> {
 struct Receipt {
     dead: Vec<DeadLetter>,
     messages: u64,
-    last_at_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,30 +126,69 @@ impl<H: BatchHandler> Reader<H> {
             .iter()
             .map(|topic| settings.topic(*topic))
             .collect();
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        let reader = Self {
-            group: Group::join(settings, subscription.group, &names)?,
-            handler,
-            dead_letters: DeadLetters::new(
-                producer.clone(),
-                settings.topic(subscription.dead_letters),
-            ),
-            subscription,
-            held: Held::default(),
-            runtime: Handle::current(),
-            stop,
+        let (settings, runtime, handler) = (settings.clone(), Handle::current(), Arc::new(handler));
+        let dead_letters =
+            DeadLetters::new(producer.clone(), settings.topic(subscription.dead_letters));
+        let join = move || -> anyhow::Result<Self> {
+            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+            Ok(Self {
+                group: Group::join(&settings, subscription.group, &names)?,
+                handler: handler.clone(),
+                dead_letters: dead_letters.clone(),
+                subscription: subscription.clone(),
+                held: Held::default(),
+                runtime: runtime.clone(),
+                lag_shown: None,
+                stop: stop.clone(),
+            })
         };
-        Ok(tokio::task::spawn_blocking(move || reader.run()))
+        let first = join()?;
+        Ok(tokio::task::spawn_blocking(move || {
+            keep_reading(first, join)
+        }))
     }
 
-    fn run(mut self) {
+    /// Ends with the stop, or when the consumer is beyond help.
+    fn run(mut self) -> anyhow::Result<()> {
         while !self.stop.is_cancelled() {
+            if let Some((code, reason)) = self.group.fatal_error() {
+                anyhow::bail!("{code}: {reason}");
+            }
             self.gather();
             let cuts = self.held.cut(self.subscription.batch_max);
             if !cuts.is_empty() {
                 self.settle(Round::of(cuts));
             }
         }
+        Ok(())
+    }
+
+    /// What is not stored yet counts for as long as it is not, also while the store is down: an alert on the lag must not
+    /// wait for the batch that never comes.
+    fn show_lag(&mut self, round: Option<&Round<H::Item>>) {
+        if self
+            .lag_shown
+            .is_some_and(|shown| shown.elapsed() < LAG_INTERVAL)
+        {
+            return;
+        }
+        self.lag_shown = Some(Instant::now());
+        let now_ms = unix_ms();
+        let mut by_topic = BTreeMap::new();
+        for (key, waiting) in self.held.oldest() {
+            // What is on its way into the store came before what is still held.
+            let on_its_way = round.and_then(|round| round.oldest(key));
+            let seconds = on_its_way
+                .or(waiting)
+                .map_or(0.0, |at_ms| now_ms.saturating_sub(at_ms) as f64 / 1_000.0);
+            METRICS
+                .kafka_consumer_lag_seconds
+                .with_label_values(&[key.0.as_str(), &key.1.to_string()])
+                .set(seconds);
+            let most = by_topic.entry(key.0.as_str()).or_insert(0.0_f64);
+            *most = most.max(seconds);
+        }
+        self.handler.behind(&by_topic);
     }
 
     /// Polls until there is something to cut and the round is full, or has waited long enough for company.
@@ -150,6 +198,7 @@ impl<H: BatchHandler> Reader<H> {
             && let Some(left) = wait.left(&self.held, &self.subscription)
         {
             self.poll(left.min(POLL));
+            self.show_lag(None);
         }
     }
 
@@ -158,7 +207,7 @@ impl<H: BatchHandler> Reader<H> {
         let polled = self.group.consumer().poll(wait);
         let taken = match polled {
             None => None,
-            Some(Ok(message)) => Some(take(&self.handler, &message)),
+            Some(Ok(message)) => Some(take(self.handler.as_ref(), &message)),
             Some(Err(error)) => {
                 tracing::warn!(group = self.subscription.group, %error, "kafka consumer");
                 None
@@ -259,6 +308,7 @@ impl<H: BatchHandler> Reader<H> {
         while !self.stop.is_cancelled() && Instant::now() < until {
             let left = until.saturating_duration_since(Instant::now());
             round.give_up(&self.poll(left.min(POLL)));
+            self.show_lag(Some(round));
         }
         if let Err(error) = self.group.resume() {
             tracing::warn!(group = self.subscription.group, %error, "resuming partitions");
@@ -266,17 +316,50 @@ impl<H: BatchHandler> Reader<H> {
     }
 
     fn report(&self, round: &Round<H::Item>) {
-        let now_ms = unix_ms();
         for (batch, receipt) in round.batches.iter().zip(&round.receipts) {
-            let topic = batch.topic.as_ref();
             METRICS
                 .kafka_messages_consumed_total
-                .with_label_values(&[topic, self.subscription.group])
+                .with_label_values(&[batch.topic.as_ref(), self.subscription.group])
                 .inc_by(receipt.messages);
-            METRICS
-                .kafka_consumer_lag_seconds
-                .with_label_values(&[topic, &batch.partition.to_string()])
-                .set(now_ms.saturating_sub(receipt.last_at_ms) as f64 / 1_000.0);
+        }
+    }
+}
+
+/// Nobody else would notice that a reader is gone: it joins again after whatever ended it. What it held is read again
+/// from the committed offsets.
+fn keep_reading<H: BatchHandler>(first: Reader<H>, join: impl Fn() -> anyhow::Result<Reader<H>>) {
+    let (stop, group) = (first.stop.clone(), first.subscription.group);
+    let mut next = Some(first);
+    loop {
+        if let Some(reader) = next.take() {
+            match std::panic::catch_unwind(AssertUnwindSafe(|| reader.run())) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => {
+                    tracing::error!(
+                        group,
+                        error = format!("{error:#}"),
+                        "a consumer ended; it joins again"
+                    );
+                }
+                Err(_) => tracing::error!(group, "a consumer panicked; it joins again"),
+            }
+        }
+        let until = Instant::now() + REJOIN_WAIT;
+        while Instant::now() < until {
+            if stop.is_cancelled() {
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+        match join() {
+            Ok(reader) => next = Some(reader),
+            Err(error) => {
+                tracing::error!(
+                    group,
+                    error = format!("{error:#}"),
+                    "a consumer cannot join"
+                );
+            }
         }
     }
 }
@@ -289,7 +372,6 @@ impl<T> Round<T> {
                 let receipt = Receipt {
                     dead: cut.dead,
                     messages: cut.messages,
-                    last_at_ms: cut.last_at_ms,
                 };
                 (cut.batch, receipt)
             })
@@ -321,6 +403,15 @@ impl<T> Round<T> {
             }
         };
         self.batches.iter().map(of).collect()
+    }
+
+    /// The time of the first message of a partition's batch.
+    fn oldest(&self, (topic, partition): &PartitionKey) -> Option<u64> {
+        let mut batches = self.batches.iter();
+        let batch = batches.find(|batch| {
+            batch.partition == *partition && batch.topic.as_ref() == topic.as_str()
+        })?;
+        Some(batch.first_at_ms)
     }
 
     fn give_up(&mut self, revoked: &[PartitionKey]) {

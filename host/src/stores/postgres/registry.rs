@@ -264,6 +264,7 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
             digest,
             modules,
             at_ms,
+            ..
         } => {
             let keep =
                 "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";

@@ -48,6 +48,7 @@ fn publish(version: &str) -> Change {
         spec,
         modules: vec![module()],
         at_ms: 1_700_000_000_000,
+        measured: None,
     }
 }
 
@@ -164,6 +165,7 @@ fn a_life() -> Vec<Change> {
             digest: Digest::of(digest),
             modules,
             at_ms,
+            measured: None,
         },
         other => other,
     };

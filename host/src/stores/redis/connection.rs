@@ -66,10 +66,12 @@ impl Redis {
         })
     }
 
-    /// The same connection and breaker with another deadline, for work in the background.
-    pub fn with_timeout(&self, timeout: Duration) -> Self {
+    /// The same connection for work in the background that may take `timeout` a call, with a breaker of its own: slow
+    /// answers that it may wait for say nothing about those that a feed cannot.
+    pub fn in_background(&self, circuit: &'static str, timeout: Duration) -> Self {
+        let breaker = self.guard.breaker_like();
         Self {
-            guard: self.guard.with_timeout(timeout),
+            guard: Guard::for_some(STORE_NAME, circuit, timeout, breaker),
             timeout,
             ..self.clone()
         }

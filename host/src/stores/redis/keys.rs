@@ -33,6 +33,11 @@ pub fn seen_version(viewer: u64) -> String {
     format!("seen:{viewer}:version")
 }
 
+/// A hash: an event of this viewer and hour of event time → who claimed it.
+pub fn claims(viewer: u64, hour: u64) -> String {
+    format!("claim:v1:{viewer}:{hour}")
+}
+
 pub fn lease(job: &str) -> String {
     format!("lease:{job}")
 }
@@ -54,9 +59,11 @@ pub const PREFIXES: &[&str] = &[
     "newest:v1:",
     "epoch:v1:",
     "seen:",
+    "claim:v1:",
     "lease:",
     "deleted:",
     "hot:posts:",
+    "last:posts:",
     "suggest:users:",
     "metrics:daily:",
 ];

@@ -1,10 +1,11 @@
-//! What hosts share in Redis: the feed cache, small values, seen posts, leases on jobs, deleted posts.
+//! What hosts share in Redis: the feed cache, small values, seen posts, claims on events, leases on jobs, deleted posts.
 //!
 //! One connection serves them all (`connection`); each part is one file. Everything here may be lost at any
 //! moment: a value that is gone, of another format or out of reach is a miss, and somebody makes it again.
 
 pub mod bloom;
 pub mod cache;
+pub mod claims;
 mod codec;
 mod connection;
 mod keys;

@@ -17,6 +17,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// One key of so many is weighed, of each kind the first one always.
 const SAMPLE: u64 = 16;
 const STEP_TIMEOUT: Duration = Duration::from_secs(1);
+/// The name of its circuit in metrics.
+const CIRCUIT: &str = "redis_scan";
 /// Keys of no kind that is ours.
 const OTHER: &str = "other";
 
@@ -48,7 +50,7 @@ pub struct PrefixReport {
 /// # Errors
 /// Redis did not answer a step.
 pub async fn scan_report(redis: &Redis, keys_max: u64) -> StoreResult<ScanReport> {
-    let redis = redis.with_timeout(STEP_TIMEOUT);
+    let redis = redis.in_background(CIRCUIT, STEP_TIMEOUT);
     let mut report = ScanReport::default();
     let mut cursor = 0_u64;
     loop {

@@ -12,6 +12,8 @@ use redis::{RedisResult, Script, cmd};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+/// The name of their circuit in metrics.
+const CIRCUIT: &str = "redis_deletions";
 /// Deleted posts in one call of the script, or one answer.
 const PAGE: usize = 10_000;
 /// The set is long at the start of a host, and nobody waits for it.
@@ -45,16 +47,16 @@ fn told((member, at_ms): (i64, UnixMs)) -> Told {
 }
 
 impl Tombstones {
-    pub fn new(redis: Redis) -> Self {
-        Self { redis }
+    /// Nobody waits for these, so Redis has the time that a busy moment costs.
+    pub fn new(redis: &Redis) -> Self {
+        Self {
+            redis: redis.in_background(CIRCUIT, READ_TIMEOUT),
+        }
     }
 
-    /// Nobody waits for this, so Redis has the time that a busy moment costs.
-    ///
     /// # Errors
     /// Redis could not be told; telling it again does no harm.
     pub async fn tell(&self, fates: &[Fate]) -> StoreResult<()> {
-        let redis = self.redis.with_timeout(READ_TIMEOUT);
         for fates in fates.chunks(PAGE / 10) {
             let mut script = MARK.key(keys::DELETED);
             script.key(keys::DELETED_VERSIONS);
@@ -65,7 +67,7 @@ impl Tombstones {
                     .arg(fate.version)
                     .arg(u8::from(fate.deleted));
             }
-            let () = redis.ask("mark_deleted", script).await?;
+            let () = self.redis.ask("mark_deleted", script).await?;
         }
         Ok(())
     }
@@ -75,7 +77,6 @@ impl Tombstones {
     /// # Errors
     /// Redis did not answer.
     pub async fn recent(&self, since_ms: UnixMs) -> StoreResult<Vec<Told>> {
-        let redis = self.redis.with_timeout(READ_TIMEOUT);
         let mut all: Vec<Told> = Vec::new();
         loop {
             let mut command = cmd("ZRANGEBYSCORE");
@@ -87,7 +88,7 @@ impl Tombstones {
                 .arg("LIMIT")
                 .arg(all.len())
                 .arg(PAGE);
-            let page: Vec<(i64, UnixMs)> = redis.ask("recent_deleted", command).await?;
+            let page: Vec<(i64, UnixMs)> = self.redis.ask("recent_deleted", command).await?;
             let is_last = page.len() < PAGE;
             all.extend(page.into_iter().map(told));
             if is_last {

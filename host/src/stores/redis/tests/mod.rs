@@ -2,6 +2,7 @@
 //! removes what it made.
 
 mod cache;
+mod claims;
 mod parts;
 mod restart;
 mod seen;

@@ -81,7 +81,7 @@ async fn of_what_became_of_a_post_the_higher_version_is_true_in_whatever_order_i
         return;
     };
     let [back, gone, new] = [3, 4, 5].map(|n| trial.ids.viewer(n));
-    let tombstones = Tombstones::new(trial.redis.clone());
+    let tombstones = Tombstones::new(&trial.redis);
     let told = [
         fate(back, 10, true),
         fate(back, 20, false),
@@ -111,8 +111,8 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
     };
     let [before, after] = [trial.ids.viewer(1), trial.ids.viewer(2)];
     let (here, there) = (
-        Tombstones::new(trial.redis.clone()),
-        Tombstones::new(patient(&std::env::var("REDIS_URL").unwrap())),
+        Tombstones::new(&trial.redis),
+        Tombstones::new(&patient(&std::env::var("REDIS_URL").unwrap())),
     );
     here.tell(&[fate(before, 1, true)]).await.unwrap();
     let mut followed = Box::pin(there.follow());
