@@ -4,7 +4,7 @@ use super::auth::EventSender;
 use super::extract::Json as JsonBody;
 use crate::app::App;
 use crate::clock::unix_ms;
-use crate::error::Problem;
+use crate::error::{Problem, REQUEST_ID, request_id};
 use crate::events::drain::overtaking;
 use crate::events::event::{BATCH_MAX, EventBatch, EventBody, validate};
 use crate::metrics::METRICS;
@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 use std::sync::Arc;
+use tracing::Instrument as _;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct EventsResponse {
@@ -36,7 +37,8 @@ pub async fn accept(
     let events =
         read_batch(&batch, viewer).inspect_err(|_| count("refused", batch.events.len()))?;
     // On a task of its own: a client that hangs up must not leave events that are stored and have no effect.
-    let taken = tokio::spawn(take(app, viewer, events)).await;
+    let take = REQUEST_ID.scope(request_id(), take(app, viewer, events));
+    let taken = tokio::spawn(take.in_current_span()).await;
     let answer = taken.map_err(|failed| Problem::internal(&failed))??;
     Ok((StatusCode::ACCEPTED, Json(answer)))
 }
