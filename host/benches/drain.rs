@@ -79,7 +79,7 @@ fn bare(settings: &KafkaSettings, events: &[AcceptedEvent]) -> anyhow::Result<f6
 
 async fn drained(producer: &Producer, events: &[AcceptedEvent]) -> anyhow::Result<f64> {
     let directory = tempfile::tempdir()?;
-    let spool = Spool::open(directory.path(), 1 << 30, 0).await?;
+    let spool = Spool::open_shared(directory.path(), 1 << 30).await?;
     for batch in events.chunks(5_000) {
         spool.append(batch.to_vec()).await?;
     }

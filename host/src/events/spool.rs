@@ -1,8 +1,9 @@
 //! The durable queue of accepted events: SQLite in WAL mode with full sync, written by one task
 //! that commits many requests at once.
 //!
-//! A 202 follows the commit. Claims on idempotency keys are made in the same transaction, so a
-//! crash can neither lose an accepted event nor turn its retry into a false duplicate.
+//! A 202 follows the commit. Where a host is alone, claims on idempotency keys are made in the same transaction, so a
+//! crash can neither lose an accepted event nor turn its retry into a false duplicate; and the posts that were seen are
+//! kept beside them. Hosts that share a Redis have both there.
 
 use super::event::{event_id_key, idempotency_key};
 use crate::clock::unix_ms;
@@ -95,7 +96,15 @@ enum Job {
 }
 
 impl Spool {
-    /// Opens the spool and starts its writer. Entry ids continue after `written_through`, whatever
+    /// For a host that shares claims and seen posts with others: this keeps neither. Entry ids begin where they ended.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub async fn open_shared(data_dir: &Path, bytes_max: u64) -> anyhow::Result<Self> {
+        Self::open_as(data_dir, bytes_max, 0, Memory::Elsewhere).await
+    }
+
+    /// For a host that is alone. Entry ids continue after `written_through`, whatever
     /// happened to the file, because the sink takes smaller ids for repeats.
     ///
     /// # Errors
@@ -104,6 +113,15 @@ impl Spool {
         data_dir: &Path,
         bytes_max: u64,
         written_through: i64,
+    ) -> anyhow::Result<Self> {
+        Self::open_as(data_dir, bytes_max, written_through, Memory::Here).await
+    }
+
+    async fn open_as(
+        data_dir: &Path,
+        bytes_max: u64,
+        written_through: i64,
+        memory: Memory,
     ) -> anyhow::Result<Self> {
         let path = data_dir.join("spool.db");
         let mut connection = connect(&path).await.context("event spool")?;
@@ -130,6 +148,7 @@ impl Spool {
                 connection: Some(connection),
                 shared: shared.clone(),
                 expired_at_ms: 0,
+                memory,
             }
             .run(queue),
         );
@@ -295,6 +314,14 @@ struct Writer {
     connection: Option<SqliteConnection>,
     shared: Arc<Shared>,
     expired_at_ms: UnixMs,
+    memory: Memory,
+}
+
+/// Who remembers what was accepted and what was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Here,
+    Elsewhere,
 }
 
 impl Writer {
@@ -383,7 +410,7 @@ impl Writer {
         let now_ms = unix_ms();
         let mut tx = connection.begin().await?;
         let mut change = Change::default();
-        let accepted = append(&mut tx, batches, now_ms, &mut change).await?;
+        let accepted = append(&mut tx, batches, now_ms, self.memory, &mut change).await?;
         if batches.is_empty() && forget.is_none() {
             try_disk(&mut tx).await?;
         }
@@ -438,6 +465,7 @@ async fn append(
     tx: &mut SqliteConnection,
     batches: &[&[AcceptedEvent]],
     now_ms: UnixMs,
+    memory: Memory,
     change: &mut Change,
 ) -> anyhow::Result<Vec<Accepted>> {
     if batches.is_empty() {
@@ -452,7 +480,11 @@ async fn append(
                 .collect()
         })
         .collect();
-    let mut claimed = claimed_already(tx, keys.iter().flatten().flatten()).await?;
+    // Without claims a repeat within the transaction is still one.
+    let mut claimed = match memory {
+        Memory::Here => claimed_already(tx, keys.iter().flatten().flatten()).await?,
+        Memory::Elsewhere => HashSet::new(),
+    };
     let (mut accepted, mut new_keys, mut entries, mut seen) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (events, keys) in batches.iter().zip(&keys) {
@@ -463,7 +495,9 @@ async fn append(
                 continue;
             }
             claimed.extend(keys);
-            new_keys.extend(keys.map(hex::encode));
+            if memory == Memory::Here {
+                new_keys.extend(keys.map(hex::encode));
+            }
             let text = serde_json::to_string(event)?;
             change.events += 1;
             change.bytes += text.len() as i64 + ROW_OVERHEAD_BYTES;
@@ -474,19 +508,22 @@ async fn append(
         }
         accepted.push(Accepted { known });
     }
+    sqlx::query(
+        "INSERT INTO entries (accepted_ms, event) SELECT ?, value FROM json_each(?) ORDER BY key",
+    )
+    .bind(now_ms as i64)
+    .bind(serde_json::to_string(&entries)?)
+    .execute(&mut *tx)
+    .await?;
+    if memory == Memory::Elsewhere {
+        return Ok(accepted);
+    }
     let expires_ms = (now_ms + CLAIM_LIFE_MS) as i64;
     sqlx::query(
         "INSERT OR REPLACE INTO claims (key, expires_ms) SELECT unhex(value), ? FROM json_each(?)",
     )
     .bind(expires_ms)
     .bind(serde_json::to_string(&new_keys)?)
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query(
-        "INSERT INTO entries (accepted_ms, event) SELECT ?, value FROM json_each(?) ORDER BY key",
-    )
-    .bind(now_ms as i64)
-    .bind(serde_json::to_string(&entries)?)
     .execute(&mut *tx)
     .await?;
     sqlx::query(
@@ -577,6 +614,18 @@ mod tests {
             app_ver: "1.0.0".into(),
             ranking_id: None,
         }
+    }
+
+    #[tokio::test]
+    async fn a_shared_spool_knows_repeats_within_a_commit_alone_and_keeps_no_seen_posts() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open_shared(dir.path(), 1 << 20).await.unwrap();
+        let one = event(1, Action::View);
+        let twice = vec![one.clone(), one.clone()];
+        assert_eq!(spool.append(twice).await.unwrap().known, [1]);
+        assert!(spool.append(vec![one]).await.unwrap().known.is_empty());
+        assert_eq!(spool.pending(), 2);
+        assert!(spool.seen_since(7, 0).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -49,7 +49,7 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
     let host = host_id(&config.data_dir)?;
     let servers = Servers::new(config, urls, host.clone())?;
     let registry = PostgresRegistry::new(urls.postgres)?;
-    let spool = Spool::open(&config.data_dir, config.spool_bytes_max, 0).await?;
+    let spool = Spool::open_shared(&config.data_dir, config.spool_bytes_max).await?;
     let redis = &servers.redis;
     let stores = StoreSet {
         candidates: Arc::new(servers.clickhouse.clone()),

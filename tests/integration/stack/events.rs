@@ -1,7 +1,7 @@
 //! From the broker into ClickHouse: each event once in the raw table and once in every aggregate.
 
 use super::kafka::event;
-use crate::harness::eventually;
+use crate::harness::{self, Community, Host, eventually};
 use crate::services::Stack;
 use nova::events::consumer::{self, Judge};
 use nova::events::drain::{BROKER_BATCH_EVENTS, Drain};
@@ -104,7 +104,7 @@ async fn what_leaves_the_spool_is_counted_once_though_it_is_sent_again_and_again
         return;
     };
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), 1 << 28, 0).await.unwrap();
+    let spool = Spool::open_shared(directory.path(), 1 << 28).await.unwrap();
     let events = views(1..2_001);
     for batch in events.chunks(100) {
         spool.append(batch.to_vec()).await.unwrap();
@@ -242,4 +242,24 @@ async fn exposures_travel_through_the_broker_and_a_repeated_one_counts_once() {
         seen.load(Ordering::Relaxed)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_another_host_accepted_is_answered_as_known() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    let one = Host::setup()
+        .stack(&stack)
+        .community(Community::small())
+        .start();
+    let other = Host::setup().stack(&stack).start();
+    let batch = [
+        harness::event(3, 3, "view", 60),
+        harness::event(4, 3, "like", 60),
+    ];
+    for (host, deduped) in [(&one, 0), (&other, 2), (&one, 2)] {
+        let answer = host.send_events(7, &batch).await.ok(202);
+        assert_eq!(answer["deduped"], deduped, "{answer}");
+    }
 }

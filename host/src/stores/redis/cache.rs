@@ -27,6 +27,8 @@ const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 const SNAPSHOT_EXPIRY_S: u64 = SNAPSHOT_LIFE.as_secs() + TOUCH_INTERVAL.as_secs();
 /// Longer than any request that may still hold an epoch. What comes after it is 0, which nobody held meanwhile.
 const EPOCH_EXPIRY_S: u64 = 3_600;
+/// Viewers whose newest ranking this host remembers by its id.
+const NEWEST_MAX: u64 = 500_000;
 /// A viewer meets few policies within the life of a snapshot.
 const DIGESTS_PER_VIEWER_MAX: usize = 4;
 
@@ -39,6 +41,8 @@ static PUT_CANDIDATES: LazyLock<Script> =
 pub struct RedisCache {
     redis: Redis,
     known: Cache<Uuid, Arc<Known>>,
+    /// The newest ranking of each viewer that this host made or met: what stands in while Redis does not answer.
+    newest: Cache<u64, Uuid>,
     snapshots: CacheMetrics,
     candidates: CacheMetrics,
 }
@@ -103,6 +107,11 @@ impl RedisCache {
                 .weigher(move |_, known: &Arc<Known>| weight(known.snapshot.size_bytes()))
                 .time_to_idle(SNAPSHOT_LIFE)
                 .build(),
+            newest: Cache::builder()
+                .eviction_policy(EvictionPolicy::lru())
+                .max_capacity(NEWEST_MAX)
+                .time_to_idle(SNAPSHOT_LIFE)
+                .build(),
             snapshots: CacheMetrics::new("snapshot"),
             candidates: CacheMetrics::new("candidates"),
         }
@@ -133,6 +142,11 @@ impl RedisCache {
         let known = Arc::new(Known::new(Arc::new(snapshot)));
         self.known.insert(ranking_id, known.clone());
         Ok(Some(known.snapshot.clone()))
+    }
+
+    fn known_newest(&self, viewer: u64) -> Option<Arc<Snapshot>> {
+        let known = self.known.get(&self.newest.get(&viewer)?)?;
+        Some(known.snapshot.clone())
     }
 
     async fn by_pointer(
@@ -240,7 +254,11 @@ impl FeedCache for RedisCache {
 
     async fn newest_snapshot(&self, viewer: u64) -> StoreResult<Option<Arc<Snapshot>>> {
         let pointer = cmd("GET").arg(keys::newest(viewer)).to_owned();
-        let found = self.by_pointer("newest_snapshot", pointer).await?;
+        let found = match self.by_pointer("newest_snapshot", pointer).await {
+            Ok(found) => found,
+            // Another host may have made a newer one; this one is better than none.
+            Err(error) => Some(self.known_newest(viewer).ok_or(error)?),
+        };
         Ok(found.filter(|snapshot| snapshot.viewer == viewer))
     }
 
@@ -250,6 +268,9 @@ impl FeedCache for RedisCache {
         // First of all here: its cursors are good on this host whatever becomes of Redis.
         let known = Arc::new(Known::new(snapshot.clone()));
         self.known.insert(ranking_id, known);
+        if snapshot.algo == Algo::Ch {
+            self.newest.insert(viewer, ranking_id);
+        }
         let bytes = codec::encode_snapshot(&snapshot).map_err(unencodable("put_snapshot"))?;
         let mut script = PUT_SNAPSHOT.key(keys::snapshot(ranking_id));
         script

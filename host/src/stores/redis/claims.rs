@@ -2,9 +2,9 @@
 //! event that was sent to another host before. A courtesy: the event is durable in the spool by then, claimed or not,
 //! and the consumer is the judge.
 //!
-//! A hash for each viewer and hour of event time: two short names for each event, and who claimed it. Redis packs
-//! small hashes into some 20 bytes an entry, where a key for each would take 100. An event id that comes again with a
-//! time of another hour is not found here.
+//! A set for each viewer and hour of event time, with two short names for each event. Redis packs small sets of numbers
+//! into 8 bytes a member, where a key for each would take 100. An event id that comes again with a time of another hour is not found here.
+//! A call whose connection breaks is sent again and may then know its own events: once in a while `deduped` is too high.
 
 use super::{Redis, keys};
 use crate::events::event::{event_id_key, idempotency_key};
@@ -47,24 +47,16 @@ impl RedisClaims {
             return Ok(Vec::new());
         }
         let _timer = self.duration_seconds.start_timer();
-        // A pipeline may be sent twice, when its connection breaks: it must know its own claims.
-        let claimant: u64 = rand::random();
         let hours = by_hour(batch, new);
         let mut pipeline = pipe();
         for (hour, places) in &hours {
-            claim_hour(
-                &mut pipeline,
-                viewer,
-                *hour,
-                &names(batch, places),
-                claimant,
-            );
+            claim_hour(&mut pipeline, viewer, *hour, &names(batch, places));
         }
-        let holders: Vec<Vec<Option<u64>>> = self.redis.ask("claim_events", pipeline).await?;
+        let claimed: Vec<Vec<bool>> = self.redis.ask("claim_events", pipeline).await?;
         let mut known = Vec::new();
-        for (places, holders) in hours.values().zip(holders) {
-            for (place, holders) in places.iter().zip(holders.chunks(NAMES)) {
-                if holders.iter().flatten().any(|holder| *holder != claimant) {
+        for (places, claimed) in hours.values().zip(claimed) {
+            for (place, claimed) in places.iter().zip(claimed.chunks(NAMES)) {
+                if claimed.contains(&true) {
                     known.push(*place);
                 }
             }
@@ -87,20 +79,18 @@ fn by_hour(batch: &[AcceptedEvent], places: &[usize]) -> BTreeMap<u64, Vec<usize
 const NAMES: usize = 2;
 
 /// What identifies each event: its idempotency key and its id, shortened to what tells one hour of one viewer apart.
-fn names(batch: &[AcceptedEvent], places: &[usize]) -> Vec<u64> {
+fn names(batch: &[AcceptedEvent], places: &[usize]) -> Vec<i64> {
     let keys = places.iter().flat_map(|place| {
         let event = &batch[*place];
         [idempotency_key(event), event_id_key(event)]
     });
-    keys.map(|key| u128::from_be_bytes(key) as u64).collect()
+    keys.map(|key| u128::from_be_bytes(key) as i64).collect()
 }
 
-fn claim_hour(pipeline: &mut Pipeline, viewer: u64, hour: u64, names: &[u64], claimant: u64) {
+fn claim_hour(pipeline: &mut Pipeline, viewer: u64, hour: u64, names: &[i64]) {
     let key = keys::claims(viewer, hour);
-    for name in names {
-        pipeline.hset_nx(&key, name, claimant).ignore();
-    }
+    pipeline.add_command(cmd("SMISMEMBER").arg(&key).arg(names).to_owned());
+    pipeline.sadd(&key, names).ignore();
     let until_ms = (hour + 1) * HOUR_MS + LIFE_MS;
     pipeline.pexpire_at(&key, until_ms as i64).ignore();
-    pipeline.add_command(cmd("HMGET").arg(&key).arg(names).to_owned());
 }

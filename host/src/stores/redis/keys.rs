@@ -33,7 +33,7 @@ pub fn seen_version(viewer: u64) -> String {
     format!("seen:{viewer}:version")
 }
 
-/// A hash: an event of this viewer and hour of event time → who claimed it.
+/// A set: the events of this viewer and hour of event time that some host accepted.
 pub fn claims(viewer: u64, hour: u64) -> String {
     format!("claim:v1:{viewer}:{hour}")
 }
