@@ -1,10 +1,11 @@
 //! A host with a generated community, as a process of its own.
 
 use crate::generator::{Load, MakeRequest, fetch};
-use crate::services::Stack;
+use crate::services::{Stack, nova};
 use anyhow::Context;
 use nova::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 impl Host {
     /// `nova demo`: a host as users start it, with a community to rank.
     pub fn start(variables: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_nova"))
+        let mut child = nova()
             .args(["demo", "--listen", "127.0.0.1:0"])
             .env("NOVA_RATE_LIMIT", "off")
             .env("LOG_LEVEL", "info")
@@ -118,7 +119,7 @@ impl Host {
     /// `nova serve` on the embedded stores, in a directory that stays.
     pub fn start_in(data_dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(data_dir)?;
-        let command = Command::new(env!("CARGO_BIN_EXE_nova"));
+        let command = nova();
         Self::spawn(command, data_dir.to_owned(), None)
     }
 
@@ -200,7 +201,7 @@ impl Host {
         let token = self
             .tokens
             .sign("1", ADMIN_AUDIENCE, &[Role::Operator], HOUR)?;
-        let pushed = Command::new(env!("CARGO_BIN_EXE_nova"))
+        let pushed = nova()
             .args(["policy", "push"])
             .arg(directory)
             .args(["--host", &format!("http://{}", self.address), "--token"])
@@ -294,9 +295,12 @@ impl Host {
     pub fn event_load(&self, viewers: u64, batch: usize) -> anyhow::Result<Load> {
         let request = |viewer| {
             let (token, address) = (self.viewer_token(viewer)?, self.address);
+            // The same post comes again after 3,000 others, and so in another second.
+            let next = Cell::new(0);
             let make = move || {
-                let events: Vec<Value> = (0..batch)
-                    .map(|_| event(rand::random_range(1..3_000), "view"))
+                let first = next.replace(next.get() + batch as u64);
+                let events: Vec<Value> = (first..first + batch as u64)
+                    .map(|n| event(1 + n % 3_000, "view"))
                     .collect();
                 let body = json!({ "events": events }).to_string();
                 let length = body.len();

@@ -2,11 +2,12 @@
 
 use crate::generator::{pace, run};
 use crate::host::Host;
+use crate::services::nova;
 use crate::{CONNECTIONS, WARM_UP, machine};
 use anyhow::Context;
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// The whole community of the demo.
@@ -48,7 +49,7 @@ pub async fn replay(records: u64) -> anyhow::Result<()> {
 
 /// The report of `nova policy replay` over the newest records.
 fn replayed(data_dir: &Path, records: u64, policies: &[&str]) -> anyhow::Result<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_nova"))
+    let output = nova()
         .args(["policy", "replay", "--json", "--limit"])
         .arg(records.to_string())
         .arg("--data-dir")

@@ -182,7 +182,6 @@ pub async fn events() -> anyhow::Result<()> {
     };
     let (report, watched) = tokio::join!(paced, watched);
     let (report, (lag_s, oldest_s)) = (report?, watched?);
-    // Without those that the front itself took for repeats: the generator draws a post twice in a second now and then.
     let sent = host
         .metric("nova_feed_events_received_total", "accepted")
         .await?;

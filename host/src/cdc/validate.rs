@@ -68,26 +68,37 @@ impl Report {
 /// Since when each day of a table has been as it is. The two databases are read one after the other, and a change that is
 /// on its way between them is no difference.
 #[derive(Default)]
-struct Still(BTreeMap<i64, (Bucket, Instant)>, Option<Instant>);
+struct Still {
+    since: BTreeMap<i64, (Bucket, Instant)>,
+    /// The first look and the last.
+    looks: Option<(Instant, Instant)>,
+}
 
 impl Still {
     fn look(&mut self, buckets: &[Bucket], now: Instant) {
-        self.1 = Some(now);
-        self.0
+        let first = self.looks.map_or(now, |(first, _)| first);
+        self.looks = Some((first, now));
+        self.since
             .retain(|day, _| buckets.iter().any(|bucket| bucket.day == *day));
         for bucket in buckets {
-            let known = self.0.entry(bucket.day).or_insert((*bucket, now));
+            let known = self.since.entry(bucket.day).or_insert((*bucket, now));
             if known.0 != *bucket {
                 *known = (*bucket, now);
             }
         }
     }
 
+    fn watched(&self) -> Duration {
+        self.looks
+            .map_or(Duration::ZERO, |(first, last)| last.duration_since(first))
+    }
+
     /// A day without rows has been so for as long as anybody looked.
     fn since(&self, day: i64) -> Duration {
-        let now = self.1.unwrap_or_else(Instant::now);
-        let known = self.0.get(&day);
-        known.map_or(Duration::MAX, |(_, since)| now.duration_since(*since))
+        match (self.since.get(&day), self.looks) {
+            (Some((_, since)), Some((_, last))) => last.duration_since(*since),
+            _ => self.watched(),
+        }
     }
 }
 
@@ -137,7 +148,9 @@ impl Validation {
             let settled = self.patience.min(IN_FLIGHT_MAX);
             let is_still = |day| still.since(day) >= settled;
             let report = compare(table, &postgres, &clickhouse, behind, is_still, unix_ms());
-            if report.state == State::Equal || Instant::now() >= until {
+            // One look cannot tell what moves from what differs.
+            let looked_long = still.watched() >= settled;
+            if report.state == State::Equal || (looked_long && Instant::now() >= until) {
                 return Ok(report);
             }
             tokio::time::sleep(PAUSE).await;

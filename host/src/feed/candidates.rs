@@ -27,9 +27,10 @@ pub struct Fetched {
     pub failed: bool,
 }
 
-/// Features get what is left of this many times the sources' time, in quarters: a source that took all of its own must not
-/// leave the others without their features, and a silent store must not take its time twice.
-const WHOLE_IN_QUARTERS: u32 = 5;
+/// When `recent` and when the features must be there, in eighths of the sources' time: a source that took all of its own must
+/// not leave nothing for what comes after it, and a silent store must not take its time twice.
+const RECENT_BY_EIGHTHS: u32 = 9;
+const FEATURES_BY_EIGHTHS: u32 = 10;
 
 /// Asks every source. A source that fails or is late is missing from the answer, and named. `timeout` is for the sources;
 /// the whole takes a quarter more at most.
@@ -70,19 +71,20 @@ pub async fn fetch(
         let recent = within(
             store,
             "recent",
-            left(timeout),
+            left(timeout * RECENT_BY_EIGHTHS / 8),
             store.recent(viewer, now_ms, RECENT_FILL as u32),
         )
         .await;
         merge.source(Sources::RECENT, recent, RECENT_FILL);
     }
-    let no_source = merge.answered == 0;
+    // An empty list beside a source that failed is not known to be true.
+    let no_source = merge.answered == 0 || (merge.failures > 0 && merge.posts.is_empty());
     let Hydrated {
         set,
         mut failures,
         without_counters,
     } = {
-        let left = left(timeout * WHOLE_IN_QUARTERS / 4);
+        let left = left(timeout * FEATURES_BY_EIGHTHS / 8);
         hydrate(store, viewer, now_ms, left, merge.posts).await
     };
     failures += merge.failures;

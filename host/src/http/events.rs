@@ -53,13 +53,15 @@ async fn take(
         count("unavailable", received);
         Problem::unavailable(error.to_string())
     })?;
-    let known = &accepted.known;
-    let (known_elsewhere, (), ()) = tokio::join!(
-        known_elsewhere(&app, viewer, &events, known),
-        mark_seen(&app, viewer, &events, known),
+    let mut known = accepted.known;
+    let (elsewhere, ()) = tokio::join!(
+        known_elsewhere(&app, viewer, &events, &known),
         app.overtake(overtaking(&events)),
     );
-    let deduped = known.len() + known_elsewhere;
+    known.extend(elsewhere);
+    known.sort_unstable();
+    mark_seen(&app, viewer, &events, &known).await;
+    let deduped = known.len();
     count("accepted", received - deduped);
     count("deduped", deduped);
     Ok(EventsResponse { received, deduped })
@@ -116,24 +118,24 @@ fn read_batch(batch: &EventBatch, viewer: u64) -> Result<Vec<AcceptedEvent>, Pro
     }
 }
 
-/// How many of the events that are new to this host another one has accepted before. They are stored here all the same:
-/// only the consumer leaves anything out.
+/// Which of the events that are new to this spool were accepted before, here or elsewhere. They are stored all the same: only
+/// the consumer leaves anything out.
 async fn known_elsewhere(
     app: &App,
     viewer: u64,
     events: &[AcceptedEvent],
     known: &[usize],
-) -> usize {
+) -> Vec<usize> {
     let Some(claims) = &app.stores.claims else {
-        return 0;
+        return Vec::new();
     };
     let is_new = |place: &usize| known.binary_search(place).is_err();
     let new: Vec<usize> = (0..events.len()).filter(is_new).collect();
     match claims.claim(viewer, events, &new).await {
-        Ok(known) => known.len(),
+        Ok(known) => known,
         Err(error) => {
             tracing::warn!(%error, "claims on events");
-            0
+            Vec::new()
         }
     }
 }

@@ -58,16 +58,21 @@ impl Component {
 }
 
 /// Every store once, under its name; the embedded ones share one.
-async fn stores(app: &App) -> BTreeMap<&'static str, Component> {
-    let mut known = app.pings.0.lock().await;
-    if let Some((asked, components)) = &*known
-        && asked.elapsed() < PINGS_KNOWN_FOR
-    {
-        return components.clone();
-    }
-    let components = ping_all(app).await;
-    *known = Some((Instant::now(), components.clone()));
-    components
+async fn stores(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
+    let app = app.clone();
+    // On a task of its own: what somebody asked and did not wait for is an answer to the next one.
+    let asked = tokio::spawn(async move {
+        let mut known = app.pings.0.lock().await;
+        if let Some((asked, components)) = &*known
+            && asked.elapsed() < PINGS_KNOWN_FOR
+        {
+            return components.clone();
+        }
+        let components = ping_all(&app).await;
+        *known = Some((Instant::now(), components.clone()));
+        components
+    });
+    asked.await.unwrap_or_default()
 }
 
 /// How the stores answered when they were last asked: these routes are open to everybody, so asking is shared by all who
@@ -118,7 +123,7 @@ fn policies(app: &App) -> Component {
     Component::up()
 }
 
-async fn components(app: &App) -> BTreeMap<&'static str, Component> {
+async fn components(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
     let mut components = stores(app).await;
     let spool = match (app.spool.is_healthy(), app.spool.is_full()) {
         (false, _) => Component::not_up(

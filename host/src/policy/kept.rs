@@ -32,7 +32,7 @@ pub async fn write(path: PathBuf, bytes: Vec<u8>) -> anyhow::Result<()> {
 /// As JSON, behind the digest of it and a line break.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub async fn write_json(path: PathBuf, value: &impl Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string(value)?;
     let text = format!("{}\n{json}", Digest::of(json.as_bytes()));

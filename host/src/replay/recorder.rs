@@ -118,7 +118,11 @@ impl Recorder {
         let Some(why) = self.wanted(decision) else {
             return;
         };
-        if why == Why::Failure && !self.failures.admit(Instant::now()) {
+        let chosen = || {
+            let viewer = decision.job.request.user_id;
+            self.settings.load().viewers.contains(&viewer)
+        };
+        if why == Why::Failure && !self.failures.admit(Instant::now()) && !chosen() {
             count("failure_limit", 1);
         } else if self.queue.try_send((why, decision.clone())).is_err() {
             count("queue_full", 1);

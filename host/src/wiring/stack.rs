@@ -163,23 +163,31 @@ impl Servers {
             },
         };
         let capture = Capture::new(self.clickhouse.clone(), invalidator, kafka);
-        let mut consumers = vec![
-            untold.tell(tombstones, stop.clone()),
-            Reader::start(
-                kafka,
-                producer,
-                served::subscription(),
-                recorder,
-                stop.clone(),
-            )?,
-            Reader::start(
-                kafka,
-                producer,
-                capture::subscription(),
-                capture,
-                stop.clone(),
-            )?,
-        ];
+        let mut consumers = vec![Reader::start(
+            kafka,
+            producer,
+            served::subscription(),
+            recorder,
+            stop.clone(),
+        )?];
+        let capture = Reader::start(
+            kafka,
+            producer,
+            capture::subscription(),
+            capture,
+            stop.clone(),
+        )?;
+        // Others are told of the last round as well, which is stored after the stop.
+        let captured = CancellationToken::new();
+        let telling = untold.tell(tombstones, captured.clone());
+        consumers.push(tokio::spawn(async move {
+            let ended = capture.await;
+            captured.cancel();
+            let told = telling.await;
+            if let Err(error) = ended.and(told) {
+                tracing::error!(%error, "the capture of changes ended badly");
+            }
+        }));
         if app.config.stores.consume_events {
             let judge = Judge::new(self.clickhouse.clone(), app.overtake_counted());
             let events = judge::subscription();

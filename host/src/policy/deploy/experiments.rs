@@ -6,7 +6,9 @@ use crate::experiments::cohort::Rule;
 use crate::experiments::routing::RunningExperiment;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState, VariationSpec};
 use crate::policy::lifecycle::{in_service, variation_quarantine};
+use crate::policy::loaded::LoadedPolicy;
 use crate::policy::registry::{Change, Experiment, RegistryState};
+use std::sync::Arc;
 
 impl Deploy {
     /// Creates or changes an experiment.
@@ -19,16 +21,7 @@ impl Deploy {
         spec: ExperimentSpec,
         actor: &str,
     ) -> Result<(Experiment, bool), DeployError> {
-        // Before others have to wait. What is wrong is told below.
-        let mut loaded = Vec::new();
-        for variation in &spec.variations {
-            let overrides = variation.params.clone().map(Into::into);
-            let state = self.serving().state.clone();
-            loaded.push(
-                self.load(&state, &variation.policy, overrides.as_ref())
-                    .await,
-            );
-        }
+        let _loaded = self.load_variations(&spec).await;
         let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         self.check_experiment(&serving.state, &spec).await?;
@@ -59,6 +52,20 @@ impl Deploy {
         Ok((experiment, current.is_none()))
     }
 
+    /// Before others have to wait, and held while the change is made. What is wrong with a variation is told by the change itself.
+    async fn load_variations(&self, spec: &ExperimentSpec) -> Vec<Arc<LoadedPolicy>> {
+        let state = self.serving().state.clone();
+        let mut loaded = Vec::new();
+        for variation in &spec.variations {
+            let overrides = variation.params.clone().map(Into::into);
+            let policy = self
+                .load(&state, &variation.policy, overrides.as_ref())
+                .await;
+            loaded.extend(policy.ok());
+        }
+        loaded
+    }
+
     async fn check_experiment(
         &self,
         state: &RegistryState,
@@ -80,6 +87,9 @@ impl Deploy {
                 Ok(_) => {
                     let reason = out_of_service(state, variation);
                     errors.extend(reason.map(|r| (format!("variations[{at}].policy"), r)));
+                    let lower = self.refuse_downgrade(state, &variation.policy).err();
+                    errors
+                        .extend(lower.map(|e| (format!("variations[{at}].policy"), e.to_string())));
                 }
                 Err(DeployError::Refused(refusal)) => {
                     errors.extend(
@@ -113,6 +123,11 @@ impl Deploy {
         next: ExperimentState,
         actor: &str,
     ) -> Result<(Experiment, Reach), DeployError> {
+        let begun = self.serving().state.experiments.get(key).cloned();
+        let _loaded = match begun.filter(|_| next == ExperimentState::Running) {
+            Some(experiment) => self.load_variations(&experiment.spec).await,
+            None => Vec::new(),
+        };
         let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         let Some(current) = serving.state.experiments.get(key) else {

@@ -79,7 +79,8 @@ impl Deploy {
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
-        let is_behind = self.is_ahead() || self.is_unsettled() || self.late.is_done();
+        let incomplete = self.incomplete.load(Ordering::Acquire) && !self.late.is_under_way();
+        let is_behind = self.is_ahead() || self.is_unsettled() || incomplete;
         if revision == self.serving().state.revision && !is_behind {
             return Ok(());
         }
@@ -88,11 +89,10 @@ impl Deploy {
             self.settle_local_changes().await?;
         }
         // Meanwhile this host's own change, of which this is the echo, may have been loaded.
-        let late = self.late.take();
-        if revision != self.serving().state.revision || !late.is_empty() {
+        if revision != self.serving().state.revision || incomplete {
             self.refresh().await?;
+            self.late.release();
         }
-        drop(late);
         if self.is_unsettled() {
             self.settle().await?;
         }

@@ -38,11 +38,21 @@ impl Deploy {
             true => COMPILE_PATIENCE,
             false => COMPILE_PATIENCE_AT_START,
         };
-        let built = tokio::time::timeout(patience, self.build(state.clone(), Wanted::All)).await;
+        let built = if self.late.is_under_way() {
+            // What is missing is being compiled: nobody else needs to find that out by waiting.
+            None
+        } else {
+            let build = self.build(state.clone(), Wanted::All);
+            tokio::time::timeout(patience, build).await.ok()
+        };
         let _compiled = match built {
-            Ok(built) => Some(built?),
-            Err(_) => {
-                self.load_later(&state);
+            Some(built) => {
+                self.incomplete.store(false, Ordering::Release);
+                Some(built?)
+            }
+            None => {
+                let loading = self.load_later(&state);
+                self.incomplete.store(loading, Ordering::Release);
                 None
             }
         };
@@ -129,8 +139,9 @@ impl Deploy {
         }
     }
 
-    /// Compiles in the background what serves nobody or not everybody, and has it taken up when it is there.
-    fn load_later(&self, state: &RegistryState) {
+    /// Compiles in the background what serves nobody or not everybody, and has it taken up when it is there. `false` when
+    /// nothing more can be had.
+    fn load_later(&self, state: &RegistryState) -> bool {
         let shadows = state.shadows.iter();
         let trials = shadows.chain(state.canary.iter().map(|canary| &canary.policy));
         let running = state.experiments.values();
@@ -143,7 +154,7 @@ impl Deploy {
         let modules = published
             .flat_map(|published| Stage::ALL.map(|stage| published.spec.stages.get(stage).module));
         self.late
-            .load(&self.modules(), modules.collect(), self.settle_soon.clone());
+            .load(&self.modules(), modules.collect(), self.settle_soon.clone())
     }
 
     pub(super) fn show_active(&self) {

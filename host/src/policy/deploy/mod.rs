@@ -146,6 +146,8 @@ pub struct Deploy {
     settle_soon: Arc<Notify>,
     /// What is compiled in the background.
     late: Late,
+    /// Whether something that could serve does not yet, because it was not in memory in time.
+    incomplete: AtomicBool,
     /// Whether what this binary ships is in the registry.
     prepared: AtomicBool,
     /// Whether the registry did not answer when it was last looked at.
@@ -197,6 +199,7 @@ impl Deploy {
             unsettled: AtomicBool::new(false),
             settle_soon: Arc::default(),
             late: Late::default(),
+            incomplete: AtomicBool::new(false),
             prepared: AtomicBool::new(false),
             away: AtomicBool::new(false),
             development,

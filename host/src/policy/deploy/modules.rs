@@ -12,11 +12,29 @@ use tokio::sync::Notify;
 
 /// Compiled modules by digest, for as long as a loaded policy uses them.
 #[derive(Debug, Default, Clone)]
-pub(super) struct CompiledModules(Arc<Mutex<HashMap<Digest, Weak<Module>>>>);
+pub(super) struct CompiledModules(
+    Arc<Mutex<HashMap<Digest, Weak<Module>>>>,
+    Arc<Mutex<HashMap<Digest, Weak<Turn>>>>,
+);
+
+/// Held by whoever compiles a module.
+type Turn = tokio::sync::Mutex<()>;
 
 impl CompiledModules {
     pub fn get(&self, digest: Digest) -> Option<Arc<Module>> {
         self.0.lock().ok()?.get(&digest)?.upgrade()
+    }
+
+    /// One for each module, so that none is compiled twice at once.
+    fn turn(&self, digest: Digest) -> Arc<Turn> {
+        let mut turns = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(&digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(digest, Arc::downgrade(&turn));
+        turn
     }
 
     pub fn keep(&self, module: &Arc<Module>) {
@@ -36,8 +54,21 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// From memory, else from the registry, compiled.
+    /// From memory, else from the registry, compiled. Whoever gives up waiting leaves the compilation to those who still
+    /// do, and to the compile cache.
     pub async fn module(&self, digest: Digest) -> Result<Arc<Module>, DeployError> {
+        if let Some(module) = self.compiled.get(digest) {
+            return Ok(module);
+        }
+        let from = self.clone();
+        tokio::spawn(async move { from.compile(digest).await })
+            .await
+            .map_err(|error| DeployError::Unavailable(error.into()))?
+    }
+
+    async fn compile(&self, digest: Digest) -> Result<Arc<Module>, DeployError> {
+        let turn = self.compiled.turn(digest);
+        let _turn = turn.lock().await;
         if let Some(module) = self.compiled.get(digest) {
             return Ok(module);
         }
@@ -56,56 +87,66 @@ impl Modules {
 }
 
 /// Modules that are compiled while older policies go on serving; held until a change takes them up.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Late(Arc<Mutex<Loading>>);
 
 #[derive(Debug, Default)]
-enum Loading {
-    #[default]
-    Nothing,
-    /// What else is wanted meanwhile is found to be missing when this is taken up.
-    UnderWay,
-    Done(Vec<Arc<Module>>),
+struct Loading {
+    under_way: bool,
+    done: Vec<Arc<Module>>,
+    /// What will never load, however often it is tried.
+    hopeless: HashSet<Digest>,
 }
 
 impl Late {
-    /// Begins, unless something is loading already; calls `done` when all are there that can be had.
-    pub fn load(&self, from: &Modules, digests: HashSet<Digest>, done: Arc<Notify>) {
-        {
+    /// Loads what of these is neither in memory nor hopeless; calls `done` when that is over. `false` when there is nothing
+    /// to be had that way.
+    pub fn load(&self, from: &Modules, digests: HashSet<Digest>, done: Arc<Notify>) -> bool {
+        let missing: Vec<Digest> = {
             let mut state = self.state();
-            if !matches!(*state, Loading::Nothing) {
-                return;
+            if state.under_way {
+                return true;
             }
-            *state = Loading::UnderWay;
+            let is_missing = |digest: &Digest| {
+                !state.hopeless.contains(digest) && from.compiled.get(*digest).is_none()
+            };
+            let missing: Vec<Digest> = digests.into_iter().filter(is_missing).collect();
+            state.under_way = !missing.is_empty();
+            missing
+        };
+        if missing.is_empty() {
+            return false;
         }
-        let (from, state) = (from.clone(), self.0.clone());
+        let (from, late) = (from.clone(), self.clone());
         tokio::spawn(async move {
-            let mut modules = Vec::new();
-            for digest in digests {
-                match from.module(digest).await {
-                    Ok(module) => modules.push(module),
-                    Err(error) => tracing::warn!(module = %digest, %error, "cannot be loaded"),
+            for digest in missing {
+                let loaded = from.module(digest).await;
+                let mut state = late.state();
+                match loaded {
+                    Ok(module) => state.done.push(module),
+                    Err(error) => {
+                        tracing::warn!(module = %digest, %error, "cannot be loaded");
+                        if !matches!(error, DeployError::Unavailable(_)) {
+                            state.hopeless.insert(digest);
+                        }
+                    }
                 }
             }
-            *state.lock().unwrap_or_else(PoisonError::into_inner) = Loading::Done(modules);
+            late.state().under_way = false;
             done.notify_one();
         });
+        true
     }
 
-    /// Whether something can be taken up.
-    pub fn is_done(&self) -> bool {
-        matches!(*self.state(), Loading::Done(_))
+    pub fn is_under_way(&self) -> bool {
+        self.state().under_way
     }
 
-    /// What was loaded, to be held until it is in use.
-    pub fn take(&self) -> Vec<Arc<Module>> {
+    /// Lets go of what was loaded, once it is in use or was not wanted after all.
+    pub fn release(&self) {
         let mut state = self.state();
-        match std::mem::take(&mut *state) {
-            Loading::Done(modules) => modules,
-            other => {
-                *state = other;
-                Vec::new()
-            }
+        if !state.under_way {
+            state.done.clear();
         }
     }
 

@@ -157,7 +157,9 @@ impl<H: BatchHandler> Reader<H> {
             self.gather();
             let cuts = self.held.cut(self.subscription.batch_max);
             if !cuts.is_empty() {
-                self.settle(Round::of(cuts));
+                let round = Round::of(cuts);
+                self.show_lag(Some(&round));
+                self.settle(round);
             }
         }
         Ok(())
