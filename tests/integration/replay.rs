@@ -334,6 +334,9 @@ async fn a_replay_of_nothing_says_what_to_do() {
     let host = patient_setup()
         .variable("NOVA_RECORD_SAMPLE_RATIO", "0")
         .start();
+    // With time enough, or a busy machine makes a failure of it, and a failure is recorded.
+    let ample = calm("ample", "1.0.0");
+    host.operator().publish_and_activate(&ample, &[]).await;
     host.feed(7).await;
     for (arguments, told) in [
         (vec![], "NOVA_RECORD_SAMPLE_RATIO"),

@@ -118,6 +118,17 @@ impl RecordStore {
         };
         // Not a read-only file: a reader beside a running host must be able to write the index of its log.
         let mut connection = options(&path).pragma("query_only", "ON").connect().await?;
+        let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_master")
+            .fetch_one(&mut connection)
+            .await
+            .with_context(|| format!("{} is not a file of records", path.display()))?;
+        // A host that has just started has made the file and nothing in it yet.
+        if tables == 0 {
+            bail!(
+                "no records at {} yet; hosts keep them as NOVA_RECORD_SAMPLE_RATIO says",
+                path.display()
+            );
+        }
         sqlx::query("SELECT count(*) FROM policies")
             .fetch_one(&mut connection)
             .await
