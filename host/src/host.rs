@@ -89,9 +89,10 @@ impl Host {
             beside,
         } = wiring::connect(&config).await?;
         let into_stores = embedded.is_some();
+        let keys = TrustedKeys::parse(&config.policy.trusted_keys)?;
         let engine = Engine::start()?
             .with_cache(data_dir)?
-            .with_trusted_keys(TrustedKeys::parse(&config.policy.trusted_keys)?);
+            .with_trusted_keys(keys.remembering(data_dir).await?);
         let deploy = Deploy::start(engine, registry, development).await?;
         let stop_draining = CancellationToken::new();
         let (exposures, exposures_task) =

@@ -5,10 +5,13 @@
 
 use crate::policy::artifact::{Digest, PolicyRef, Stage};
 use crate::policy::failure::FailureKind;
+use crate::stores::breaker::Circuit;
+use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -327,6 +330,18 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
+    }
+
+    /// Every circuit of this process, by name.
+    pub fn circuits(&self) -> BTreeMap<String, Circuit> {
+        let families = self.circuit_state.collect();
+        let gauges = families.iter().flat_map(|family| family.get_metric());
+        let circuits = gauges.filter_map(|gauge| {
+            let name = gauge.get_label().first()?.value().to_owned();
+            let circuit = Circuit::from_gauge(gauge.get_gauge().get_value() as i64)?;
+            Some((name, circuit))
+        });
+        circuits.collect()
     }
 
     pub fn policy(&'static self, policy: &str) -> PolicyMetrics {

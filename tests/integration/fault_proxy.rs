@@ -35,7 +35,12 @@ pub struct FaultProxy {
 impl FaultProxy {
     /// In front of `upstream`, a `host:port`, on a free port. Without a fault at first.
     pub async fn start(upstream: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0", upstream).await
+    }
+
+    /// The same at `address`, which is where clients are sent.
+    pub async fn start_at(address: &str, upstream: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (fault, faults) = watch::channel(Fault::None);
         let upstream = upstream.to_owned();

@@ -143,6 +143,21 @@ async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_bina
     assert!(score["fuel"].as_u64().unwrap() > 0, "{score}");
 }
 
+/// A check keeps its instances. What such a one answers otherwise is not held against a host that served from fresh ones.
+#[tokio::test]
+async fn a_policy_that_only_a_kept_instance_makes_answer_otherwise_comes_out_as_it_was_served() {
+    const FEEDS: u64 = 520;
+    let host = recording_setup().start();
+    let modules = [("turns.wasm", guest("turns_after_500_calls.wasm"))];
+    let text = manifest("turns", "1.0.0", "score", "turns.wasm") + AMPLE;
+    host.operator().publish_and_activate(&text, &modules).await;
+    for viewer in 1..=FEEDS {
+        assert_eq!(host.feed(viewer).await["served_by"], "policy");
+    }
+    wait_for_records(&host, FEEDS as usize).await;
+    assert_exact(&replay(&["--threads", "1"], Some(&host.data_dir)), FEEDS);
+}
+
 #[tokio::test]
 async fn the_ranking_of_a_failing_policy_is_recorded_whatever_is_sampled() {
     let host = patient_setup()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const HOSTS: usize = 3;
 /// Far from what the machine can do: a queue would hide what a swap costs.
-const FEEDS_PER_SECOND_AND_HOST: usize = 50;
+pub const FEEDS_PER_SECOND_AND_HOST: usize = 300;
 const SWAP_INTERVAL: Duration = Duration::from_millis(2_500);
 /// With swaps, and as long without, in turn: both meet the same noise.
 const SLICE: Duration = Duration::from_secs(30);
@@ -19,22 +19,23 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(30);
 const WATCHER: u64 = 250;
 
 /// `length` with swaps, cut into slices between which there are as many without.
-pub async fn swaps(length: Duration) -> anyhow::Result<()> {
+pub async fn swaps(length: Duration, per_second: usize) -> anyhow::Result<()> {
     let stack = stack().await?;
     let mut hosts = vec![Host::start_on(&stack, &[])?];
     for _ in 1..HOSTS {
         hosts.push(Host::start_beside(&stack)?);
     }
-    load(&hosts, WARM_UP * 5).await?;
+    load(&hosts, per_second, WARM_UP * 5).await?;
     let slices = (length.as_secs() / SLICE.as_secs()).max(1);
     println!(
-        "{HOSTS} hosts, {FEEDS_PER_SECOND_AND_HOST} feeds/s each, {slices} times {} s with a swap every {SWAP_INTERVAL:?} and without",
+        "{HOSTS} hosts, {per_second} feeds/s each, {slices} times {} s with a swap every {SWAP_INTERVAL:?} and without",
         SLICE.as_secs()
     );
     let (mut quiet, mut swapped, mut reach_ms) = (Vec::new(), Vec::new(), Vec::new());
     for slice in 1..=slices {
-        quiet.push(load(&hosts, SLICE).await?);
-        let (report, reached) = tokio::try_join!(load(&hosts, SLICE), swap(&hosts, SLICE))?;
+        quiet.push(load(&hosts, per_second, SLICE).await?);
+        let (report, reached) =
+            tokio::try_join!(load(&hosts, per_second, SLICE), swap(&hosts, SLICE))?;
         swapped.push(report);
         reach_ms.extend(reached);
         let resident: anyhow::Result<Vec<String>> = hosts
@@ -64,12 +65,10 @@ fn summary(quiet: Vec<Report>, swapped: Vec<Report>, reach_ms: &[f64]) {
     );
 }
 
-async fn load(hosts: &[Host], length: Duration) -> anyhow::Result<Report> {
+async fn load(hosts: &[Host], per_second: usize, length: Duration) -> anyhow::Result<Report> {
     let loads: anyhow::Result<Vec<_>> = hosts.iter().map(|host| host.feed_load(VIEWERS)).collect();
     let loads = loads?;
-    let paced = loads
-        .iter()
-        .map(|load| pace(load, FEEDS_PER_SECOND_AND_HOST, length));
+    let paced = loads.iter().map(|load| pace(load, per_second, length));
     Ok(Report::together(try_join_all(paced).await?))
 }
 

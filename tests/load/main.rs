@@ -62,12 +62,17 @@ fn main() -> anyhow::Result<()> {
         ["stack-counted", seconds] => {
             runtime.block_on(stack::counted(Duration::from_secs(seconds.parse()?)))
         }
-        ["stack-fleet", seconds] => {
-            runtime.block_on(fleet::swaps(Duration::from_secs(seconds.parse()?)))
-        }
+        ["stack-fleet", seconds] => runtime.block_on(fleet::swaps(
+            Duration::from_secs(seconds.parse()?),
+            fleet::FEEDS_PER_SECOND_AND_HOST,
+        )),
+        ["stack-fleet", seconds, per_second] => runtime.block_on(fleet::swaps(
+            Duration::from_secs(seconds.parse()?),
+            per_second.parse()?,
+        )),
         _ => {
             println!(
-                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | quarantine | restart | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS"
+                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | quarantine | restart | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS [PER_SECOND]"
             );
             Ok(())
         }

@@ -28,13 +28,15 @@ java_tool() {
 }
 
 # Topics are never created by accident, as in production: who wants one says so. One node can keep one replica.
+# A client goes where a broker says that it is. On the listener FAULTY that is a port where nothing listens until a test puts its proxy there.
 kafka_prepare() {
     cat >"$STATE/kafka/server.properties" <<EOF
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$(port_of kafka-controller)
-listeners=PLAINTEXT://127.0.0.1:$(port_of kafka),CONTROLLER://127.0.0.1:$(port_of kafka-controller)
-advertised.listeners=PLAINTEXT://127.0.0.1:$(port_of kafka)
+listeners=PLAINTEXT://127.0.0.1:$(port_of kafka),FAULTY://127.0.0.1:$(port_of kafka-behind-proxy),CONTROLLER://127.0.0.1:$(port_of kafka-controller)
+advertised.listeners=PLAINTEXT://127.0.0.1:$(port_of kafka),FAULTY://127.0.0.1:$(port_of kafka-proxy)
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,FAULTY:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 log.dirs=$STATE/kafka/data
@@ -66,4 +68,8 @@ kafka_ready() {
     java_tool org.apache.kafka.tools.EndToEndLatency "127.0.0.1:$(port_of kafka)" services-ready 1 all 16
 }
 
-kafka_env() { echo "KAFKA_BROKERS='127.0.0.1:$(port_of kafka)'"; }
+kafka_env() {
+    echo "KAFKA_BROKERS='127.0.0.1:$(port_of kafka)'"
+    echo "KAFKA_BEHIND_PROXY='127.0.0.1:$(port_of kafka-behind-proxy)'"
+    echo "KAFKA_PROXY='127.0.0.1:$(port_of kafka-proxy)'"
+}

@@ -12,7 +12,8 @@ use crate::stores::kafka::message::Undecodable;
 use crate::stores::kafka::reader::{BatchHandler, Subscription};
 use crate::stores::kafka::{Batch, KafkaSettings, Topic};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub const GROUP: &str = "nova-cdc";
 /// A new post is in its followers' next feed after this, the insert and Debezium's own half second.
@@ -21,11 +22,16 @@ const LINGER: Duration = Duration::from_millis(200);
 const BATCH_MAX: usize = 10_000;
 const ROUND_MAX: usize = 50_000;
 
+/// For how long the lag of what was stored last says how far behind the capture is.
+const STORED_LAG_HOLDS: Duration = Duration::from_secs(60);
+
 pub struct Capture {
     store: ClickHouseStore,
     invalidator: Invalidator,
     /// Table by topic.
     tables: Vec<(String, Table)>,
+    /// When something of a table was stored last, and how long after its commit, in s.
+    stored: Mutex<BTreeMap<&'static str, (Instant, f64)>>,
 }
 
 impl std::fmt::Debug for Capture {
@@ -62,7 +68,37 @@ impl Capture {
             store,
             invalidator,
             tables: tables.into(),
+            stored: Mutex::default(),
         }
+    }
+
+    fn observe<'a>(&self, changes: impl Iterator<Item = &'a Change>, ok: bool) {
+        let now_ms = unix_ms();
+        let mut seen: BTreeMap<&str, (Table, u64, u64)> = BTreeMap::new();
+        for change in changes {
+            let table = change.table();
+            let (_, number, newest_ms) = seen.entry(table.name()).or_insert((table, 0, 0));
+            *number += 1;
+            *newest_ms = (*newest_ms).max(change.committed_ms());
+        }
+        for (table, number, newest_ms) in seen.into_values() {
+            count(table, if ok { "ok" } else { "error" }, number);
+            if ok {
+                let lag_s = now_ms.saturating_sub(newest_ms) as f64 / 1_000.0;
+                self.stored().insert(table.name(), (Instant::now(), lag_s));
+            }
+        }
+    }
+
+    /// Of what was stored a moment ago, which has Debezium's part in it, unlike the age of what waits in the topic.
+    fn lag_stored(&self, table: Table) -> f64 {
+        let stored = self.stored().get(table.name()).copied();
+        let recent = stored.filter(|(at, _)| at.elapsed() < STORED_LAG_HOLDS);
+        recent.map_or(0.0, |(_, lag_s)| lag_s)
+    }
+
+    fn stored(&self) -> MutexGuard<'_, BTreeMap<&'static str, (Instant, f64)>> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn write(&self, rows: &Rows) -> StoreResult<()> {
@@ -94,10 +130,14 @@ impl BatchHandler for Capture {
 
     fn behind(&self, by_topic: &BTreeMap<&str, f64>) {
         for (topic, table) in &self.tables {
-            if let Some(seconds) = by_topic.get(topic.as_str()) {
-                // What was stored last says more than an empty topic does: Debezium may be behind as well.
-                let shown = METRICS.cdc_lag_seconds.with_label_values(&[table.name()]);
-                shown.set(shown.get().max(*seconds));
+            let labels = [table.name()];
+            match by_topic.get(topic.as_str()) {
+                Some(waiting) => METRICS
+                    .cdc_lag_seconds
+                    .with_label_values(&labels)
+                    .set(self.lag_stored(*table).max(*waiting)),
+                // Its partitions are other hosts'. Absent when nothing was shown yet.
+                None => drop(METRICS.cdc_lag_seconds.remove_label_values(&labels)),
             }
         }
     }
@@ -108,7 +148,7 @@ impl BatchHandler for Capture {
             rows.map(|row| &row.value)
         };
         let written = self.write(&Rows::of(changes())).await;
-        observe(changes(), written.is_ok());
+        self.observe(changes(), written.is_ok());
         written?;
         let overtaken = changes().flat_map(invalidation::of).collect();
         self.invalidator.apply(&overtaken).await;
@@ -121,30 +161,4 @@ fn count(table: Table, status: &str, changes: u64) {
         .cdc_events_consumed_total
         .with_label_values(&[table.name(), status])
         .inc_by(changes);
-}
-
-fn observe<'a>(changes: impl Iterator<Item = &'a Change>, ok: bool) {
-    let now_ms = unix_ms();
-    let mut seen: BTreeMap<&str, (Table, u64, u64)> = BTreeMap::new();
-    for change in changes {
-        let table = change.table();
-        let (_, number, newest_ms) = seen.entry(table.name()).or_insert((table, 0, 0));
-        *number += 1;
-        *newest_ms = (*newest_ms).max(change.committed_ms());
-    }
-    for (table, number, newest_ms) in seen.into_values() {
-        count(table, if ok { "ok" } else { "error" }, number);
-        if ok {
-            show_lag(table, now_ms.saturating_sub(newest_ms) as f64 / 1_000.0);
-        }
-    }
-}
-
-/// From the commit in PostgreSQL for what was just stored, which has Debezium's part in it; for what waits, from when it
-/// came into the topic.
-fn show_lag(table: Table, seconds: f64) {
-    METRICS
-        .cdc_lag_seconds
-        .with_label_values(&[table.name()])
-        .set(seconds);
 }

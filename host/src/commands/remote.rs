@@ -106,9 +106,10 @@ impl TargetArguments {
         let config = self.config.load(&self.data_dir)?;
         std::fs::create_dir_all(&config.data_dir)?;
         let registry = wiring::registry(&config).await?;
+        let keys = TrustedKeys::parse(&config.policy.trusted_keys)?;
         let engine = Engine::start()?
             .with_cache(&config.data_dir)?
-            .with_trusted_keys(TrustedKeys::parse(&config.policy.trusted_keys)?);
+            .with_trusted_keys(keys.remembering(&config.data_dir).await?);
         Ok(Target::Directory(
             Deploy::start(engine, registry, false).await?,
         ))

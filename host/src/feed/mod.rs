@@ -1,5 +1,6 @@
 //! The feed: the request story and the pure parts below it.
 
+pub mod cached_candidates;
 pub mod candidates;
 pub mod cursor;
 pub mod decision;

@@ -8,6 +8,7 @@ use crate::clock::{rfc3339, unix_ms};
 use crate::error::Problem;
 use crate::feed::snapshot::{Algo, ServedBy};
 use crate::jobs::profile::ProfileReport;
+use crate::metrics::METRICS;
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -116,6 +117,8 @@ pub struct SystemState {
     /// `embedded` or `stack`.
     pub stores: &'static str,
     pub profile: ProfileReport,
+    /// `closed`, `half_open` or `open`, by the name that `circuit_state` has for it; empty when embedded.
+    pub circuits: BTreeMap<String, &'static str>,
     pub registry_revision: i64,
     /// What this host changed alone and the registry does not know yet.
     pub local_changes: Vec<LocalChangeEntry>,
@@ -146,6 +149,11 @@ pub async fn system_state(
             Some(_) => "stack",
         },
         profile: app.profile.report(),
+        circuits: METRICS
+            .circuits()
+            .into_iter()
+            .map(|(name, circuit)| (name, circuit.as_str()))
+            .collect(),
         registry_revision: serving.state.revision,
         local_changes: LocalChangeEntry::all(&app.deploy),
         active: serving.active.spec.policy.to_string(),

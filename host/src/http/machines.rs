@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A store that takes longer than this to say hello is not up.
 /// Shorter than anybody probes.
 const PINGS_KNOWN_FOR: Duration = Duration::from_millis(500);
+/// A store that takes longer than this to say hello is not up.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]

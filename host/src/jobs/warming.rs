@@ -3,7 +3,7 @@
 use super::ACTIVE_MS;
 use crate::app::App;
 use crate::clock::unix_ms;
-use crate::feed::story::warm;
+use crate::feed::cached_candidates::warm;
 use futures::StreamExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

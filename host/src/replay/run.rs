@@ -3,10 +3,12 @@
 use super::fuel::{self, Fuel, METERED_MAX};
 use super::policies::{Contender, Library, Server};
 use super::record::Record;
-use super::report::{Report, Tally};
+use super::report::{Report, Tally, difference};
 use super::store::{RecordStore, Selection, Stored};
+use crate::policy::artifact::InstanceMode;
 use crate::policy::compare::compare;
 use crate::policy::failure::PolicyFailure;
+use crate::policy::module::CallBudget;
 use crate::policy::native::guarded;
 use crate::policy::ranking::{RankInput, Ranking, rank};
 use std::panic::AssertUnwindSafe;
@@ -27,7 +29,18 @@ pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 struct Work {
     library: Library,
     contenders: Vec<Contender>,
+    instances: Instances,
     progress: Progress,
+}
+
+/// What the check against what was served runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instances {
+    /// What the policy was served by: so its time stands beside a contender's.
+    AsServed,
+    /// Kept from record to record, which costs less. A record that comes out otherwise is run again as it was served, and
+    /// that answer counts.
+    Kept,
 }
 
 /// Checks each record of a selection against what was served, and compares it with every contender's ranking.
@@ -43,9 +56,14 @@ pub async fn run(
     progress: Progress,
 ) -> anyhow::Result<Report> {
     let started = Instant::now();
+    let instances = match contenders.is_empty() {
+        true => Instances::Kept,
+        false => Instances::AsServed,
+    };
     let work = Arc::new(Work {
         library,
         contenders,
+        instances,
         progress,
     });
     let (batches, queue) = mpsc::channel(BATCHES_AHEAD);
@@ -136,8 +154,8 @@ impl Work {
         match self.library.served(&record.answer.policy) {
             None => tally.check.unavailable(&record.answer.policy.label),
             Some(server) => {
-                let (answer, took) = timed(|| rank_again(&server, input));
-                tally.check.check(stored.id, &record, &answer, took);
+                let (difference, took) = self.check(&server, &record, input);
+                tally.check.checked(stored.id, &record, difference, took);
             }
         }
         for (contender, tally) in self.contenders.iter().zip(&mut tally.contenders) {
@@ -156,6 +174,26 @@ impl Work {
             }
         }
     }
+
+    /// Where the answer parts from what was served, and how long it took to make.
+    fn check(
+        &self,
+        server: &Server,
+        record: &Record,
+        input: RankInput<'_>,
+    ) -> (Option<String>, Duration) {
+        let on = |instances| {
+            let (answer, took) = timed(|| rank_again(server, input, instances));
+            (difference(record, &answer), took)
+        };
+        match self.instances {
+            Instances::AsServed => on(None),
+            Instances::Kept => match on(Some(InstanceMode::Reuse)) {
+                (None, took) => (None, took),
+                (Some(_), _) => on(None),
+            },
+        }
+    }
 }
 
 fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
@@ -164,11 +202,17 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     (answer, started.elapsed())
 }
 
-fn rank_again(server: &Server, input: RankInput<'_>) -> Result<Ranking, PolicyFailure> {
+/// On instances of the policy's own class, if no other is asked for.
+fn rank_again(
+    server: &Server,
+    input: RankInput<'_>,
+    instances: Option<InstanceMode>,
+) -> Result<Ranking, PolicyFailure> {
     match server {
         Server::Policy(policy) => {
             let budget = policy.budget_without_deadline(PATIENCE);
-            rank(&policy.running(budget), input)
+            let mode = instances.unwrap_or(budget.mode);
+            rank(&policy.running(CallBudget { mode, ..budget }), input)
         }
         Server::Native(native) => guarded(AssertUnwindSafe(|| rank(*native, input))),
     }

@@ -31,6 +31,12 @@ impl Circuit {
         }
     }
 
+    pub fn from_gauge(value: i64) -> Option<Self> {
+        [Circuit::Closed, Circuit::HalfOpen, Circuit::Open]
+            .into_iter()
+            .find(|circuit| circuit.gauge() == value)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Circuit::Closed => "closed",

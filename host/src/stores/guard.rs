@@ -171,6 +171,15 @@ impl Guard {
         self.answer(query, result)
     }
 
+    /// For a call that was not made because the host has too many under way. It says nothing about the store.
+    pub fn turned_away(&self, query: &'static str) -> StoreError {
+        METRICS
+            .store_queries_total
+            .with_label_values(&[self.store, query, "turned_away"])
+            .inc();
+        self.error(query, anyhow::anyhow!("too many calls are under way"))
+    }
+
     /// Asks whether the store is there, whatever the circuit, and without a say in it: a store that answers this in
     /// time may still be late with everything else.
     ///

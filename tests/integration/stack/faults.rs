@@ -2,7 +2,9 @@
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Community, Host, event, eventually, post_ids};
+use crate::senders::{BATCH_EVENTS, batch};
 use crate::services::Stack;
+use chrono::Utc;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ const FAULTS: [Fault; 4] = [
     Fault::ResetAfter(3),
     Fault::Garbage,
 ];
-const RECOVERS_WITHIN: Duration = Duration::from_secs(30);
+const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A host that reaches one store through a proxy. Nothing it serves comes from a cache of feeds, and its circuits
 /// close again soon.
@@ -95,6 +97,9 @@ async fn without_clickhouse_a_viewer_gets_the_last_snapshot_and_a_stranger_the_t
         assert!(feed["posts"][0]["score"].is_null());
         assert_eq!(faulty.component("clickhouse").await, "down", "{fault:?}");
         assert_eq!(host.get("", "/health").await.status, 200);
+        let state = host.operator().get("/debug/system/state").await;
+        let circuit = state["circuits"]["clickhouse"].as_str().unwrap();
+        assert!(["open", "half_open"].contains(&circuit), "{fault:?}");
         assert_eq!(host.get("", "/readyz").await.status, 200);
         faulty.proxy.set(Fault::None);
         faulty.becomes_whole(7).await;
@@ -198,6 +203,70 @@ async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_retur
     })
     .await;
     assert_eq!(host.feed(7).await["policy"]["name"], "timeline");
+}
+
+/// Where the broker says that it is stands a proxy, so that every request of producer and consumers passes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_returns() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    let [at, upstream] = ["KAFKA_PROXY", "KAFKA_BEHIND_PROXY"].map(|name| {
+        std::env::var(name).unwrap_or_else(|_| panic!("{name} not set: tests/services up, env"))
+    });
+    let proxy = FaultProxy::start_at(&at, &upstream).await;
+    let host = Host::setup()
+        .stack(&stack)
+        .community(Community::small())
+        .variable("NOVA_RATE_LIMIT", "off")
+        .serve_variable("KAFKA_BROKERS", &at)
+        .start();
+    let component = async || {
+        let health = host.get("", "/health").await;
+        health.body["components"]["kafka"]["state"].clone()
+    };
+    let stored = async || {
+        let events = "SELECT toUInt32(count()) AS n FROM events WHERE origin = 'kafka'";
+        stack.clickhouse(events).await[0]["n"].as_u64().unwrap()
+    };
+    let (begun, mut batches) = (Utc::now(), 0..);
+    let mut send = async || {
+        let batch = batch(begun, batches.next().unwrap());
+        let accepted = host.send_events(7, &batch).await.ok(202);
+        assert_eq!(accepted["deduped"], 0);
+    };
+    send().await;
+    let mut accepted = BATCH_EVENTS;
+    for fault in FAULTS {
+        eventually(RECOVERS_WITHIN, "what was accepted is stored", async || {
+            stored().await == accepted
+        })
+        .await;
+        proxy.set(fault);
+        eventually(RECOVERS_WITHIN, "the fault is noticed", async || {
+            component().await == "down"
+        })
+        .await;
+        for _ in 0..3 {
+            send().await;
+        }
+        accepted += 3 * BATCH_EVENTS;
+        let feed = host.feed(7).await;
+        assert_eq!(feed["served_by"], "policy", "{fault:?}: {feed}");
+        assert_eq!(feed["degraded"], json!([]), "{fault:?}");
+        assert_eq!(host.get("", "/readyz").await.status, 200);
+        // Long enough for attempts to be made in vain.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        proxy.set(Fault::None);
+    }
+    eventually(RECOVERS_WITHIN, "all is stored", async || {
+        stored().await >= accepted
+    })
+    .await;
+    // What is sent again because its answer was lost may come late.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(stored().await, accepted);
+    assert_eq!(component().await, "up");
 }
 
 #[tokio::test(flavor = "multi_thread")]

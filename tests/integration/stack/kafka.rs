@@ -139,23 +139,14 @@ struct Member {
 
 impl Member {
     fn start(topics: &Topics, memory: &Memory, batch_max: usize) -> Self {
-        Self::start_with_rounds(topics, memory, batch_max, 5_000)
+        Self::subscribe(topics, memory, portions(batch_max))
     }
 
-    fn start_with_rounds(
+    fn subscribe(
         Topics { settings, producer }: &Topics,
         memory: &Memory,
-        batch_max: usize,
-        round_max: usize,
+        subscription: Subscription,
     ) -> Self {
-        let subscription = Subscription {
-            group: "nova-test",
-            topics: vec![Topic::Events],
-            dead_letters: Topic::EventsDeadLetters,
-            linger: Duration::from_millis(50),
-            batch_max,
-            round_max,
-        };
         let stop = CancellationToken::new();
         let task = Reader::start(
             settings,
@@ -173,6 +164,18 @@ impl Member {
     async fn stop(mut self) {
         self.stop.cancel();
         (&mut self.task).await.unwrap();
+    }
+}
+
+/// The events in batches of so many at most.
+fn portions(batch_max: usize) -> Subscription {
+    Subscription {
+        group: "nova-test",
+        topics: vec![Topic::Events],
+        dead_letters: Topic::EventsDeadLetters,
+        linger: Duration::from_millis(50),
+        batch_max,
+        round_max: 5_000,
     }
 }
 
@@ -224,7 +227,13 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
     sink.write(&events(0..500), 1).await.unwrap();
     let failing = Memory::default();
     failing.down.store(true, Ordering::Relaxed);
-    let first = Member::start(&kafka, &failing, 7);
+    // The first round is repeated for as long as the store is down: every partition must be in it.
+    let patient = Subscription {
+        linger: Duration::from_secs(30),
+        round_max: 500,
+        ..portions(7)
+    };
+    let first = Member::subscribe(&kafka, &failing, patient);
     until("a second attempt at every partition", || {
         failing.attempts().len() >= 24
     })
@@ -257,7 +266,11 @@ async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
     };
     sink.write(&of_one_partition(0..5), 1).await.unwrap();
     let memory = Memory::default();
-    let member = Member::start_with_rounds(&kafka, &memory, 3, 4);
+    let small_rounds = Subscription {
+        round_max: 4,
+        ..portions(3)
+    };
+    let member = Member::subscribe(&kafka, &memory, small_rounds);
     // The member has taken the half and gone round many times; a slower one passes as well.
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert!(memory.attempts().is_empty());

@@ -166,16 +166,14 @@ async fn a_missing_broker_is_the_spools_business_until_the_spool_is_full() {
         .variable("NOVA_SPOOL_BYTES_MAX", "60000")
         .start();
     stack.service("stop", "kafka");
-    let mut accepted = 0;
+    let (begun, mut accepted) = (Utc::now(), 0);
     let refused = loop {
-        let events: Vec<_> = (1..=20)
-            .map(|post| event(post, 1, "like", (accepted / 20) as i64 + 1))
-            .collect();
+        let events = batch(begun, accepted / BATCH_EVENTS);
         let answer = host.send_events(7, &events).await;
         if answer.status != 202 {
             break answer;
         }
-        accepted += 20;
+        accepted += BATCH_EVENTS;
         assert!(accepted < 2_000, "the spool has no bound");
     };
     assert!(refused.headers.contains_key("retry-after"));

@@ -6,6 +6,7 @@ mod conformance;
 mod events;
 mod faults;
 mod fleet;
+mod jobs;
 mod kafka;
 mod ledger;
 mod postgres;

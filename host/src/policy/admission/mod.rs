@@ -5,6 +5,7 @@ mod found;
 pub mod golden;
 pub mod reason;
 pub mod record;
+pub mod shipped;
 pub mod signature;
 pub mod trial;
 

@@ -10,15 +10,16 @@
 //! beside a new, signed manifest. What a manifest takes from elsewhere (`sha256:`, `builtin:`) it names
 //! itself. The list, the manifest and the signature stay in the registry with the modules, because
 //! a policy is checked again whenever it is loaded: whoever can write to the registry's database can
-//! then break a policy, and cannot make one.
+//! then break a policy, and cannot make one. (What `builtin:` leaves open: [`super::shipped`].)
 
+use super::shipped::Shipped;
 use super::{PolicyFiles, resolve};
 use crate::policy::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage};
-use crate::policy::builtin;
 use crate::policy::module::Module;
 use minisign_verify::{PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// As `sha256sum` writes it.
@@ -27,9 +28,12 @@ pub const SUMS_FILE: &str = "SHA256SUMS";
 pub const SIGNATURE_FILE: &str = "SHA256SUMS.minisig";
 pub const MANIFEST_FILE: &str = "policy.toml";
 
-/// Keys whose owners may publish; empty: everybody may who has the role.
+/// Keys whose owners may publish; none: everybody may who has the role. Programs may publish what they ship.
 #[derive(Debug, Clone, Default)]
-pub struct TrustedKeys(Vec<PublicKey>);
+pub struct TrustedKeys {
+    keys: Vec<PublicKey>,
+    pub shipped: Shipped,
+}
 
 impl TrustedKeys {
     /// Public keys as minisign prints them, in base64.
@@ -42,14 +46,23 @@ impl TrustedKeys {
                 anyhow::anyhow!("policy.trusted_keys: `{key}` is not a minisign public key ({error}); it is the second line of minisign.pub")
             })
         };
-        keys.iter()
-            .map(parse)
-            .collect::<anyhow::Result<_>>()
-            .map(Self)
+        Ok(Self {
+            keys: keys.iter().map(parse).collect::<anyhow::Result<_>>()?,
+            shipped: Shipped::here(),
+        })
+    }
+
+    /// The same, with what programs shipped that ran on `data_dir` before.
+    ///
+    /// # Errors
+    /// When this program cannot be remembered there.
+    pub async fn remembering(self, data_dir: &Path) -> anyhow::Result<Self> {
+        let shipped = Shipped::remembered(data_dir).await?;
+        Ok(Self { shipped, ..self })
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.keys.is_empty()
     }
 }
 
@@ -99,19 +112,25 @@ impl Proof {
         let sums = self.signed_sums(keys)?;
         require(&sums, MANIFEST_FILE, Digest::of(self.manifest.as_bytes()))?;
         let manifest = Manifest::parse(&self.manifest)?;
+        let mut builtins = Vec::new();
         for stage in Stage::ALL {
             let module = spec.stages.get(stage).module;
             match &manifest.stage(stage).module {
                 ModuleSource::File(name) => require(&sums, name, module)?,
                 ModuleSource::Published(digest) if *digest == module => {}
-                ModuleSource::Builtin(name)
-                    if builtin::module(name).map(Digest::of) == Some(module) => {}
-                ModuleSource::Published(_) | ModuleSource::Builtin(_) => {
+                ModuleSource::Builtin(name) => builtins.push((name.as_str(), module)),
+                ModuleSource::Published(_) => {
                     return Err(format!(
                         "{stage}: {module} is not the module that the signed manifest names"
                     ));
                 }
             }
+        }
+        if !keys.shipped.has_modules(&builtins) {
+            return Err(
+                "its `builtin:` modules are not what one program shipped that ran on this host"
+                    .to_owned(),
+            );
         }
         let signed = resolve(&manifest, modules);
         if signed.policy != spec.policy || signed.digest() != spec.digest() {
@@ -124,32 +143,13 @@ impl Proof {
         let signature = Signature::decode(&self.signature)
             .map_err(|error| format!("{SIGNATURE_FILE}: {error}"))?;
         let is_good = |key: &PublicKey| key.verify(self.sums.as_bytes(), &signature, false).is_ok();
-        if !keys.0.iter().any(is_good) {
+        if !keys.keys.iter().any(is_good) {
             return Err(format!(
                 "{SIGNATURE_FILE}: none of the trusted keys made this signature of this {SUMS_FILE}"
             ));
         }
         self.sums.lines().map(parse_line).collect()
     }
-}
-
-/// Whether a published policy is one that this binary ships, unchanged.
-pub fn is_shipped(spec: &PolicySpec, modules: &PerStage<Arc<Module>>) -> bool {
-    builtin::recipes().any(|files| {
-        let Ok(manifest) = Manifest::parse(&files.manifest) else {
-            return false;
-        };
-        let shipped = |stage| match &manifest.stage(stage).module {
-            ModuleSource::File(name) => files.modules.get(name).map(|bytes| Digest::of(bytes)),
-            ModuleSource::Builtin(name) => builtin::module(name).map(Digest::of),
-            ModuleSource::Published(_) => None,
-        };
-        let same_modules = Stage::ALL
-            .into_iter()
-            .all(|stage| shipped(stage) == Some(spec.stages.get(stage).module));
-        let resolved = resolve(&manifest, modules);
-        same_modules && resolved.policy == spec.policy && resolved.digest() == spec.digest()
-    })
 }
 
 /// `DIGEST  NAME`, with an asterisk before the name where it was read as binary.

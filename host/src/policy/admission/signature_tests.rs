@@ -2,6 +2,7 @@
 
 use super::signature::*;
 use super::*;
+use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::policy::deploy::{Deploy, DeployError};
 use crate::policy::registry::Registry;
 use crate::stores::embedded::EmbeddedStore;
@@ -160,6 +161,50 @@ async fn what_is_in_the_registry_unsigned_is_not_loaded_once_signatures_are_aske
     assert_eq!(active(&careful), "signed@2.0.0");
     let again = careful.activate(&unsigned, "ada").await;
     assert!(again.is_err(), "{again:?}");
+}
+
+#[tokio::test]
+async fn what_an_older_program_shipped_serves_on_after_an_upgrade_and_nothing_like_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let older = host(dir.path(), Engine::start().unwrap()).await;
+    let recipe = unsigned_files(FIRST);
+    let other = unsigned_files(SECOND);
+    let shipped = older.publish(recipe.clone(), "host").await.unwrap().policy;
+    let forged = older.publish(other, "ada").await.unwrap().policy;
+    older.activate(&shipped, "host").await.unwrap();
+    let digest = |stage| older.serving().active.spec.stages.get(stage).module;
+    let modules = PerStage::try_build(|stage| Ok::<_, ()>(digest(stage))).unwrap();
+    drop(older);
+
+    let mut keys = TrustedKeys::parse(&[OURS.to_owned()]).unwrap();
+    keys.shipped = keys.shipped.with_older(&recipe.manifest, modules);
+    let engine = Engine::start().unwrap().with_trusted_keys(keys);
+    let newer = host(dir.path(), engine).await;
+    assert_eq!(active(&newer), "signed@1.0.0");
+    let refused = newer.activate(&forged, "ada").await;
+    assert!(refused.is_err(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_experiment_does_not_bring_a_lower_signed_version_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), trusting(OURS)).await;
+    let mut versions = Vec::new();
+    for of in [FIRST, SECOND] {
+        versions.push(host.publish(signed_files(of), "ada").await.unwrap().policy);
+    }
+    let spec = serde_json::json!({"seed": "s", "variations": [
+        {"key": "old", "weight": 1.0, "policy": versions[0].to_string()}]});
+    let spec: ExperimentSpec = serde_json::from_value(spec).unwrap();
+    host.put_experiment("e", spec, "ada").await.unwrap();
+    host.activate(&versions[1], "ada").await.unwrap();
+    let started = host
+        .set_experiment_state("e", ExperimentState::Running, "ada")
+        .await;
+    assert!(
+        matches!(started, Err(DeployError::Conflict(_))),
+        "{started:?}"
+    );
 }
 
 #[tokio::test]

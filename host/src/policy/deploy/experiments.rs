@@ -87,9 +87,6 @@ impl Deploy {
                 Ok(_) => {
                     let reason = out_of_service(state, variation);
                     errors.extend(reason.map(|r| (format!("variations[{at}].policy"), r)));
-                    let lower = self.refuse_downgrade(state, &variation.policy).err();
-                    errors
-                        .extend(lower.map(|e| (format!("variations[{at}].policy"), e.to_string())));
                 }
                 Err(DeployError::Refused(refusal)) => {
                     errors.extend(
@@ -154,6 +151,11 @@ impl Deploy {
             return Err(DeployError::Conflict(format!(
                 "experiment `{key}` cannot run: {reason}"
             )));
+        }
+        if next == ExperimentState::Running {
+            for variation in variations {
+                self.refuse_downgrade(&serving.state, &variation.policy)?;
+            }
         }
         let experiment = Experiment {
             spec: current.spec.clone(),

@@ -79,8 +79,8 @@ impl Deploy {
         if !self.prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
-        let incomplete = self.incomplete.load(Ordering::Acquire) && !self.late.is_under_way();
-        let is_behind = self.is_ahead() || self.is_unsettled() || incomplete;
+        let retry = self.is_retry_due();
+        let is_behind = self.is_ahead() || self.is_unsettled() || retry;
         if revision == self.serving().state.revision && !is_behind {
             return Ok(());
         }
@@ -89,9 +89,10 @@ impl Deploy {
             self.settle_local_changes().await?;
         }
         // Meanwhile this host's own change, of which this is the echo, may have been loaded.
-        if revision != self.serving().state.revision || incomplete {
-            self.refresh().await?;
+        if revision != self.serving().state.revision || retry {
+            let refreshed = self.refresh().await;
             self.late.release();
+            refreshed?;
         }
         if self.is_unsettled() {
             self.settle().await?;

@@ -13,13 +13,15 @@ use crate::policy::loaded::LoadedPolicy;
 use crate::policy::registry::{Canary, PublishedPolicy, RegistryState};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 /// How long a change of what serves waits for what few viewers or none get. Policies written in Rust compile in a tenth of it.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(1);
 /// At the start of a host nobody waits, and what it begins with should be whole.
 const COMPILE_PATIENCE_AT_START: Duration = Duration::from_secs(10);
+/// What should serve and could not be had is tried again after this; sooner when a compilation that it waited for is done.
+const RETRY_WAIT: Duration = Duration::from_secs(60);
 
 impl Deploy {
     /// Loads the registry and exchanges the pointer.
@@ -38,27 +40,27 @@ impl Deploy {
             true => COMPILE_PATIENCE,
             false => COMPILE_PATIENCE_AT_START,
         };
-        let built = if self.late.is_under_way() {
-            // What is missing is being compiled: nobody else needs to find that out by waiting.
-            None
-        } else {
-            let build = self.build(state.clone(), Wanted::All);
-            tokio::time::timeout(patience, build).await.ok()
+        let build = async |wanted| {
+            let built = tokio::time::timeout(patience, self.build(state.clone(), wanted)).await;
+            built.ok().transpose()
         };
-        let _compiled = match built {
-            Some(built) => {
-                self.incomplete.store(false, Ordering::Release);
-                Some(built?)
+        // Held, so that what is exchanged below finds it in memory.
+        let mut held = None;
+        if !self.late.is_under_way() {
+            held = build(Wanted::All).await?;
+            if held.is_none() {
+                self.load_later(&state);
             }
-            None => {
-                let loading = self.load_later(&state);
-                self.incomplete.store(loading, Ordering::Release);
-                None
-            }
-        };
+        }
+        if held.is_none() {
+            // What needs no compilation waits for none.
+            held = build(Wanted::Compiled).await?;
+        }
         let _exchanging = self.exchanging.lock().await;
         self.note_unsettled(&recorded);
-        self.exchange(recorded).await
+        self.exchange(recorded).await?;
+        drop(held);
+        Ok(())
     }
 
     /// Under the lock of whoever exchanges. Beside the active policy, what is not in memory is left out.
@@ -66,6 +68,8 @@ impl Deploy {
         let serving = self
             .build(self.with_withdrawn(state), Wanted::InMemory)
             .await?;
+        let lacks = serving.lacks_something();
+        *self.lacking_since() = lacks.then(Instant::now);
         let quarantined = i64::try_from(serving.state.quarantined.len()).unwrap_or(i64::MAX);
         METRICS.policy_quarantined.set(quarantined);
         self.serving.store(Arc::new(serving));
@@ -132,6 +136,15 @@ impl Deploy {
     ) -> Result<Option<Arc<LoadedPolicy>>, DeployError> {
         match wanted {
             Wanted::All => self.load(state, policy, overrides).await.map(Some),
+            Wanted::Compiled => {
+                let stages = &require_published(state, policy)?.spec.stages;
+                let is_compiled =
+                    |stage: Stage| self.compiled.get(stages.get(stage).module).is_some();
+                match Stage::ALL.into_iter().all(is_compiled) {
+                    true => self.load(state, policy, overrides).await.map(Some),
+                    false => Ok(None),
+                }
+            }
             Wanted::InMemory => {
                 let spec = spec_of(require_published(state, policy)?, overrides);
                 Ok(self.in_memory(&(policy.clone(), spec.digest())))
@@ -139,9 +152,8 @@ impl Deploy {
         }
     }
 
-    /// Compiles in the background what serves nobody or not everybody, and has it taken up when it is there. `false` when
-    /// nothing more can be had.
-    fn load_later(&self, state: &RegistryState) -> bool {
+    /// Compiles in the background what serves nobody or not everybody, and has it taken up when it is there.
+    fn load_later(&self, state: &RegistryState) {
         let shadows = state.shadows.iter();
         let trials = shadows.chain(state.canary.iter().map(|canary| &canary.policy));
         let running = state.experiments.values();
@@ -154,7 +166,22 @@ impl Deploy {
         let modules = published
             .flat_map(|published| Stage::ALL.map(|stage| published.spec.stages.get(stage).module));
         self.late
-            .load(&self.modules(), modules.collect(), self.settle_soon.clone())
+            .load(&self.modules(), modules.collect(), self.settle_soon.clone());
+    }
+
+    /// Whether what should serve and does not is to be tried again: a compilation ended, or it is a while since.
+    pub(super) fn is_retry_due(&self) -> bool {
+        if self.late.is_under_way() {
+            return false;
+        }
+        let since = *self.lacking_since();
+        self.late.has_loaded() || since.is_some_and(|since| since.elapsed() >= RETRY_WAIT)
+    }
+
+    fn lacking_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.lacking_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn show_active(&self) {
@@ -227,6 +254,8 @@ impl Deploy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     All,
+    /// Those whose modules are compiled.
+    Compiled,
     /// None: whoever asks holds up others.
     InMemory,
 }

@@ -23,13 +23,13 @@ use super::builtin;
 use super::engine::Engine;
 use super::last_good::Away;
 pub use super::lifecycle::PolicyState;
-use super::lifecycle::Refused;
+use super::lifecycle::{Refused, rollback_targets};
 use super::loaded::LoadedPolicy;
 use super::registry::{
     Change, PublishedPolicy, Quarantine, Registry, RegistryError, RegistryState,
 };
 use crate::experiments::routing::{CanaryShare, RunningExperiment};
-use crate::experiments::spec::FieldError;
+use crate::experiments::spec::{ExperimentState, FieldError};
 use admissions::Admissions;
 use arc_swap::ArcSwap;
 use modules::{CompiledModules, Late};
@@ -37,6 +37,7 @@ pub use status::ServingStatus;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Former policies kept compiled for rollback. Two operators' worth of second thoughts.
@@ -62,6 +63,19 @@ impl Serving {
     pub fn active_in_service(&self) -> Option<&Arc<LoadedPolicy>> {
         let quarantined = &self.state.quarantined;
         (!quarantined.contains_key(&self.active.effective_digest)).then_some(&self.active)
+    }
+
+    /// Whether the state names a policy to serve that could not be had.
+    fn lacks_something(&self) -> bool {
+        let state = &self.state;
+        let active = state.activations.last();
+        let experiments = state.experiments.values();
+        let running = experiments.filter(|experiment| experiment.state == ExperimentState::Running);
+        active.is_some_and(|policy| *policy != self.active.spec.policy)
+            || self.warm.len() < rollback_targets(state).take(WARM_POLICIES).count()
+            || self.canary.is_some() != state.canary.is_some()
+            || self.shadows.len() < state.shadows.len()
+            || self.experiments.len() < running.count()
     }
 }
 
@@ -146,8 +160,8 @@ pub struct Deploy {
     settle_soon: Arc<Notify>,
     /// What is compiled in the background.
     late: Late,
-    /// Whether something that could serve does not yet, because it was not in memory in time.
-    incomplete: AtomicBool,
+    /// Since when something that should serve does not, because it could not be had in time or at all.
+    lacking_since: Mutex<Option<Instant>>,
     /// Whether what this binary ships is in the registry.
     prepared: AtomicBool,
     /// Whether the registry did not answer when it was last looked at.
@@ -199,7 +213,7 @@ impl Deploy {
             unsettled: AtomicBool::new(false),
             settle_soon: Arc::default(),
             late: Late::default(),
-            incomplete: AtomicBool::new(false),
+            lacking_since: Mutex::default(),
             prepared: AtomicBool::new(false),
             away: AtomicBool::new(false),
             development,

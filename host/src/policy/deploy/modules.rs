@@ -8,26 +8,32 @@ use crate::policy::module::Module;
 use crate::policy::registry::Registry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+
+/// What did not compile is not compiled again before this: the same bytes most likely fail again, and a core is busy for half a
+/// minute to find out.
+const REFUSED_FOR: Duration = Duration::from_secs(600);
 
 /// Compiled modules by digest, for as long as a loaded policy uses them.
 #[derive(Debug, Default, Clone)]
-pub(super) struct CompiledModules(
-    Arc<Mutex<HashMap<Digest, Weak<Module>>>>,
-    Arc<Mutex<HashMap<Digest, Weak<Turn>>>>,
-);
+pub(super) struct CompiledModules {
+    modules: Arc<Mutex<HashMap<Digest, Weak<Module>>>>,
+    turns: Arc<Mutex<HashMap<Digest, Weak<Turn>>>>,
+    refused: Arc<Mutex<HashMap<Digest, (Instant, String)>>>,
+}
 
 /// Held by whoever compiles a module.
 type Turn = tokio::sync::Mutex<()>;
 
 impl CompiledModules {
     pub fn get(&self, digest: Digest) -> Option<Arc<Module>> {
-        self.0.lock().ok()?.get(&digest)?.upgrade()
+        self.modules.lock().ok()?.get(&digest)?.upgrade()
     }
 
     /// One for each module, so that none is compiled twice at once.
     fn turn(&self, digest: Digest) -> Arc<Turn> {
-        let mut turns = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turn) = turns.get(&digest).and_then(Weak::upgrade) {
             return turn;
         }
@@ -38,9 +44,22 @@ impl CompiledModules {
     }
 
     pub fn keep(&self, module: &Arc<Module>) {
-        if let Ok(mut modules) = self.0.lock() {
+        if let Ok(mut modules) = self.modules.lock() {
             modules.retain(|_, module| module.strong_count() > 0);
             modules.insert(module.digest, Arc::downgrade(module));
+        }
+    }
+
+    /// Why it did not compile a while ago.
+    fn refusal(&self, digest: Digest) -> Option<String> {
+        let mut refused = self.refused.lock().ok()?;
+        refused.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
+        refused.get(&digest).map(|(_, reason)| reason.clone())
+    }
+
+    fn refuse(&self, digest: Digest, reason: &str) {
+        if let Ok(mut refused) = self.refused.lock() {
+            refused.insert(digest, (Instant::now(), reason.to_owned()));
         }
     }
 }
@@ -72,6 +91,10 @@ impl Modules {
         if let Some(module) = self.compiled.get(digest) {
             return Ok(module);
         }
+        let refused = |reason: String| DeployError::Refused(Refusal::one(reason));
+        if let Some(reason) = self.compiled.refusal(digest) {
+            return Err(refused(reason));
+        }
         let bytes = self.registry.module(digest).await?;
         let bytes = bytes
             .ok_or_else(|| DeployError::NotFound(format!("the registry has no module {digest}")))?;
@@ -79,7 +102,11 @@ impl Modules {
         let module = tokio::task::spawn_blocking(move || engine.load(&bytes))
             .await
             .map_err(|error| DeployError::Unavailable(error.into()))?
-            .map_err(|error| DeployError::Refused(Refusal::one(error.to_string())))?;
+            .map_err(|error| {
+                let reason = error.to_string();
+                self.compiled.refuse(digest, &reason);
+                refused(reason)
+            })?;
         let module = Arc::new(module);
         self.compiled.keep(&module);
         Ok(module)
@@ -94,48 +121,46 @@ pub(super) struct Late(Arc<Mutex<Loading>>);
 struct Loading {
     under_way: bool,
     done: Vec<Arc<Module>>,
-    /// What will never load, however often it is tried.
-    hopeless: HashSet<Digest>,
 }
 
 impl Late {
-    /// Loads what of these is neither in memory nor hopeless; calls `done` when that is over. `false` when there is nothing
-    /// to be had that way.
-    pub fn load(&self, from: &Modules, digests: HashSet<Digest>, done: Arc<Notify>) -> bool {
+    /// Loads what of these is not in memory, unless that is under way already; calls `done` when some of it is there.
+    pub fn load(&self, from: &Modules, digests: HashSet<Digest>, done: Arc<Notify>) {
         let missing: Vec<Digest> = {
             let mut state = self.state();
             if state.under_way {
-                return true;
+                return;
             }
             let is_missing = |digest: &Digest| {
-                !state.hopeless.contains(digest) && from.compiled.get(*digest).is_none()
+                from.compiled.get(*digest).is_none() && from.compiled.refusal(*digest).is_none()
             };
             let missing: Vec<Digest> = digests.into_iter().filter(is_missing).collect();
             state.under_way = !missing.is_empty();
             missing
         };
         if missing.is_empty() {
-            return false;
+            return;
         }
         let (from, late) = (from.clone(), self.clone());
         tokio::spawn(async move {
             for digest in missing {
-                let loaded = from.module(digest).await;
-                let mut state = late.state();
-                match loaded {
-                    Ok(module) => state.done.push(module),
+                match from.module(digest).await {
+                    Ok(module) => late.state().done.push(module),
                     Err(error) => {
                         tracing::warn!(module = %digest, %error, "cannot be loaded");
-                        if !matches!(error, DeployError::Unavailable(_)) {
-                            state.hopeless.insert(digest);
-                        }
                     }
                 }
             }
             late.state().under_way = false;
-            done.notify_one();
+            if late.has_loaded() {
+                done.notify_one();
+            }
         });
-        true
+    }
+
+    /// Something was loaded that nobody has taken up yet.
+    pub fn has_loaded(&self) -> bool {
+        !self.state().done.is_empty()
     }
 
     pub fn is_under_way(&self) -> bool {

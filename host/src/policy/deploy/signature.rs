@@ -1,7 +1,7 @@
 //! Signatures where they matter once more: when what the registry holds is about to serve.
 
 use super::{Deploy, DeployError};
-use crate::policy::admission::signature::{Proof, is_shipped};
+use crate::policy::admission::signature::Proof;
 use crate::policy::admission::{Reason, Refusal};
 use crate::policy::artifact::{PerStage, PolicyRef};
 use crate::policy::module::Module;
@@ -9,14 +9,14 @@ use crate::policy::registry::{PublishedPolicy, RegistryState};
 use std::sync::Arc;
 
 impl Deploy {
-    /// Nothing, where no keys are configured. What this binary ships needs no signature.
+    /// Nothing, where no keys are configured. What this program ships, or one before it on this host, needs no signature.
     pub(super) async fn check_signature(
         &self,
         published: &PublishedPolicy,
         modules: &PerStage<Arc<Module>>,
     ) -> Result<(), DeployError> {
         let (keys, spec) = (self.engine.trusted_keys(), &published.spec);
-        if keys.is_empty() || is_shipped(spec, modules) {
+        if keys.is_empty() || keys.shipped.has(spec, modules) {
             return Ok(());
         }
         let refuse = |why: String| Refusal {

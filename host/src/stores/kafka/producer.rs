@@ -13,7 +13,7 @@ use rdkafka::producer::{
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Then a message has failed and its sender tries again. Longer than a broker's restart would only hold the spool's reader up.
@@ -140,6 +140,7 @@ impl Producer {
         topic: &str,
         batch: impl IntoIterator<Item = Outgoing, IntoIter: Send>,
     ) -> StoreResult<()> {
+        let started = Instant::now();
         let native = self.shared.native.load_full();
         let delivery = Delivery::begin();
         let mut messages = 0;
@@ -155,6 +156,7 @@ impl Producer {
             .kafka_messages_sent_total
             .with_label_values(&[topic, status])
             .inc_by(messages);
+        METRICS.observe_store(STORE, query, started.elapsed(), outcome.is_ok());
         outcome.map_err(|failure| {
             self.replace_if_dead(&native);
             error(query, failure)

@@ -141,7 +141,20 @@ impl RedisCache {
         };
         let known = Arc::new(Known::new(Arc::new(snapshot)));
         self.known.insert(ranking_id, known.clone());
+        self.note_newest(&known.snapshot);
         Ok(Some(known.snapshot.clone()))
+    }
+
+    /// Ids of rankings are in the order of time. A timeline must not stand in for a ranking: it is the rung below.
+    fn note_newest(&self, snapshot: &Snapshot) {
+        let (viewer, ranking_id) = (snapshot.viewer, snapshot.ranking_id);
+        let is_newer = self
+            .newest
+            .get(&viewer)
+            .is_none_or(|newest| newest < ranking_id);
+        if snapshot.algo == Algo::Ch && is_newer {
+            self.newest.insert(viewer, ranking_id);
+        }
     }
 
     fn known_newest(&self, viewer: u64) -> Option<Arc<Snapshot>> {
@@ -268,9 +281,7 @@ impl FeedCache for RedisCache {
         // First of all here: its cursors are good on this host whatever becomes of Redis.
         let known = Arc::new(Known::new(snapshot.clone()));
         self.known.insert(ranking_id, known);
-        if snapshot.algo == Algo::Ch {
-            self.newest.insert(viewer, ranking_id);
-        }
+        self.note_newest(&snapshot);
         let bytes = codec::encode_snapshot(&snapshot).map_err(unencodable("put_snapshot"))?;
         let mut script = PUT_SNAPSHOT.key(keys::snapshot(ranking_id));
         script
@@ -280,7 +291,7 @@ impl FeedCache for RedisCache {
             .arg(bytes)
             .arg(ranking_id.as_bytes())
             .arg(SNAPSHOT_EXPIRY_S)
-            // A timeline must not stand in for a ranking: it is the rung below.
+            // As in `note_newest`.
             .arg(u8::from(snapshot.algo == Algo::Ch))
             .arg(snapshot.policy.effective_digest.to_string())
             .arg(epoch.map(|epoch| epoch.to_string()).unwrap_or_default())

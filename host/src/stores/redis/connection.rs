@@ -5,6 +5,7 @@
 //! command here may be sent twice.
 
 use super::STORE_NAME;
+use super::line::Line;
 use crate::stores::StoreResult;
 use crate::stores::guard::{Failure, Guard};
 use anyhow::Context;
@@ -28,6 +29,7 @@ pub struct Redis {
     client: Client,
     manager: Arc<ArcSwap<ConnectionManager>>,
     guard: Guard,
+    line: Arc<Line>,
     timeout: Duration,
 }
 
@@ -62,6 +64,7 @@ impl Redis {
             client,
             manager: Arc::new(ArcSwap::from_pointee(manager)),
             guard,
+            line: Arc::default(),
             timeout,
         })
     }
@@ -72,6 +75,7 @@ impl Redis {
         let breaker = self.guard.breaker_like();
         Self {
             guard: Guard::for_some(STORE_NAME, circuit, timeout, breaker),
+            line: Arc::default(),
             timeout,
             ..self.clone()
         }
@@ -91,7 +95,13 @@ impl Redis {
         query: &'static str,
         request: impl Into<Request<'a>>,
     ) -> StoreResult<T> {
-        self.guard.run(query, self.exchange(request.into())).await
+        let Some(_turn) = self.line.turn().await else {
+            return Err(self.guard.turned_away(query));
+        };
+        let answer = self.guard.run(query, self.exchange(request.into())).await;
+        let failed = answer.as_ref().is_err_and(|error| error.retryable);
+        self.line.ended_with(!failed);
+        answer
     }
 
     async fn exchange<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {

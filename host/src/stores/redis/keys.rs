@@ -35,7 +35,7 @@ pub fn seen_version(viewer: u64) -> String {
 
 /// A set: the events of this viewer and hour of event time that some host accepted.
 pub fn claims(viewer: u64, hour: u64) -> String {
-    format!("claim:v1:{viewer}:{hour}")
+    format!("claim:v2:{viewer}:{hour}")
 }
 
 pub fn lease(job: &str) -> String {
@@ -59,7 +59,7 @@ pub const PREFIXES: &[&str] = &[
     "newest:v1:",
     "epoch:v1:",
     "seen:",
-    "claim:v1:",
+    "claim:v2:",
     "lease:",
     "deleted:",
     "hot:posts:",

@@ -10,6 +10,7 @@ mod codec;
 mod connection;
 mod keys;
 pub mod lease;
+mod line;
 pub mod scan;
 pub mod seen;
 #[cfg(test)]

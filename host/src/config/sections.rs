@@ -1,0 +1,359 @@
+//! The sections of the configuration, each with its defaults.
+
+use super::Config;
+use crate::policy::budget::{Thresholds, WINDOW_MAX_S};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// URLs of the real stack: all four, or none for the embedded stores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stores {
+    pub postgres_url: Option<String>,
+    pub clickhouse_url: Option<String>,
+    pub kafka_brokers: Option<String>,
+    pub redis_url: Option<String>,
+    /// Connections to PostgreSQL at most. Default 16.
+    pub postgres_connections_max: u32,
+    /// How long a store that failed three times in a row is left alone before it is asked once more, ms. Default 30,000.
+    pub circuit_open_ms: u64,
+    /// Whether hosts move events from Kafka into ClickHouse; not where ClickHouse's own Kafka engine does. Default true.
+    pub consume_events: bool,
+    /// Before the name of every topic and consumer group, so that two Novas can share a broker. Default empty.
+    pub kafka_prefix: String,
+}
+
+/// Where the real stack is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackUrls<'a> {
+    pub postgres: &'a str,
+    pub clickhouse: &'a str,
+    pub kafka: &'a str,
+    pub redis: &'a str,
+}
+
+impl Stores {
+    /// `None` for the embedded stores.
+    pub fn stack(&self) -> Option<StackUrls<'_>> {
+        Some(StackUrls {
+            postgres: self.postgres_url.as_deref()?,
+            clickhouse: self.clickhouse_url.as_deref()?,
+            kafka: self.kafka_brokers.as_deref()?,
+            redis: self.redis_url.as_deref()?,
+        })
+    }
+}
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self {
+            postgres_url: None,
+            clickhouse_url: None,
+            kafka_brokers: None,
+            redis_url: None,
+            postgres_connections_max: 16,
+            circuit_open_ms: 30_000,
+            consume_events: true,
+            kafka_prefix: String::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// HS256 key, at least 32 bytes, shared by all hosts. Default: a random one, kept in the data directory.
+    pub jwt_secret: Option<String>,
+    /// Required `iss`. Default nova.
+    pub issuer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Open connections. Default 10,000.
+    pub connections_max: usize,
+    /// Time for a client to send its headers, ms. Default 10,000.
+    pub header_timeout_ms: u64,
+    /// Longest pause while a client sends its body, ms. Default 10,000.
+    pub body_timeout_ms: u64,
+    /// Time for requests in flight when the host stops, ms. Default 10,000.
+    pub shutdown_timeout_ms: u64,
+    /// Origins that browsers may call from. Default none.
+    pub cors_origins: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyTrust {
+    /// minisign public keys in base64; when there are any, only policies signed with one of them are
+    /// published and loaded. Default none.
+    pub trusted_keys: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ttl {
+    /// How old cached candidates may be, s. Default 120.
+    pub candidates_s: u64,
+    /// How old a snapshot may be to be served again, s. Default 120.
+    pub snapshot_s: u64,
+    /// How old a trending list may be, s. Default 60.
+    pub trending_s: u64,
+    /// How old suggestions may be, s. Default 600.
+    pub suggestions_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// `off` switches rate limits off, for load tests. Default on.
+    pub rate_limit: Switch,
+    /// Requests of one viewer a minute, events excepted. Default 300.
+    pub viewer_requests_per_minute: u32,
+    /// Event batches of one viewer a minute. Default 600.
+    pub viewer_event_batches_per_minute: u32,
+    /// Requests of one address a minute on open routes. Default 120.
+    pub address_requests_per_minute: u32,
+    /// Body of a request, bytes. Default 1 MiB.
+    pub body_bytes_max: usize,
+    /// Body of a policy upload, bytes. Default 64 MiB.
+    pub upload_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Feed {
+    /// Time of one candidate source, ms. Default 2,000.
+    pub source_timeout_ms: u64,
+    /// Time of the timeline fallback, ms. Default 500.
+    pub timeline_timeout_ms: u64,
+    /// Time that all policies of one request may use together, ms. Default 250.
+    pub policy_budget_ms: u64,
+}
+
+/// When a policy is taken out of service by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailureBudget {
+    /// Fewer failures in the window never do it. Default 5.
+    pub min_failures: u32,
+    /// Share of the window's calls that must have failed, above 0 and at most 1. Default 0.05.
+    pub ratio: f64,
+    /// How far back is counted, s, at most 600. Default 30: a policy that fails always is out after 1.5 s,
+    /// however many good calls went before.
+    pub window_s: u64,
+    /// A canary or variation goes when its p99 is this many times the active policy's and a quarter of its own
+    /// deadline. Default 3; 0 switches it off.
+    pub p99_factor: f64,
+    /// Calls that both need for that. Default 200.
+    pub p99_min_calls: u32,
+}
+
+impl FailureBudget {
+    pub fn thresholds(&self) -> Thresholds {
+        Thresholds {
+            min_failures: self.min_failures,
+            ratio: self.ratio,
+            window_s: self.window_s,
+            p99_factor: self.p99_factor,
+            p99_min_calls: self.p99_min_calls,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        let checks = [
+            (self.min_failures >= 1, "min_failures: must be at least 1"),
+            (
+                self.ratio > 0.0 && self.ratio <= 1.0,
+                "ratio: must be above 0 and at most 1",
+            ),
+            (
+                (1..=WINDOW_MAX_S).contains(&self.window_s),
+                "window_s: must be within 1 … 600",
+            ),
+            (
+                self.p99_factor == 0.0 || self.p99_factor >= 1.0,
+                "p99_factor: must be at least 1, or 0 for never",
+            ),
+            (self.p99_min_calls >= 1, "p99_min_calls: must be at least 1"),
+        ];
+        match checks.iter().find(|(ok, _)| !ok) {
+            None => Ok(()),
+            Some((_, reason)) => Err(format!("failure_budget.{reason}")),
+        }
+    }
+}
+
+impl Default for FailureBudget {
+    fn default() -> Self {
+        Self {
+            min_failures: 5,
+            ratio: 0.05,
+            window_s: 30,
+            p99_factor: 3.0,
+            p99_min_calls: 200,
+        }
+    }
+}
+
+/// Rankings that are stored whole, to be replayed. A ranking whose policy failed is always one of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Records {
+    /// Share of rankings, 0 to 1. Default 0.01.
+    pub sample_ratio: f64,
+    /// Viewers whose rankings are all recorded, by id. Default none.
+    pub viewers: BTreeSet<u64>,
+    /// Bytes of records and the modules they need; the oldest records go first. Default 256 MiB.
+    pub bytes_max: u64,
+    /// How long a record is kept, h: it says what a viewer was shown. Default 168.
+    pub age_max_h: u64,
+}
+
+/// Policies that rank beside the one that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shadow {
+    /// Processor time for all of them together, % of one core, 0 to 100. Default 25; at 0 none runs.
+    pub cpu_percent: u32,
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Self { cpu_percent: 25 }
+    }
+}
+
+/// Defaults of the flags; an operator's `PUT /admin/v1/flags/{name}` beats them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flags {
+    /// `false`: `algo=ch` is answered with the timeline. Default true.
+    pub use_ch_ranking: bool,
+    /// `false`: every feed is ranked anew. Default true.
+    pub enable_caching: bool,
+    /// `false`: no timeline when nothing else can be served, but a 503. Default true.
+    pub enable_fallback: bool,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Config::default().auth
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 10_000,
+            shutdown_timeout_ms: 10_000,
+            cors_origins: Vec::new(),
+        }
+    }
+}
+
+impl Default for Ttl {
+    fn default() -> Self {
+        Self {
+            candidates_s: 120,
+            snapshot_s: 120,
+            trending_s: 60,
+            suggestions_s: 600,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            rate_limit: Switch::On,
+            viewer_requests_per_minute: 300,
+            viewer_event_batches_per_minute: 600,
+            address_requests_per_minute: 120,
+            body_bytes_max: 1 << 20,
+            upload_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            source_timeout_ms: 2_000,
+            timeline_timeout_ms: 500,
+            policy_budget_ms: 250,
+        }
+    }
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self {
+            sample_ratio: 0.01,
+            viewers: BTreeSet::new(),
+            bytes_max: 256 << 20,
+            age_max_h: 168,
+        }
+    }
+}
+
+impl Default for Flags {
+    fn default() -> Self {
+        Self {
+            use_ch_ranking: true,
+            enable_caching: true,
+            enable_fallback: true,
+        }
+    }
+}
+
+impl Flags {
+    pub const NAMES: [&str; 3] = ["use_ch_ranking", "enable_caching", "enable_fallback"];
+
+    pub fn get(&self, name: &str) -> Option<bool> {
+        match name {
+            "use_ch_ranking" => Some(self.use_ch_ranking),
+            "enable_caching" => Some(self.enable_caching),
+            "enable_fallback" => Some(self.enable_fallback),
+            _ => None,
+        }
+    }
+
+    /// A name nobody knows changes nothing: it may come from a newer host.
+    pub fn set(&mut self, name: &str, enabled: bool) {
+        match name {
+            "use_ch_ranking" => self.use_ch_ranking = enabled,
+            "enable_caching" => self.enable_caching = enabled,
+            "enable_fallback" => self.enable_fallback = enabled,
+            _ => {}
+        }
+    }
+}
+
+impl Ttl {
+    pub fn candidates(&self) -> Duration {
+        Duration::from_secs(self.candidates_s)
+    }
+
+    pub fn snapshot(&self) -> Duration {
+        Duration::from_secs(self.snapshot_s)
+    }
+}

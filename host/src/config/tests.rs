@@ -1,0 +1,146 @@
+use super::*;
+
+fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    let variables: Vec<(String, String)> = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    Config::parse(text, |name| {
+        variables
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.clone())
+    })
+    .map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    assert_eq!(parse("", &[]).unwrap(), Config::default());
+}
+
+#[test]
+fn unknown_keys_are_refused_at_every_level() {
+    for text in [
+        "listn = \"x\"",
+        "[ttl]\nsnapshots = 3",
+        "[limits]\nx = 1",
+        "[flags]\nuse_ch = true",
+        "[auth]\nkey = \"\"",
+    ] {
+        let error = parse(text, &[]).unwrap_err();
+        assert!(error.contains("unknown"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn some_store_urls_name_the_missing_ones() {
+    let error = parse(
+        "",
+        &[("REDIS_URL", "redis://x"), ("POSTGRES_URL", "postgres://x")],
+    )
+    .unwrap_err();
+    assert!(
+        error.contains("CLICKHOUSE_URL, KAFKA_BROKERS missing"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_environment_beats_the_file() {
+    let variables = [
+        ("HTTP_PORT", "9"),
+        ("NOVA_SNAPSHOT_TTL_S", "7"),
+        ("NOVA_RATE_LIMIT", "off"),
+        ("NOVA_RECORD_SAMPLE_RATIO", "1"),
+        ("NOVA_RECORD_VIEWERS", "7, 42"),
+        ("NOVA_ENABLE_CACHING", "false"),
+        ("NOVA_CORS_ORIGINS", "https://a.example, https://b.example"),
+    ];
+    let config = parse("[ttl]\nsnapshot_s = 3\ncandidates_s = 4", &variables).unwrap();
+    assert_eq!(
+        (
+            config.listen.port(),
+            config.live.ttl.snapshot_s,
+            config.live.ttl.candidates_s
+        ),
+        (9, 7, 4)
+    );
+    assert_eq!(
+        (
+            config.live.limits.rate_limit,
+            config.live.flags.enable_caching
+        ),
+        (Switch::Off, false)
+    );
+    assert_eq!(config.live.records.sample_ratio, 1.0);
+    assert!(config.live.records.viewers.iter().eq(&[7, 42]));
+    assert_eq!(
+        config.server.cors_origins,
+        ["https://a.example", "https://b.example"]
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_is_refused() {
+    for variable in [
+        ("HTTP_PORT", "http"),
+        ("NOVA_SNAPSHOT_TTL_S", "soon"),
+        ("NOVA_RATE_LIMIT", "maybe"),
+        ("NOVA_RECORD_SAMPLE_RATIO", "1.5"),
+        ("NOVA_SHADOW_CPU_PERCENT", "101"),
+        ("NOVA_RECORD_VIEWERS", "7,ada"),
+        ("LOG_LEVEL", "=="),
+        ("NOVA_JWT_SECRET", "short"),
+    ] {
+        assert!(parse("", &[variable]).is_err(), "{variable:?}");
+    }
+}
+
+#[test]
+fn failure_budgets_take_whole_numbers_and_fractions_and_refuse_what_makes_no_sense() {
+    let variables = [
+        ("NOVA_FAILURE_BUDGET_RATIO", "0.1"),
+        ("NOVA_FAILURE_BUDGET_P99_FACTOR", "2"),
+    ];
+    let budget = parse("", &variables).unwrap().live.failure_budget;
+    assert_eq!((budget.ratio, budget.p99_factor), (0.1, 2.0));
+    for text in [
+        "ratio = 0",
+        "window_s = 601",
+        "min_failures = 0",
+        "p99_factor = 0.5",
+    ] {
+        let error = parse(&format!("[failure_budget]\n{text}"), &[]).unwrap_err();
+        let (key, _) = text.split_once(' ').unwrap();
+        assert!(error.contains(&format!("failure_budget.{key}")), "{error}");
+    }
+}
+
+#[test]
+fn the_example_file_lists_every_variable() {
+    let example = include_str!("../../../.env.example");
+    for name in VARIABLES
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([PORT_VARIABLE])
+    {
+        assert!(
+            example
+                .lines()
+                .any(|line| line.starts_with(&format!("# {name}="))),
+            "{name} is not in .env.example"
+        );
+    }
+    let listed = example
+        .lines()
+        .filter_map(|line| line.strip_prefix("# ")?.split_once('='))
+        .map(|(name, _)| name);
+    for name in listed.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
+        let client = ["NOVA_HOST", "NOVA_TOKEN"].contains(&name);
+        assert!(
+            client || name == PORT_VARIABLE || VARIABLES.iter().any(|(n, _)| *n == name),
+            "{name} is not a variable"
+        );
+    }
+}

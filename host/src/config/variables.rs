@@ -1,0 +1,128 @@
+//! The environment: which variable overrides which key, and how its text is read.
+
+/// Environment variables and the keys they override. `.env.example` lists the same, and a test holds it to that.
+pub const VARIABLES: &[(&str, &str)] = &[
+    ("NOVA_LISTEN", "listen"),
+    ("NOVA_DATA_DIR", "data_dir"),
+    ("NOVA_POLICIES_DIR", "policies_dir"),
+    ("WORKER_CONCURRENCY", "worker_concurrency"),
+    ("LOG_LEVEL", "log_level"),
+    ("NOVA_LOG_FORMAT", "log_format"),
+    ("POSTGRES_URL", "stores.postgres_url"),
+    ("CLICKHOUSE_URL", "stores.clickhouse_url"),
+    ("KAFKA_BROKERS", "stores.kafka_brokers"),
+    ("REDIS_URL", "stores.redis_url"),
+    (
+        "NOVA_POSTGRES_CONNECTIONS_MAX",
+        "stores.postgres_connections_max",
+    ),
+    ("NOVA_CIRCUIT_OPEN_MS", "stores.circuit_open_ms"),
+    ("NOVA_CONSUME_EVENTS", "stores.consume_events"),
+    ("NOVA_KAFKA_PREFIX", "stores.kafka_prefix"),
+    ("NOVA_JWT_SECRET", "auth.jwt_secret"),
+    ("NOVA_JWT_ISSUER", "auth.issuer"),
+    ("NOVA_CONNECTIONS_MAX", "server.connections_max"),
+    ("NOVA_HEADER_TIMEOUT_MS", "server.header_timeout_ms"),
+    ("NOVA_BODY_TIMEOUT_MS", "server.body_timeout_ms"),
+    ("NOVA_SHUTDOWN_TIMEOUT_MS", "server.shutdown_timeout_ms"),
+    ("NOVA_CORS_ORIGINS", "server.cors_origins"),
+    ("NOVA_POLICY_TRUSTED_KEYS", "policy.trusted_keys"),
+    ("NOVA_SPOOL_BYTES_MAX", "spool_bytes_max"),
+    ("NOVA_CACHE_MB", "cache_mb"),
+    ("NOVA_CANDIDATES_TTL_S", "ttl.candidates_s"),
+    ("NOVA_SNAPSHOT_TTL_S", "ttl.snapshot_s"),
+    ("NOVA_TRENDING_TTL_S", "ttl.trending_s"),
+    ("NOVA_SUGGESTIONS_TTL_S", "ttl.suggestions_s"),
+    ("NOVA_RATE_LIMIT", "limits.rate_limit"),
+    (
+        "NOVA_VIEWER_REQUESTS_PER_MINUTE",
+        "limits.viewer_requests_per_minute",
+    ),
+    (
+        "NOVA_VIEWER_EVENT_BATCHES_PER_MINUTE",
+        "limits.viewer_event_batches_per_minute",
+    ),
+    (
+        "NOVA_ADDRESS_REQUESTS_PER_MINUTE",
+        "limits.address_requests_per_minute",
+    ),
+    ("NOVA_BODY_BYTES_MAX", "limits.body_bytes_max"),
+    ("NOVA_UPLOAD_BYTES_MAX", "limits.upload_bytes_max"),
+    ("NOVA_SOURCE_TIMEOUT_MS", "feed.source_timeout_ms"),
+    ("NOVA_TIMELINE_TIMEOUT_MS", "feed.timeline_timeout_ms"),
+    ("NOVA_POLICY_BUDGET_MS", "feed.policy_budget_ms"),
+    (
+        "NOVA_FAILURE_BUDGET_MIN_FAILURES",
+        "failure_budget.min_failures",
+    ),
+    ("NOVA_FAILURE_BUDGET_RATIO", "failure_budget.ratio"),
+    ("NOVA_FAILURE_BUDGET_WINDOW_S", "failure_budget.window_s"),
+    (
+        "NOVA_FAILURE_BUDGET_P99_FACTOR",
+        "failure_budget.p99_factor",
+    ),
+    (
+        "NOVA_FAILURE_BUDGET_P99_MIN_CALLS",
+        "failure_budget.p99_min_calls",
+    ),
+    ("NOVA_RECORD_SAMPLE_RATIO", "records.sample_ratio"),
+    ("NOVA_RECORD_VIEWERS", "records.viewers"),
+    ("NOVA_RECORD_BYTES_MAX", "records.bytes_max"),
+    ("NOVA_RECORD_AGE_MAX_H", "records.age_max_h"),
+    ("NOVA_SHADOW_CPU_PERCENT", "shadow.cpu_percent"),
+    ("NOVA_USE_CH_RANKING", "flags.use_ch_ranking"),
+    ("NOVA_ENABLE_CACHING", "flags.enable_caching"),
+    ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
+];
+
+/// Changes the port of `listen` alone.
+pub const PORT_VARIABLE: &str = "HTTP_PORT";
+
+/// Environment variables are text; the key's type decides what is meant.
+pub(super) fn read_value(key: &str, text: &str) -> toml::Value {
+    if [
+        "server.cors_origins",
+        "policy.trusted_keys",
+        "records.viewers",
+    ]
+    .contains(&key)
+    {
+        let entry = |entry: &str| match entry.parse() {
+            Ok(id) if key == "records.viewers" => toml::Value::Integer(id),
+            _ => toml::Value::String(entry.to_owned()),
+        };
+        return toml::Value::Array(text.split(',').map(str::trim).map(entry).collect());
+    }
+    // An integer or a boolean where the text is one; secrets and names stay text.
+    let literal = !key.starts_with("auth.")
+        && !key.ends_with("_url")
+        && !key.ends_with("_dir")
+        && !["stores.kafka_brokers", "stores.kafka_prefix"].contains(&key);
+    if (key.starts_with("failure_budget.") || key == "records.sample_ratio")
+        && let Ok(number) = text.parse::<f64>()
+        && text.contains('.')
+    {
+        return toml::Value::Float(number);
+    }
+    match (literal, text.parse::<i64>(), text.parse::<bool>()) {
+        (true, Ok(number), _) => toml::Value::Integer(number),
+        (true, _, Ok(flag)) => toml::Value::Boolean(flag),
+        _ => toml::Value::String(text.to_owned()),
+    }
+}
+
+pub(super) fn set(table: &mut toml::Table, key: &str, value: toml::Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((section, key)) => {
+            let section = table
+                .entry(section)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let toml::Value::Table(section) = section {
+                set(section, key, value);
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What the programs shipped that ran on this data directory: a policy that an older one published needs no signature after
+//! an upgrade either, and a signed `builtin:` may still be what it was when that policy was published.
+//!
+//! Kept beside the host and not in the registry. Whoever can write to the registry can so choose between what these
+//! programs shipped, all of one program, and bring in nothing else.
+
+use super::resolve;
+use crate::policy::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage};
+use crate::policy::builtin;
+use crate::policy::kept;
+use crate::policy::module::Module;
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+const FILE_NAME: &str = "shipped.json";
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipped(Vec<Program>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Program {
+    recipes: Vec<Recipe>,
+    /// By `builtin:` name.
+    modules: BTreeMap<String, Digest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Recipe {
+    manifest: String,
+    modules: PerStage<Digest>,
+}
+
+impl Shipped {
+    /// By this program.
+    pub fn here() -> Self {
+        let module = |name: &str| builtin::module(name).map(Digest::of);
+        let recipe = |files: super::PolicyFiles| {
+            let manifest = Manifest::parse(&files.manifest).ok()?;
+            let digest = |stage| match &manifest.stage(stage).module {
+                ModuleSource::File(name) => files.modules.get(name).map(|bytes| Digest::of(bytes)),
+                ModuleSource::Builtin(name) => module(name),
+                ModuleSource::Published(digest) => Some(*digest),
+            };
+            let modules = PerStage::try_build(|stage| digest(stage).ok_or(())).ok()?;
+            Some(Recipe {
+                manifest: files.manifest,
+                modules,
+            })
+        };
+        let names = builtin::module_names();
+        let modules = names.filter_map(|name| Some((name.to_owned(), module(name)?)));
+        Self(vec![Program {
+            recipes: builtin::recipes().filter_map(recipe).collect(),
+            modules: modules.collect(),
+        }])
+    }
+
+    /// By this program, and by those before it on `data_dir`; the next one will know of this one.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written. One that is damaged is put aside.
+    pub async fn remembered(data_dir: &Path) -> anyhow::Result<Self> {
+        let path = data_dir.join(FILE_NAME);
+        let mut programs = match kept::read_json::<Self>(&path) {
+            Ok(known) => known.unwrap_or_default().0,
+            Err(damaged) => {
+                let aside = path.with_extension("damaged");
+                std::fs::rename(&path, &aside).with_context(|| path.display().to_string())?;
+                tracing::error!(error = %damaged, aside = %aside.display(), "what older programs shipped is not known any more");
+                Vec::new()
+            }
+        };
+        let before = programs.len();
+        for program in Self::here().0 {
+            if !programs.contains(&program) {
+                programs.push(program);
+            }
+        }
+        let all = Self(programs);
+        if all.0.len() > before {
+            kept::write_json(path.clone(), &all)
+                .await
+                .with_context(|| path.display().to_string())?;
+        }
+        Ok(all)
+    }
+
+    /// Whether a published policy is one of the recipes, unchanged.
+    pub fn has(&self, spec: &PolicySpec, modules: &PerStage<Arc<Module>>) -> bool {
+        let same_modules = |recipe: &&Recipe| {
+            Stage::ALL
+                .into_iter()
+                .all(|stage| *recipe.modules.get(stage) == spec.stages.get(stage).module)
+        };
+        let recipes = self.0.iter().flat_map(|program| &program.recipes);
+        recipes.filter(same_modules).any(|recipe| {
+            Manifest::parse(&recipe.manifest).is_ok_and(|manifest| {
+                let resolved = resolve(&manifest, modules);
+                resolved.policy == spec.policy && resolved.digest() == spec.digest()
+            })
+        })
+    }
+
+    /// Whether one program shipped all of these under these `builtin:` names.
+    pub fn has_modules(&self, modules: &[(&str, Digest)]) -> bool {
+        self.0.iter().any(|program| {
+            let shipped =
+                |(name, digest): &(&str, Digest)| program.modules.get(*name) == Some(digest);
+            modules.iter().all(shipped)
+        })
+    }
+
+    /// As if a program that shipped this one recipe had run here.
+    #[cfg(test)]
+    pub fn with_older(mut self, manifest: &str, modules: PerStage<Digest>) -> Self {
+        let recipe = Recipe {
+            manifest: manifest.to_owned(),
+            modules,
+        };
+        self.0.insert(
+            0,
+            Program {
+                recipes: vec![recipe],
+                modules: BTreeMap::new(),
+            },
+        );
+        self
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_older_program_shipped_is_known_after_an_upgrade_and_not_mixed_with_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let (old_dedup, old_scorer) = (Digest::of(b"old dedup"), Digest::of(b"old scorer"));
+        let older = Program {
+            recipes: Vec::new(),
+            modules: BTreeMap::from([
+                ("seen-dedup".to_owned(), old_dedup),
+                ("weighted-scorer".to_owned(), old_scorer),
+            ]),
+        };
+        let path = directory.path().join(FILE_NAME);
+        kept::write_json(path, &Shipped(vec![older])).await.unwrap();
+        let known = Shipped::remembered(directory.path()).await.unwrap();
+        let scorer = Digest::of(builtin::module("weighted-scorer").unwrap());
+        let (dedup, old_scorer) = (("seen-dedup", old_dedup), ("weighted-scorer", old_scorer));
+        assert!(known.has_modules(&[dedup, old_scorer]));
+        assert!(known.has_modules(&[("weighted-scorer", scorer)]));
+        assert!(!known.has_modules(&[dedup, ("weighted-scorer", scorer)]));
+        assert!(!known.has_modules(&[("seen-dedup", scorer)]));
+        let again = Shipped::remembered(directory.path()).await.unwrap();
+        assert_eq!(again, known);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_memory_is_put_aside_and_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        std::fs::write(&path, "{}").unwrap();
+        let known = Shipped::remembered(directory.path()).await.unwrap();
+        assert_eq!(known, Shipped::here());
+        let aside = path.with_extension("damaged");
+        assert_eq!(std::fs::read_to_string(aside).unwrap(), "{}");
+        let again = Shipped::remembered(directory.path()).await.unwrap();
+        assert_eq!(again, known);
+    }
+}

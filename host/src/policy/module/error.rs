@@ -1,0 +1,74 @@
+//! Why bytes are not a module.
+
+use crate::policy::compiler::CompileError;
+use crate::policy::engine::root_cause;
+use crate::policy::failure::PolicyFailure;
+
+/// Why bytes are not a module.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    #[error("not WebAssembly: the file does not begin with \\0asm")]
+    NotWasm,
+    #[error("a core module, not a component: build it with `nova policy build`")]
+    CoreModule,
+    #[error("not a valid component: {0}")]
+    Invalid(String),
+    #[error("imports {}: a policy imports nothing", quoted(.0))]
+    Imports(Vec<String>),
+    #[error("wrong world: it exports {}, not one of nova:policy/dedup, nova:policy/score, nova:policy/saturation @1.0.0", quoted(.0))]
+    WrongWorld(Vec<String>),
+    #[error(
+        "speaks {interface}@{found}, and this host speaks {interface}@{offered}: build it with an SDK of that version"
+    )]
+    AbiVersion {
+        interface: &'static str,
+        found: String,
+        offered: &'static str,
+    },
+    #[error("too complex: {0}")]
+    TooComplex(String),
+    #[error(transparent)]
+    Uncompiled(CompileError),
+    #[error("describe failed: {0}")]
+    Describe(PolicyFailure),
+    #[error("description: {0}")]
+    Description(String),
+}
+
+impl ModuleError {
+    /// Stable, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ModuleError::NotWasm => "not_wasm",
+            ModuleError::CoreModule => "core_module",
+            ModuleError::Invalid(_) => "invalid_component",
+            ModuleError::Imports(_) => "imports",
+            ModuleError::WrongWorld(_) => "wrong_world",
+            ModuleError::AbiVersion { .. } => "abi_version",
+            ModuleError::TooComplex(_) => "too_complex",
+            ModuleError::Uncompiled(_) => "compile_time",
+            ModuleError::Describe(_) => "describe",
+            ModuleError::Description(_) => "description",
+        }
+    }
+}
+
+impl From<CompileError> for ModuleError {
+    fn from(error: CompileError) -> Self {
+        match error {
+            CompileError::Invalid(error) => ModuleError::Invalid(root_cause(&error)),
+            other => ModuleError::Uncompiled(other),
+        }
+    }
+}
+
+fn quoted(names: &[String]) -> String {
+    if names.is_empty() {
+        return "nothing".to_owned();
+    }
+    names
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}

@@ -1,0 +1,55 @@
+//! Periodic work, on two hosts of one stack: each job is one host's.
+
+use crate::harness::{Community, Host, eventually};
+use crate::services::Stack;
+use chrono::{Timelike as _, Utc};
+use std::time::Duration;
+
+/// The first runs come a minute after the start.
+const RUN_WITHIN: Duration = Duration::from_secs(180);
+/// Time for the other host to look at its clock too.
+const OTHER_LOOKS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Of each host.
+async fn runs(hosts: &[Host], job: &str) -> Vec<f64> {
+    let series = format!("nova_feed_job_runs_total{{job=\"{job}\",outcome=\"ok\"}}");
+    futures::future::join_all(hosts.iter().map(|host| host.metric(&series))).await
+}
+
+async fn assert_one_host_runs(hosts: &[Host], job: &str) {
+    eventually(RUN_WITHIN, job, async || {
+        runs(hosts, job).await.iter().sum::<f64>() > 0.0
+    })
+    .await;
+    tokio::time::sleep(OTHER_LOOKS_WITHIN).await;
+    let runs = runs(hosts, job).await;
+    assert!(runs.contains(&0.0), "{job}: {runs:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_job_is_run_by_one_host_of_two_and_who_is_active_is_kept_warm() {
+    let Some(stack) = Stack::migrated().await else {
+        return;
+    };
+    let setup = || {
+        Host::setup()
+            .stack(&stack)
+            .variable("NOVA_CANDIDATES_TTL_S", "60")
+    };
+    let is_past_one = || Utc::now().hour() >= 1;
+    let report_was_due = is_past_one();
+    let hosts = [
+        setup().community(Community::small()).start(),
+        setup().start(),
+    ];
+    assert_eq!(hosts[0].feed(7).await["cache_hit"], false);
+    assert_one_host_runs(&hosts, "trending").await;
+    assert_one_host_runs(&hosts, "warming").await;
+    if report_was_due && is_past_one() {
+        assert_one_host_runs(&hosts, "daily_report").await;
+    }
+    let cache = hosts[1].operator().get("/debug/user/7/feed/cache").await;
+    let age_s = cache["candidates"]["age_s"].as_f64();
+    // What the feed itself had put there would be as old as the hosts, and gone.
+    assert!(age_s.is_some_and(|age_s| age_s < 45.0), "{cache}");
+}
