@@ -65,7 +65,7 @@ fn print(report: &Value) {
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let (check, policies) = (&report["check"], &report["policies"]);
     println!(
-        "{} checked, {} exact, {:.0} requests/s on {} threads; as served p50 {:.0} µs, p99 {:.0} µs{}",
+        "{} checked, {} exact, {:.0} requests/s on {} threads; a ranking p50 {:.0} µs, p99 {:.0} µs{}",
         check["checked"],
         check["exact"],
         number(&report["requests_per_second"]),

@@ -5,11 +5,13 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::metadata::MetadataTopic;
 use sqlx::{ConnectOptions as _, Connection as _};
+use std::collections::BTreeSet;
 use std::str::FromStr as _;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{
+    OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore,
+};
 
 /// The program under test, with nothing of this process's environment but what finds programs.
 pub fn nova() -> std::process::Command {
@@ -25,8 +27,33 @@ pub fn nova() -> std::process::Command {
     command
 }
 
-/// Redis has 16 numbered databases; tests take them in turn, and more than 15 never run at once.
-static REDIS_DATABASE: AtomicI64 = AtomicI64::new(0);
+/// Redis has 16 numbered databases. A test has one for itself, and waits while all are taken.
+static REDIS_DATABASES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(15)));
+static REDIS_DATABASES_TAKEN: Mutex<BTreeSet<u8>> = Mutex::new(BTreeSet::new());
+
+#[derive(Debug)]
+struct RedisDatabase {
+    number: u8,
+    _one_of_all: OwnedSemaphorePermit,
+}
+
+impl RedisDatabase {
+    async fn take() -> Self {
+        let one_of_all = REDIS_DATABASES.clone().acquire_owned().await.unwrap();
+        let mut taken = REDIS_DATABASES_TAKEN.lock().unwrap();
+        let number = (1..=15).find(|number| taken.insert(*number)).unwrap();
+        Self {
+            number,
+            _one_of_all: one_of_all,
+        }
+    }
+}
+
+impl Drop for RedisDatabase {
+    fn drop(&mut self) {
+        REDIS_DATABASES_TAKEN.lock().unwrap().remove(&self.number);
+    }
+}
 
 /// Tests that stop a server have the servers for themselves.
 static SERVERS: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
@@ -49,6 +76,7 @@ pub struct Stack {
     pub kafka_prefix: String,
     name: String,
     servers: Servers,
+    _redis_database: RedisDatabase,
     _turn: Turn,
 }
 
@@ -132,8 +160,8 @@ impl Stack {
             url.set_path(path);
             String::from(url)
         };
-        let database = REDIS_DATABASE.fetch_add(1, Ordering::Relaxed) % 15 + 1;
-        let redis_url = with_path(&servers.redis, &database.to_string());
+        let redis_database = RedisDatabase::take().await;
+        let redis_url = with_path(&servers.redis, &redis_database.number.to_string());
         flush_redis(&redis_url).await;
         Some(Self {
             postgres_url: with_path(&servers.postgres, &name),
@@ -143,6 +171,7 @@ impl Stack {
             kafka_prefix: format!("{name}."),
             name,
             servers,
+            _redis_database: redis_database,
             _turn: turn,
         })
     }

@@ -182,11 +182,10 @@ impl Engine {
             }
         };
         let took = started.elapsed();
-        let module = engine.module(digest, shape, &component, Some(took))?;
         if let Some(cache) = cached {
             cache.keep(&engine.inner, digest, &component);
         }
-        Ok(module)
+        engine.module(digest, shape, &component, Some(took))
     }
 }
 

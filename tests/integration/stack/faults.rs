@@ -40,7 +40,7 @@ impl Faulty {
             .community(Community::small())
             .variable("NOVA_RATE_LIMIT", "off")
             .variable("NOVA_CIRCUIT_OPEN_MS", "500")
-            .variable("NOVA_SOURCE_TIMEOUT_MS", "1000")
+            .variable("NOVA_SOURCE_TIMEOUT_MS", "2000")
             // A list of trending posts is renewed for each request.
             .variable("NOVA_TRENDING_TTL_S", "0")
             .serve_variable(variable, &through);

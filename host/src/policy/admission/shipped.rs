@@ -64,6 +64,12 @@ impl Shipped {
     /// When the file cannot be read or written. One that is damaged is put aside.
     pub async fn remembered(data_dir: &Path) -> anyhow::Result<Self> {
         let path = data_dir.join(FILE_NAME);
+        // What cannot be read now is not damaged.
+        if let Err(error) = std::fs::read(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error).with_context(|| path.display().to_string());
+        }
         let mut programs = match kept::read_json::<Self>(&path) {
             Ok(known) => known.unwrap_or_default().0,
             Err(damaged) => {

@@ -55,10 +55,19 @@ impl TrustedKeys {
     /// The same, with what programs shipped that ran on `data_dir` before.
     ///
     /// # Errors
-    /// When this program cannot be remembered there.
+    /// When this program cannot be remembered there, and there are keys, so that it matters.
     pub async fn remembering(self, data_dir: &Path) -> anyhow::Result<Self> {
-        let shipped = Shipped::remembered(data_dir).await?;
-        Ok(Self { shipped, ..self })
+        match Shipped::remembered(data_dir).await {
+            Ok(shipped) => Ok(Self { shipped, ..self }),
+            Err(error) if self.is_empty() => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "what this program ships cannot be remembered"
+                );
+                Ok(self)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub fn is_empty(&self) -> bool {

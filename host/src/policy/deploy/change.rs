@@ -34,6 +34,11 @@ impl Deploy {
         self.load(&state, policy, None).await.ok()
     }
 
+    /// The same for what another host activated.
+    pub(super) async fn load_active(&self, state: &RegistryState) -> Option<Arc<LoadedPolicy>> {
+        self.load(state, state.activations.last()?, None).await.ok()
+    }
+
     pub(super) async fn activate_locked(
         &self,
         policy: &PolicyRef,

@@ -41,6 +41,9 @@ impl Deploy {
                     state.as_str()
                 )));
             }
+            (ExperimentState::Running, Some(current)) if spec.coverage > current.spec.coverage => {
+                self.refuse_downgrades(&serving.state, &spec)?;
+            }
             _ => {}
         }
         let experiment = Experiment { spec, state };
@@ -64,6 +67,15 @@ impl Deploy {
             loaded.extend(policy.ok());
         }
         loaded
+    }
+
+    fn refuse_downgrades(
+        &self,
+        state: &RegistryState,
+        spec: &ExperimentSpec,
+    ) -> Result<(), DeployError> {
+        let mut variations = spec.variations.iter();
+        variations.try_for_each(|variation| self.refuse_downgrade(state, &variation.policy))
     }
 
     async fn check_experiment(
@@ -153,9 +165,7 @@ impl Deploy {
             )));
         }
         if next == ExperimentState::Running {
-            for variation in variations {
-                self.refuse_downgrade(&serving.state, &variation.policy)?;
-            }
+            self.refuse_downgrades(&serving.state, &current.spec)?;
         }
         let experiment = Experiment {
             spec: current.spec.clone(),

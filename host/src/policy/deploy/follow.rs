@@ -84,6 +84,13 @@ impl Deploy {
         if revision == self.serving().state.revision && !is_behind {
             return Ok(());
         }
+        // What takes long to compile is compiled before others have to wait for this change.
+        let _active = if revision == self.serving().state.revision {
+            None
+        } else {
+            let state = self.with_local_changes(self.registry.load().await?);
+            self.load_active(&self.with_withdrawn(state)).await
+        };
         let _changing = self.changing.lock().await;
         if self.is_ahead() {
             self.settle_local_changes().await?;

@@ -3,7 +3,6 @@
 use super::modules::Modules;
 use super::{Deploy, DeployError, Serving, WARM_POLICIES, require_published};
 use crate::experiments::routing::{CanaryShare, RunningExperiment};
-use crate::experiments::spec::ExperimentState;
 use crate::metrics::METRICS;
 use crate::policy::admission::Refusal;
 use crate::policy::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
@@ -15,11 +14,19 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use tokio::time::Instant as Deadline;
 
-/// How long a change of what serves waits for what few viewers or none get. Policies written in Rust compile in a tenth of it.
-const COMPILE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a change of what serves waits for a policy that few viewers get or none, and for all of them. Policies written in
+/// Rust compile in a tenth of it.
+const COMPILE_PATIENCE: Patience = Patience {
+    each: Duration::from_secs(1),
+    all: Duration::from_secs(3),
+};
 /// At the start of a host nobody waits, and what it begins with should be whole.
-const COMPILE_PATIENCE_AT_START: Duration = Duration::from_secs(10);
+const COMPILE_PATIENCE_AT_START: Patience = Patience {
+    each: Duration::from_secs(10),
+    all: Duration::from_secs(30),
+};
 /// What should serve and could not be had is tried again after this; sooner when a compilation that it waited for is done.
 const RETRY_WAIT: Duration = Duration::from_secs(60);
 
@@ -35,27 +42,17 @@ impl Deploy {
     /// in it compiles for half a minute, and a rollback that comes after it must not wait for somebody's experiment.
     pub(super) async fn serve(&self, recorded: RegistryState) -> anyhow::Result<()> {
         let state = self.with_withdrawn(recorded.clone());
-        let _active = self.active_of(&state).await?;
+        let _active = self.load_active(&state).await;
         let patience = match self.prepared.load(Ordering::Acquire) {
             true => COMPILE_PATIENCE,
             false => COMPILE_PATIENCE_AT_START,
         };
-        let build = async |wanted| {
-            let built = tokio::time::timeout(patience, self.build(state.clone(), wanted)).await;
-            built.ok().transpose()
+        let wanted = Wanted::All {
+            each: patience.each,
+            until: Deadline::now() + patience.all,
         };
         // Held, so that what is exchanged below finds it in memory.
-        let mut held = None;
-        if !self.late.is_under_way() {
-            held = build(Wanted::All).await?;
-            if held.is_none() {
-                self.load_later(&state);
-            }
-        }
-        if held.is_none() {
-            // What needs no compilation waits for none.
-            held = build(Wanted::Compiled).await?;
-        }
+        let held = self.build(state, wanted).await?;
         let _exchanging = self.exchanging.lock().await;
         self.note_unsettled(&recorded);
         self.exchange(recorded).await?;
@@ -63,7 +60,7 @@ impl Deploy {
         Ok(())
     }
 
-    /// Under the lock of whoever exchanges. Beside the active policy, what is not in memory is left out.
+    /// Under the lock of whoever exchanges. What is not in memory is left out, and tried again later.
     pub(super) async fn exchange(&self, state: RegistryState) -> anyhow::Result<()> {
         let serving = self
             .build(self.with_withdrawn(state), Wanted::InMemory)
@@ -77,16 +74,24 @@ impl Deploy {
         Ok(())
     }
 
-    async fn active_of(&self, state: &RegistryState) -> anyhow::Result<Arc<LoadedPolicy>> {
+    /// The former one where it cannot be had.
+    async fn active_of(
+        &self,
+        state: &RegistryState,
+        wanted: Wanted,
+    ) -> anyhow::Result<Arc<LoadedPolicy>> {
         let Some(policy) = state.activations.last() else {
             return Ok(self.baseline.clone());
         };
-        let loaded = self.wanted(state, policy, None, Wanted::All).await;
+        let loaded = match wanted {
+            Wanted::All { .. } => self.load(state, policy, None).await.map(Some),
+            Wanted::InMemory => self.wanted(state, policy, None, wanted).await,
+        };
         Ok(possible(loaded, policy, "active")?.unwrap_or_else(|| self.serving().active.clone()))
     }
 
     async fn build(&self, state: RegistryState, wanted: Wanted) -> anyhow::Result<Serving> {
-        let active = self.active_of(&state).await?;
+        let active = self.active_of(&state, wanted).await?;
         let mut warm = Vec::new();
         for policy in rollback_targets(&state).take(WARM_POLICIES) {
             // A former policy that cannot be had right now is no reason to keep an older revision.
@@ -135,14 +140,21 @@ impl Deploy {
         wanted: Wanted,
     ) -> Result<Option<Arc<LoadedPolicy>>, DeployError> {
         match wanted {
-            Wanted::All => self.load(state, policy, overrides).await.map(Some),
-            Wanted::Compiled => {
+            Wanted::All { each, until } => {
                 let stages = &require_published(state, policy)?.spec.stages;
-                let is_compiled =
-                    |stage: Stage| self.compiled.get(stages.get(stage).module).is_some();
-                match Stage::ALL.into_iter().all(is_compiled) {
-                    true => self.load(state, policy, overrides).await.map(Some),
-                    false => Ok(None),
+                let modules = Stage::ALL.map(|stage| stages.get(stage).module);
+                if modules.iter().any(|module| self.late.has(*module)) {
+                    return Ok(None);
+                }
+                let load = self.load(state, policy, overrides);
+                let until = until.min(Deadline::now() + each);
+                match tokio::time::timeout_at(until, load).await {
+                    Ok(loaded) => loaded.map(Some),
+                    Err(_) => {
+                        let soon = self.settle_soon.clone();
+                        self.late.load(&self.modules(), modules, soon);
+                        Ok(None)
+                    }
                 }
             }
             Wanted::InMemory => {
@@ -152,30 +164,11 @@ impl Deploy {
         }
     }
 
-    /// Compiles in the background what serves nobody or not everybody, and has it taken up when it is there.
-    fn load_later(&self, state: &RegistryState) {
-        let shadows = state.shadows.iter();
-        let trials = shadows.chain(state.canary.iter().map(|canary| &canary.policy));
-        let running = state.experiments.values();
-        let running = running.filter(|experiment| experiment.state == ExperimentState::Running);
-        let variations = running.flat_map(|experiment| &experiment.spec.variations);
-        let policies = trials
-            .chain(variations.map(|variation| &variation.policy))
-            .chain(rollback_targets(state).take(WARM_POLICIES));
-        let published = policies.filter_map(|policy| state.policy(policy));
-        let modules = published
-            .flat_map(|published| Stage::ALL.map(|stage| published.spec.stages.get(stage).module));
-        self.late
-            .load(&self.modules(), modules.collect(), self.settle_soon.clone());
-    }
-
-    /// Whether what should serve and does not is to be tried again: a compilation ended, or it is a while since.
+    /// Whether what should serve and does not is to be tried again: something was compiled, or it is a while since.
     pub(super) fn is_retry_due(&self) -> bool {
-        if self.late.is_under_way() {
-            return false;
-        }
         let since = *self.lacking_since();
-        self.late.has_loaded() || since.is_some_and(|since| since.elapsed() >= RETRY_WAIT)
+        let is_old = since.is_some_and(|since| since.elapsed() >= RETRY_WAIT);
+        self.late.take_news() || is_old && !self.late.is_under_way()
     }
 
     fn lacking_since(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -250,12 +243,18 @@ impl Deploy {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    each: Duration,
+    all: Duration,
+}
+
 /// Which policies are worth waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
-    All,
-    /// Those whose modules are compiled.
-    Compiled,
+    /// Each for so long and all until then, but not those that are compiled in the background: and that is what becomes of those
+    /// that take longer.
+    All { each: Duration, until: Deadline },
     /// None: whoever asks holds up others.
     InMemory,
 }

@@ -9,6 +9,9 @@ mod alone_tests;
 mod change;
 mod experiments;
 mod follow;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod late_tests;
 mod load;
 mod modules;
 mod publish;
@@ -160,7 +163,8 @@ pub struct Deploy {
     settle_soon: Arc<Notify>,
     /// What is compiled in the background.
     late: Late,
-    /// Since when something that should serve does not, because it could not be had in time or at all.
+    /// Where something that should serve does not, because it could not be had in time or at all: when the pointer was exchanged
+    /// without it last.
     lacking_since: Mutex<Option<Instant>>,
     /// Whether what this binary ships is in the registry.
     prepared: AtomicBool,

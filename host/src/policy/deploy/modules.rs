@@ -4,9 +4,9 @@ use super::DeployError;
 use crate::policy::admission::{KnownModules, Refusal};
 use crate::policy::artifact::Digest;
 use crate::policy::engine::Engine;
-use crate::policy::module::Module;
+use crate::policy::module::{Module, ModuleError};
 use crate::policy::registry::Registry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -99,18 +99,28 @@ impl Modules {
         let bytes = bytes
             .ok_or_else(|| DeployError::NotFound(format!("the registry has no module {digest}")))?;
         let engine = self.engine.clone();
-        let module = tokio::task::spawn_blocking(move || engine.load(&bytes))
-            .await
-            .map_err(|error| DeployError::Unavailable(error.into()))?
-            .map_err(|error| {
-                let reason = error.to_string();
+        let loaded = match tokio::task::spawn_blocking(move || engine.load(&bytes)).await {
+            Ok(loaded) => loaded.map_err(|error| (error.to_string(), is_for_good(&error))),
+            Err(panic) if panic.is_panic() => {
+                Err(("the compiler panicked over it".to_owned(), true))
+            }
+            Err(stopping) => return Err(DeployError::Unavailable(stopping.into())),
+        };
+        let module = loaded.map_err(|(reason, for_good)| {
+            if for_good {
                 self.compiled.refuse(digest, &reason);
-                refused(reason)
-            })?;
+            }
+            refused(reason)
+        })?;
         let module = Arc::new(module);
         self.compiled.keep(&module);
         Ok(module)
     }
+}
+
+/// Whether the bytes are at fault, and not a host that was too busy to call them in time.
+fn is_for_good(error: &ModuleError) -> bool {
+    !matches!(error, ModuleError::Describe(_))
 }
 
 /// Modules that are compiled while older policies go on serving; held until a change takes them up.
@@ -119,58 +129,72 @@ pub(super) struct Late(Arc<Mutex<Loading>>);
 
 #[derive(Debug, Default)]
 struct Loading {
-    under_way: bool,
+    /// The first one is being loaded.
+    queue: VecDeque<Digest>,
     done: Vec<Arc<Module>>,
+    /// Something was loaded since that was asked last.
+    news: bool,
 }
 
 impl Late {
-    /// Loads what of these is not in memory, unless that is under way already; calls `done` when some of it is there.
-    pub fn load(&self, from: &Modules, digests: HashSet<Digest>, done: Arc<Notify>) {
-        let missing: Vec<Digest> = {
+    /// Loads what of these is not in memory, in this order, after what is under way; calls `loaded` for each that is there.
+    pub fn load(&self, from: &Modules, digests: [Digest; 3], loaded: Arc<Notify>) {
+        let idle = {
             let mut state = self.state();
-            if state.under_way {
-                return;
+            let idle = state.queue.is_empty();
+            for digest in digests {
+                let is_missing =
+                    from.compiled.get(digest).is_none() && from.compiled.refusal(digest).is_none();
+                if is_missing && !state.queue.contains(&digest) {
+                    state.queue.push_back(digest);
+                }
             }
-            let is_missing = |digest: &Digest| {
-                from.compiled.get(*digest).is_none() && from.compiled.refusal(*digest).is_none()
-            };
-            let missing: Vec<Digest> = digests.into_iter().filter(is_missing).collect();
-            state.under_way = !missing.is_empty();
-            missing
+            idle && !state.queue.is_empty()
         };
-        if missing.is_empty() {
+        if !idle {
             return;
         }
         let (from, late) = (from.clone(), self.clone());
         tokio::spawn(async move {
-            for digest in missing {
-                match from.module(digest).await {
-                    Ok(module) => late.state().done.push(module),
+            while let Some(digest) = late.first() {
+                let module = from.module(digest).await;
+                let mut state = late.state();
+                state.queue.pop_front();
+                match module {
+                    Ok(module) => {
+                        state.done.push(module);
+                        state.news = true;
+                        loaded.notify_one();
+                    }
                     Err(error) => {
                         tracing::warn!(module = %digest, %error, "cannot be loaded");
                     }
                 }
             }
-            late.state().under_way = false;
-            if late.has_loaded() {
-                done.notify_one();
-            }
         });
     }
 
-    /// Something was loaded that nobody has taken up yet.
-    pub fn has_loaded(&self) -> bool {
-        !self.state().done.is_empty()
+    fn first(&self) -> Option<Digest> {
+        self.state().queue.front().copied()
+    }
+
+    pub fn has(&self, digest: Digest) -> bool {
+        self.state().queue.contains(&digest)
+    }
+
+    /// Whether something was loaded since this was asked last.
+    pub fn take_news(&self) -> bool {
+        std::mem::take(&mut self.state().news)
     }
 
     pub fn is_under_way(&self) -> bool {
-        self.state().under_way
+        !self.state().queue.is_empty()
     }
 
     /// Lets go of what was loaded, once it is in use or was not wanted after all.
     pub fn release(&self) {
         let mut state = self.state();
-        if !state.under_way {
+        if state.queue.is_empty() {
             state.done.clear();
         }
     }

@@ -147,13 +147,11 @@ impl RedisCache {
 
     /// Ids of rankings are in the order of time. A timeline must not stand in for a ranking: it is the rung below.
     fn note_newest(&self, snapshot: &Snapshot) {
-        let (viewer, ranking_id) = (snapshot.viewer, snapshot.ranking_id);
-        let is_newer = self
-            .newest
-            .get(&viewer)
-            .is_none_or(|newest| newest < ranking_id);
-        if snapshot.algo == Algo::Ch && is_newer {
-            self.newest.insert(viewer, ranking_id);
+        if snapshot.algo == Algo::Ch {
+            let ranking_id = snapshot.ranking_id;
+            self.newest.entry(snapshot.viewer).and_upsert_with(|known| {
+                known.map_or(ranking_id, |k| k.into_value().max(ranking_id))
+            });
         }
     }
 
