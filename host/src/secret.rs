@@ -20,6 +20,11 @@ pub fn load_or_make(config: &Config) -> anyhow::Result<Vec<u8>> {
     }
 }
 
+/// Whether there is a key already, so that none would be made.
+pub fn is_there(config: &Config) -> bool {
+    config.auth.jwt_secret.is_some() || config.data_dir.join(FILE).exists()
+}
+
 /// The key in a file, which is made now if there is none.
 ///
 /// # Errors

@@ -202,7 +202,7 @@ pub async fn events() -> anyhow::Result<()> {
     let mut rates = Vec::new();
     for _ in 0..3 {
         rates.push(
-            run(&load, CONNECTIONS, Duration::from_secs(10))
+            run(&load, CONCURRENT, Duration::from_secs(10))
                 .await?
                 .per_second()
                 * BATCH as f64,

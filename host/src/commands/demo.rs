@@ -3,6 +3,7 @@
 use super::block_on;
 use super::import::load;
 use super::serve::run_host;
+use super::watch::WatchArguments;
 use crate::clock::{rfc3339, unix_ms};
 use crate::config::{Config, LogFormat, Stores};
 use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
@@ -18,7 +19,9 @@ use std::time::Duration;
 
 /// Serves a generated community from a throw-away data directory and prints what to try.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nova demo --listen 127.0.0.1:8080")]
+#[command(
+    after_help = "Examples:\n  nova demo --listen 127.0.0.1:8080\n  nova demo --watch fresh-first"
+)]
 pub struct Demo {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
@@ -26,6 +29,8 @@ pub struct Demo {
     /// The same seed makes the same community
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    watch: WatchArguments,
 }
 
 const USERS: u64 = 300;
@@ -37,6 +42,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(24 * 3_600);
 
 impl Demo {
     pub fn run(self) -> anyhow::Result<()> {
+        let watched = self.watch.open()?;
         let directory = tempfile::Builder::new().prefix("nova-demo-").tempdir()?;
         let data_dir = directory.path().join("data");
         let community = directory.path().join("community");
@@ -56,13 +62,17 @@ impl Demo {
         let viewer = keys.sign("42", VIEWER_AUDIENCE, &[], TOKEN_TTL)?;
         let operator = keys.sign("1", ADMIN_AUDIENCE, &[Role::Operator], TOKEN_TTL)?;
         let data_dir = config.data_dir.clone();
-        run_host(config, true, None, move |address, _app| {
-            print_welcome(address, &data_dir, &viewer, &operator)
+        run_host(config, true, None, move |address, app| {
+            print_welcome(address, &data_dir, &viewer, &operator);
+            if let Some(watched) = watched {
+                watched.start(app);
+            }
         })
     }
 }
 
 fn print_welcome(address: SocketAddr, data_dir: &Path, viewer: &str, operator: &str) {
+    let program = std::env::current_exe().unwrap_or_default();
     let text = format!(
         "Nova serves {USERS} users and {POSTS} posts on http://{address} (data: {data}, gone when this ends).
 
@@ -72,18 +82,19 @@ The feed of viewer 42, ranked by baseline@1.0.0:
 What is trending, no token needed:
   curl -s 'http://{address}/api/v1/feed/trending?window=24h&limit=5'
 
-Another policy for everybody, and back:
+Another policy for everybody, and back; the first lines are for every terminal that talks to this host:
+  export PATH={programs}:$PATH
   export NOVA_DATA_DIR={data}
   export NOVA_HOST=http://{address}
   export NOVA_TOKEN={operator}
-  {nova} policy list
-  {nova} policy activate timeline@1.0.0
-  {nova} policy rollback
+  nova policy list
+  nova policy activate timeline@1.0.0
+  nova policy rollback
 
 Every route: http://{address}/docs    Ctrl-C stops.
 ",
         data = data_dir.display(),
-        nova = std::env::current_exe().unwrap_or_else(|_| "nova".into()).display(),
+        programs = program.parent().unwrap_or(Path::new(".")).display(),
     );
     // Whoever reads only the first lines (`nova demo | head`) must not end the host by it.
     let _ = std::io::stdout().write_all(text.as_bytes());

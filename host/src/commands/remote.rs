@@ -84,6 +84,9 @@ impl TargetArguments {
         let Some(host) = &self.host else {
             return Ok(None);
         };
+        if !host.starts_with("http://") && !host.starts_with("https://") {
+            bail!("--host (NOVA_HOST) is a URL: http://{host}");
+        }
         let Some(token) = &self.token else {
             bail!(
                 "--host needs --token (NOVA_TOKEN); make one with: nova token --user 1 --audience admin --role operator"

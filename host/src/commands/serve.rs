@@ -1,14 +1,12 @@
-use super::watch::Watch;
+use super::watch::WatchArguments;
 use super::{ConfigPath, DataDir};
 use crate::app::App;
 use crate::config::{Config, LogFormat};
 use crate::host::{Host, Start};
 use crate::jobs::ConfigFile;
 use crate::logging::Logging;
-use crate::policy::project::Project;
 use anyhow::ensure;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,12 +24,8 @@ pub struct Serve {
     /// Address to listen on [default: 127.0.0.1:8080]; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// A policy's directory: rebuilds it on every save, activates it, and shows the new order
-    #[arg(long, value_name = "CRATE")]
-    watch: Option<PathBuf>,
-    /// Whose feed --watch shows [default: the most active viewer's]
-    #[arg(long, value_name = "ID", requires = "watch")]
-    watch_user: Option<u64>,
+    #[command(flatten)]
+    watch: WatchArguments,
 }
 
 impl Serve {
@@ -46,32 +40,23 @@ impl Serve {
         if let Some(listen) = self.listen {
             config.listen = listen;
         }
-        let watched = match &self.watch {
-            Some(directory) => Some(watched(directory, &mut config)?),
-            None => None,
-        };
-        let viewer = self.watch_user;
+        let watched = self.watch.open()?;
+        if watched.is_some() {
+            for_one_person(&mut config)?;
+        }
         run_host(config, watched.is_some(), file, move |address, app| {
             eprintln!(
                 "nova: serving on http://{address}; GET /docs describes the API, Ctrl-C stops"
             );
-            if let Some(project) = watched {
-                let app = app.clone();
-                tokio::spawn(
-                    Watch {
-                        app,
-                        project,
-                        viewer,
-                    }
-                    .run(),
-                );
+            if let Some(watched) = watched {
+                watched.start(app);
             }
         })
     }
 }
 
-/// The policy to watch, on a host for one person at a terminal.
-fn watched(directory: &Path, config: &mut Config) -> anyhow::Result<Project> {
+/// A host that follows what somebody edits talks to a terminal, and is nobody else's.
+fn for_one_person(config: &mut Config) -> anyhow::Result<()> {
     ensure!(
         config.stores.stack().is_none(),
         "--watch needs the embedded stores, because every host on these would follow your edits; unset POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL"
@@ -80,7 +65,7 @@ fn watched(directory: &Path, config: &mut Config) -> anyhow::Result<Project> {
     if std::env::var_os("LOG_LEVEL").is_none() {
         config.live.log_level = "warn".to_owned();
     }
-    Ok(Project::open(directory)?)
+    Ok(())
 }
 
 /// Where the data is and where the host listens were settled when it started.
@@ -89,7 +74,7 @@ fn keep_command_line(running: &Config, next: &mut Config) {
     next.data_dir.clone_from(&running.data_dir);
 }
 
-/// Starts a host, says so, and serves until SIGTERM or Ctrl-C.
+/// Starts a host, says so, and serves until SIGTERM, Ctrl-C or the end of its terminal.
 pub fn run_host(
     config: Config,
     development: bool,
@@ -123,12 +108,32 @@ pub fn run_host(
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Whoever started this with `nohup` wants it to outlive the terminal.
+    let mut hangup = match hangup_is_ignored() {
+        true => None,
+        false => Some(signal(SignalKind::hangup())?),
+    };
     tokio::spawn(async move {
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hung_up => {}
         }
         stop.cancel();
     });
     Ok(())
+}
+
+/// The ignored signals are a mask in hexadecimal, whose lowest bit is signal 1, SIGHUP.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 == 1)
 }

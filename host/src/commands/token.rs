@@ -51,7 +51,14 @@ impl Token {
             Audience::Viewer => VIEWER_AUDIENCE,
             Audience::Admin => ADMIN_AUDIENCE,
         };
+        let is_new = !secret::is_there(&config);
         let keys = TokenKeys::new(&secret::load_or_make(&config)?, &config.auth.issuer);
+        if is_new {
+            eprintln!(
+                "nova: made a new key in {}; a host that runs elsewhere refuses what is signed with it: set NOVA_DATA_DIR or NOVA_JWT_SECRET as that host has it",
+                config.data_dir.display()
+            );
+        }
         let token = keys.sign(&self.user.to_string(), audience, &self.roles, self.ttl)?;
         if self.json {
             println!(

@@ -1,4 +1,4 @@
-//! `nova serve --watch`: a policy is rebuilt whenever it is saved, becomes the active one, and its new order is shown.
+//! `nova serve --watch` and `nova demo --watch`: a policy is rebuilt whenever it is saved, becomes the active one, and its new order is shown.
 //! What cannot be built or admitted changes nothing but the terminal.
 
 use super::table;
@@ -11,7 +11,7 @@ use crate::policy::project::{Project, Purpose};
 use crate::policy::watcher::read_policy_directory;
 use anyhow::{Context as _, anyhow};
 use notify::{RecursiveMode, Watcher as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -25,17 +25,66 @@ const POSTS_SHOWN: u32 = 10;
 /// Whose feed is shown on a host that nobody has used yet.
 const ANY_VIEWER: u64 = 1;
 
+#[derive(Debug, Clone, clap::Args)]
+pub struct WatchArguments {
+    /// A policy's directory: rebuilds it on every save, activates it, and shows the new order
+    #[arg(long, value_name = "CRATE")]
+    watch: Option<PathBuf>,
+    /// Whose feed --watch shows [default: the most active viewer's]
+    #[arg(long, value_name = "ID", requires = "watch")]
+    watch_user: Option<u64>,
+}
+
+impl WatchArguments {
+    /// The policy to watch, if one was named.
+    ///
+    /// # Errors
+    /// When there is no policy in that directory.
+    pub fn open(&self) -> anyhow::Result<Option<Watched>> {
+        let Some(directory) = &self.watch else {
+            return Ok(None);
+        };
+        Ok(Some(Watched {
+            project: Project::open(directory)?,
+            viewer: self.watch_user,
+        }))
+    }
+}
+
+/// A policy that a host will follow.
 #[derive(Debug)]
-pub struct Watch {
-    pub app: Arc<App>,
-    pub project: Project,
+pub struct Watched {
+    project: Project,
+    viewer: Option<u64>,
+}
+
+impl Watched {
+    /// Follows it until the host ends. To be called within the host's runtime.
+    pub fn start(self, app: &Arc<App>) {
+        let Self { project, viewer } = self;
+        let app = app.clone();
+        tokio::spawn(
+            Watch {
+                app,
+                project,
+                viewer,
+            }
+            .run(),
+        );
+    }
+}
+
+#[derive(Debug)]
+struct Watch {
+    app: Arc<App>,
+    project: Project,
     /// Whose feed is shown; `None`: that of the most active viewer.
-    pub viewer: Option<u64>,
+    viewer: Option<u64>,
 }
 
 impl Watch {
     /// Follows the sources until the host ends.
-    pub async fn run(self) {
+    async fn run(self) {
         let (changed, mut changes) = mpsc::channel(1);
         // The watcher lives as long as this function.
         let _watcher = start_notifications(&self.project.directory, changed);

@@ -194,7 +194,12 @@ fn refusal(error: &jsonwebtoken::errors::Error) -> &'static str {
     use jsonwebtoken::errors::ErrorKind;
     match error.kind() {
         ErrorKind::ExpiredSignature => "the token has expired",
-        ErrorKind::InvalidAudience => "the token is for another audience",
+        ErrorKind::InvalidSignature => {
+            "the token was not signed with this host's key; `nova token` signs with that of its NOVA_DATA_DIR or NOVA_JWT_SECRET"
+        }
+        ErrorKind::InvalidAudience => {
+            "the token is for another audience; /admin and /debug take one of `nova token --role ROLE`, viewers' routes one without"
+        }
         ErrorKind::InvalidIssuer => "the token is from another issuer",
         ErrorKind::MissingRequiredClaim(_) => {
             "the token lacks a required claim: exp, iss, aud or sub"

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     #[error(
-        "{0}: none of users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv is there"
+        "{0}: none of users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv is there; name the directory that holds them"
     )]
     NothingToImport(PathBuf),
 

@@ -1,6 +1,6 @@
 //! `nova policy bench`: what a policy costs beside `baseline`, stage by stage and as candidates grow.
 
-use super::print;
+use super::{built_files, print};
 use crate::commands::{block_on, table};
 use crate::policy::admission::golden::Golden;
 use crate::policy::admission::{Admitted, KnownModules, PolicyFiles, admit};
@@ -10,10 +10,9 @@ use crate::policy::builtin;
 use crate::policy::class::{Class, MEMORY_MB_MAX};
 use crate::policy::engine::Engine;
 use crate::policy::module::Module;
-use crate::policy::watcher::read_policy_directory;
 use crate::replay::record::Record;
 use crate::replay::store::{RecordStore, Selection};
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -160,14 +159,7 @@ fn measured(admitted: &Admitted) -> Measured<'_> {
 /// A policy directory as it is; a module in the place of baseline's for its stage.
 fn subject(engine: &Engine, path: &Path) -> anyhow::Result<(PolicyFiles, Untried)> {
     if !path.is_file() {
-        if !path.join("policy.toml").is_file() {
-            bail!(
-                "{} has no policy.toml; name a .wasm file or a policy directory",
-                path.display()
-            );
-        }
-        let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
-        return Ok((files, Untried::default()));
+        return Ok((built_files(path)?, Untried::default()));
     }
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let module = engine

@@ -1,6 +1,6 @@
 //! `nova policy check`: admission on the author's own machine, with everything it would say.
 
-use super::print;
+use super::{built_files, print};
 use crate::commands::table;
 use crate::policy::admission::golden::{CANDIDATES_MAX, OVERSIZE};
 use crate::policy::admission::record::StageRecord;
@@ -8,9 +8,7 @@ use crate::policy::admission::{NothingKnown, Refusal, admit, admit_module};
 use crate::policy::artifact::Stage;
 use crate::policy::engine::Engine;
 use crate::policy::module::{Description, Module};
-use crate::policy::project::Project;
-use crate::policy::watcher::read_policy_directory;
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use serde_json::json;
 use std::path::Path;
 
@@ -39,20 +37,7 @@ fn check_module(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> 
 }
 
 fn check_policy(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> {
-    if !path.join("policy.toml").is_file() {
-        bail!(
-            "{} has no policy.toml; name a .wasm file or a policy directory",
-            path.display()
-        );
-    }
-    let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
-    if files.modules.is_empty() && Project::open(path).is_ok() {
-        bail!(
-            "{} is not built yet; run: nova policy build {}",
-            path.display(),
-            path.display()
-        );
-    }
+    let files = built_files(path)?;
     let admitted =
         admit(engine, &NothingKnown, &files).map_err(|refusal| refused(path, &refusal, json))?;
     let spec = &admitted.loaded.spec;

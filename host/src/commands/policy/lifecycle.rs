@@ -75,7 +75,9 @@ pub async fn on_trial(
     };
     match (&in_state("canary")[..], &in_state("shadow")[..]) {
         ([policy], _) | ([], [policy]) => policy.parse().map_err(anyhow::Error::msg),
-        (_, []) => bail!("no policy is canary or in shadow; name one: name@version"),
+        (_, []) => bail!(
+            "no policy is canary or in shadow, so there is none to end or to go on with; name one: name@version"
+        ),
         (_, several) => bail!("in shadow are {}; name one of them", several.join(", ")),
     }
 }

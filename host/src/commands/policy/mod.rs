@@ -250,11 +250,30 @@ fn build(path: &Path, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A policy's directory, once everything that it names is there.
+fn built_files(path: &Path) -> anyhow::Result<PolicyFiles> {
+    if !path.join("policy.toml").is_file() {
+        bail!(
+            "{} has no policy.toml; name a policy directory, or, to check or bench it, a .wasm file",
+            path.display()
+        );
+    }
+    let files = read_policy_directory(path).map_err(anyhow::Error::msg)?;
+    if files.modules.is_empty() && Project::open(path).is_ok() {
+        bail!(
+            "{} is not built yet; run: nova policy build {}",
+            path.display(),
+            path.display()
+        );
+    }
+    Ok(files)
+}
+
 impl Push {
     async fn run(self, json: bool) -> anyhow::Result<()> {
         let target = self.target.target().await?;
         let files = match (&self.path, &self.from) {
-            (Some(path), _) => read_policy_directory(path).map_err(anyhow::Error::msg)?,
+            (Some(path), _) => built_files(path)?,
             (None, Some(from)) => self.derive(&target, from).await?,
             (None, None) => bail!("name a policy directory, or --from name@version"),
         };

@@ -285,7 +285,9 @@ fn require_published<'a>(
     state: &'a RegistryState,
     policy: &PolicyRef,
 ) -> Result<&'a PublishedPolicy, DeployError> {
-    state
-        .policy(policy)
-        .ok_or_else(|| DeployError::NotFound(format!("no policy {policy} is published")))
+    state.policy(policy).ok_or_else(|| {
+        DeployError::NotFound(format!(
+            "no policy {policy} is published; see: nova policy list"
+        ))
+    })
 }
