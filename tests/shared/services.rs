@@ -290,7 +290,9 @@ pub async fn delete_topics(brokers: &str, prefix: &str) {
 async fn flush_redis(url: &str) {
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    // A load run leaves millions of members: freeing them must hold nobody up.
     let _: () = redis::cmd("FLUSHDB")
+        .arg("ASYNC")
         .query_async(&mut connection)
         .await
         .unwrap();
