@@ -64,21 +64,9 @@ impl Shipped {
     /// When the file cannot be read or written. One that is damaged is put aside.
     pub async fn remembered(data_dir: &Path) -> anyhow::Result<Self> {
         let path = data_dir.join(FILE_NAME);
-        // What cannot be read now is not damaged.
-        if let Err(error) = std::fs::read(&path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(error).with_context(|| path.display().to_string());
-        }
-        let mut programs = match kept::read_json::<Self>(&path) {
-            Ok(known) => known.unwrap_or_default().0,
-            Err(damaged) => {
-                let aside = path.with_extension("damaged");
-                std::fs::rename(&path, &aside).with_context(|| path.display().to_string())?;
-                tracing::error!(error = %damaged, aside = %aside.display(), "what older programs shipped is not known any more");
-                Vec::new()
-            }
-        };
+        let lost = "what older programs shipped";
+        let known = kept::read_json_or_put_aside::<Self>(&path, lost)?;
+        let mut programs = known.unwrap_or_default().0;
         let before = programs.len();
         for program in Self::here().0 {
             if !programs.contains(&program) {

@@ -3,7 +3,6 @@
 use super::LocalChange;
 use crate::metrics::METRICS;
 use crate::policy::kept;
-use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
@@ -25,18 +24,13 @@ impl LocalChanges {
     /// What is kept in `directory`. A damaged file is put aside, not deleted.
     ///
     /// # Errors
-    /// When a damaged file cannot be put aside.
+    /// When the file cannot be read, or a damaged one not be put aside.
     pub fn open(directory: &Path, host: String) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
-        let list = kept::read_json(&path).or_else(|damaged| {
-            let aside = path.with_extension("damaged");
-            std::fs::rename(&path, &aside).with_context(|| damaged.to_string())?;
-            tracing::error!(
-                file = %aside.display(),
-                "changes that this host made alone cannot be read; look into the file and make them again"
-            );
-            anyhow::Ok(None)
-        })?;
+        let list = kept::read_json_or_put_aside(
+            &path,
+            "changes that this host made alone; look into the file and make them again",
+        )?;
         let changes = Self {
             path,
             host,
