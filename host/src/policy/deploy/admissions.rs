@@ -1,12 +1,14 @@
-//! One policy is tried at a time, on a thread below everything that serves: a trial is a few seconds of computing at best
-//! and some minutes at worst, and whoever uploads must not be able to take the processors from viewers.
+//! Queue for policy trials. One policy is tried at a time, on a thread with a lower priority
+//! than the threads that serve requests. A trial takes a few seconds of computation at best and
+//! some minutes at worst, so an upload must not take the processors from viewers.
 
 use super::DeployError;
 use crate::policy::compiler::lower_priority;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Uploads that may wait for the one that is being tried; each holds its bytes.
+/// Maximum number of uploads that wait for the one being tried. Each of them holds its bytes in
+/// memory.
 const WAITING_MAX: usize = 8;
 
 #[derive(Debug)]
@@ -24,15 +26,17 @@ impl Default for Admissions {
     }
 }
 
-/// Held for as long as a policy is tried.
+/// Permit to try a policy, held during the trial.
 pub(super) struct Turn {
     _place: OwnedSemaphorePermit,
     _turn: OwnedSemaphorePermit,
 }
 
 impl Admissions {
+    /// Waits for the permit to try a policy.
+    ///
     /// # Errors
-    /// When too many wait already.
+    /// Returns [`DeployError::Busy`] if too many uploads are waiting already.
     pub async fn turn(&self) -> Result<Turn, DeployError> {
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| DeployError::Busy)?;
@@ -45,7 +49,8 @@ impl Admissions {
 }
 
 impl Turn {
-    /// On a thread of its own. `None` when it panicked. The turn ends with the trial, whether anybody still waits or not.
+    /// Runs the trial on its own thread. Returns `None` if the trial panicked. The permit is
+    /// released when the trial ends, even if the caller no longer waits for it.
     pub async fn run<T: Send + 'static>(
         self,
         trial: impl FnOnce() -> T + Send + 'static,
@@ -71,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_is_tried_at_a_time_a_few_wait_and_the_rest_is_turned_away() {
+    async fn one_upload_is_tried_at_a_time_a_few_wait_and_the_rest_are_refused() {
         let admissions = Arc::new(Admissions::default());
         let first = admissions.turn().await.unwrap();
         let waiting: Vec<_> = (0..WAITING_MAX)

@@ -1,4 +1,5 @@
-//! What a host does while the registry is away, and how it settles that when the registry returns.
+//! Local changes: changes that a host makes while the registry is unavailable, and their
+//! reconciliation with the registry when it is available again.
 
 use super::{Deploy, DeployError, Reach};
 use crate::clock::unix_ms;
@@ -13,50 +14,58 @@ use std::sync::atomic::Ordering;
 use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
-/// Entries of the audit log that are read at once.
+/// Number of audit log entries read per call.
 const AUDIT_PAGE: u32 = 500;
-/// Other hosts that settle theirs at the same time get in the way now and then.
+/// Attempts to reconcile one change. An attempt fails if another host changes the registry at
+/// the same time, for example because it reconciles its own local changes.
 const SETTLE_ATTEMPTS: u32 = 16;
 
 impl Deploy {
-    /// One change at a time, and what this host did alone comes first.
+    /// Takes the lock that allows one change at a time. First reconciles the changes that this
+    /// host made while the registry was unavailable.
     pub(super) async fn begin_change(&self) -> MutexGuard<'_, ()> {
         let changing = self.changing.lock().await;
         if self.is_ahead()
             && !self.away.load(Ordering::Acquire)
             && let Err(error) = self.settle_local_changes().await
         {
-            tracing::debug!(error = format!("{error:#}"), "local changes wait");
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "could not reconcile local changes with the registry; they stay on this host for now"
+            );
         }
         changing
     }
 
-    /// Whether this host did something that the registry does not know yet.
+    /// Reports if this host made changes that the registry does not have yet.
     pub(super) fn is_ahead(&self) -> bool {
         let local = self.registry.local_changes();
         local.is_some_and(|local| !local.is_empty())
     }
 
-    /// Whether the registry did not answer when it was last looked at.
+    /// Reports if the registry did not answer the last time this host asked it.
     pub fn is_away(&self) -> bool {
         self.away.load(Ordering::Acquire)
     }
 
-    /// Whether this change is made without asking a registry that did not answer just now.
+    /// Reports if this change can be made on this host without the registry, and the registry
+    /// did not answer a moment ago. The registry is then not asked.
     pub(super) fn makes_alone(&self, change: &Change) -> bool {
         self.away.load(Ordering::Acquire)
             && self.registry.local_changes().is_some()
             && Intent::of(change).is_some()
     }
 
-    /// What this host did alone and the registry does not know yet, oldest first.
+    /// Changes that this host made while the registry was unavailable and that are not in the
+    /// registry yet, oldest first.
     pub fn local_changes(&self) -> Vec<LocalChange> {
         let local = self.registry.local_changes();
         local.map(LocalChanges::list).unwrap_or_default()
     }
 
-    /// Makes a change on this host alone, if it is one that may be: durable on its disk, and in force when
-    /// this returns. `cause` is why it cannot be recorded.
+    /// Makes a change on this host only, if this kind of change is allowed without the registry.
+    /// When this returns, the change is on this host's disk and in force here. `cause` is the
+    /// reason why the change could not be recorded in the registry.
     pub(super) async fn carry_out_alone(
         &self,
         change: &Change,
@@ -72,7 +81,13 @@ impl Deploy {
             .map_err(DeployError::Unavailable)?;
         let (action, subject) = (change.action(), change.subject());
         let cause = format!("{cause:#}");
-        tracing::warn!(cause, action, subject, actor, "changed on this host alone");
+        tracing::warn!(
+            cause,
+            action,
+            subject,
+            actor,
+            "the registry does not answer; the change was made on this host only and is reconciled later"
+        );
         let _exchanging = self.exchanging.lock().await;
         let mut state = self.serving().state.clone();
         state.apply(change);
@@ -96,10 +111,11 @@ impl Deploy {
             base_revision: self.serving().state.revision,
         };
         let kept = local.add(change).await;
-        kept.context("keeping a change on this host's disk")
+        kept.context("could not save a change on this host's disk")
     }
 
-    /// Quarantines that the registry could not be told; without this a restart would forget them.
+    /// Saves the quarantines that are not in the registry yet, because otherwise a restart would
+    /// lose them.
     pub(super) async fn keep_quarantines(&self) -> anyhow::Result<()> {
         let Some(local) = self.registry.local_changes() else {
             return Ok(());
@@ -115,10 +131,11 @@ impl Deploy {
         Ok(())
     }
 
-    /// The registry's state with what this host did alone.
+    /// Adds the changes that this host made without the registry to the registry's state.
     pub(super) fn with_local_changes(&self, mut state: RegistryState) -> RegistryState {
         for local in self.local_changes() {
-            // What does not hold any more is dropped as soon as the registry can be told.
+            // A change that no longer applies is skipped here. It is removed when the registry
+            // can record that it was dropped.
             if let Ok(change) = local.intent.on(&state) {
                 state.apply(&change);
                 follow_quarantines(&mut state);
@@ -127,7 +144,8 @@ impl Deploy {
         state
     }
 
-    /// Carries out in the registry what this host did alone, in its order, or drops it there.
+    /// Applies this host's local changes to the registry in the order in which they were made. A
+    /// change that no longer applies is recorded there as dropped.
     pub(super) async fn settle_local_changes(&self) -> anyhow::Result<()> {
         let Some(local) = self.registry.local_changes() else {
             return Ok(());
@@ -135,7 +153,8 @@ impl Deploy {
         while let Some(change) = local.first() {
             self.reconcile(&change).await?;
             local.remove(change.id).await?;
-            // What this host did next was done on what followed from it.
+            // This host made its later changes on top of the consequences of this quarantine, so
+            // the registry needs those consequences first.
             if matches!(change.intent, Intent::Quarantine { .. }) {
                 self.settle().await?;
             }
@@ -171,7 +190,7 @@ impl Deploy {
         Err(RegistryError::Unavailable(busy))
     }
 
-    /// The registry's log from where this host knew it.
+    /// Reads the registry's audit log after the revision on which this host based its change.
     async fn since(&self, local: &LocalChange) -> Result<Since, RegistryError> {
         let mut since = Since::new(local.base_revision);
         loop {
@@ -195,7 +214,7 @@ fn report(local: &LocalChange, change: &Change) {
                 subject,
                 actor = local.actor,
                 why,
-                "a local change was dropped"
+                "a local change no longer applies; it was recorded in the registry as dropped"
             );
             "dropped"
         }
@@ -204,7 +223,7 @@ fn report(local: &LocalChange, change: &Change) {
                 action,
                 subject,
                 actor = local.actor,
-                "a local change holds everywhere"
+                "a local change was recorded in the registry; it now applies on every host"
             );
             "applied"
         }

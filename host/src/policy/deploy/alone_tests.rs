@@ -1,4 +1,4 @@
-//! Hosts that are cut off from their registry, and come back.
+//! Tests of hosts that lose the connection to their registry and get it back.
 
 use super::{Deploy, DeployError, Reach};
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
@@ -27,7 +27,8 @@ async fn roll_back(host: &Deploy) -> Reach {
     host.rollback("bad", None, "ada").await.unwrap().1
 }
 
-/// A host that is cut off while the timeline is active, after the baseline.
+/// A host that loses the registry while the timeline is active and the baseline was active
+/// before.
 async fn cut_off_host(fleet: &Fleet) -> Arc<Deploy> {
     let host = fleet.host("here").await;
     activate(&host, TIMELINE, "ada").await;
@@ -35,7 +36,7 @@ async fn cut_off_host(fleet: &Fleet) -> Arc<Deploy> {
     host
 }
 
-/// The registry answers again, and the host saw it.
+/// Restores the connection and lets the host notice it.
 async fn returned(fleet: &Fleet, host: &Deploy) {
     fleet.cut_off("here", false);
     drop(host.begin_change().await);
@@ -49,8 +50,7 @@ async fn newest(fleet: &Fleet) -> AuditEntry {
 }
 
 #[tokio::test]
-async fn a_rollback_while_the_registry_is_away_is_in_force_at_once_and_everywhere_when_it_returns()
-{
+async fn an_offline_rollback_applies_here_at_once_and_everywhere_when_the_registry_returns() {
     let fleet = Fleet::new().await;
     let host = cut_off_host(&fleet).await;
     assert_eq!(roll_back(&host).await, Reach::ThisHost);
@@ -73,7 +73,7 @@ async fn a_rollback_while_the_registry_is_away_is_in_force_at_once_and_everywher
 }
 
 #[tokio::test]
-async fn a_host_that_knows_of_an_outage_does_not_ask_and_settles_as_soon_as_it_sees_the_end() {
+async fn a_host_in_a_known_outage_does_not_ask_the_registry_and_reconciles_when_it_returns() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     activate(&host, TIMELINE, "ada").await;
@@ -119,7 +119,7 @@ async fn without_the_registry_nothing_is_activated_and_the_error_says_what_works
 }
 
 #[tokio::test]
-async fn rollbacks_made_alone_are_carried_out_in_their_order() {
+async fn offline_rollbacks_are_applied_to_the_registry_in_order() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     activate(&host, DIVERSITY, "ada").await;
@@ -145,13 +145,14 @@ async fn rollbacks_made_alone_are_carried_out_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_rollback_made_alone_undoes_nobody_who_acted_meanwhile() {
+async fn an_offline_rollback_is_dropped_if_another_operator_acted_meanwhile() {
     for again in [DIVERSITY, TIMELINE] {
         let fleet = Fleet::new().await;
         let host = cut_off_host(&fleet).await;
         roll_back(&host).await;
         let elsewhere = fleet.host("there").await;
-        // Bob rolled back as well, and what he activated then is what he wants; the same policy too.
+        // Bob rolls back as well. The policy that he activates afterwards is his decision and
+        // must stay active, even if it is the same policy as before.
         elsewhere.rollback("bad", None, "bob").await.unwrap();
         activate(&elsewhere, again, "bob").await;
         returned(&fleet, &host).await;
@@ -170,7 +171,7 @@ async fn a_rollback_made_alone_undoes_nobody_who_acted_meanwhile() {
 }
 
 #[tokio::test]
-async fn of_two_hosts_that_rolled_back_alone_one_is_heard_and_both_are_in_the_log() {
+async fn two_hosts_that_rolled_back_offline_record_one_rollback_and_one_drop() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     activate(&host, DIVERSITY, "ada").await;
@@ -203,7 +204,7 @@ fn experiment() -> ExperimentSpec {
 }
 
 #[tokio::test]
-async fn an_experiment_stopped_alone_is_stopped_whatever_else_became_of_it() {
+async fn an_experiment_stopped_offline_stays_stopped_despite_other_changes() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     host.put_experiment("e", experiment(), "ada").await.unwrap();
@@ -239,7 +240,7 @@ async fn an_experiment_stopped_alone_is_stopped_whatever_else_became_of_it() {
 }
 
 #[tokio::test]
-async fn a_host_that_ends_before_it_notes_a_settled_change_does_not_make_it_twice() {
+async fn a_host_that_stops_before_it_removes_a_reconciled_change_does_not_apply_it_twice() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     activate(&host, DIVERSITY, "ada").await;
@@ -273,15 +274,14 @@ async fn a_damaged_file_of_local_changes_is_put_aside_and_the_host_starts() {
     assert!(file.with_extension("damaged").is_file());
 }
 
-/// The timeline, which takes part in a running experiment.
+/// Quarantines the timeline, which takes part in a running experiment.
 async fn quarantine(host: &Deploy, actor: &str) -> Reach {
     let quarantined = host.quarantine(&policy(TIMELINE), "traps", actor).await;
     quarantined.unwrap().1
 }
 
 #[tokio::test]
-async fn a_quarantine_made_alone_survives_a_restart_and_holds_everywhere_with_what_follows_from_it()
-{
+async fn an_offline_quarantine_survives_a_restart_and_applies_everywhere_with_its_consequences() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     host.put_experiment("e", experiment(), "ada").await.unwrap();
@@ -312,7 +312,7 @@ async fn a_quarantine_made_alone_survives_a_restart_and_holds_everywhere_with_wh
 }
 
 #[tokio::test]
-async fn a_rollback_made_alone_after_a_quarantine_made_alone_goes_one_further_everywhere() {
+async fn an_offline_rollback_after_an_offline_quarantine_goes_one_step_further_everywhere() {
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     activate(&host, DIVERSITY, "ada").await;

@@ -1,5 +1,5 @@
-//! Changes of what serves: a policy's steps through its life, rollback, flags. Each is made in the
-//! registry first.
+//! Changes of the serving policies: lifecycle steps, rollback and flags. Each change is recorded
+//! in the registry first.
 
 use super::{Deploy, DeployError, PolicyState, Published, Reach, require_published};
 use crate::metrics::METRICS;
@@ -9,14 +9,15 @@ use crate::policy::loaded::LoadedPolicy;
 use crate::policy::registry::{Change, RegistryState};
 use std::sync::Arc;
 
-/// Of one rollback, while others change what it has nothing to do with.
+/// Attempts to make one rollback while others change unrelated parts of the registry.
 const ROLLBACK_ATTEMPTS: u32 = 4;
 
 impl Deploy {
     /// Makes a published policy the active one.
     ///
     /// # Errors
-    /// When it is not published, out of service, cannot be loaded, or the registry does not answer.
+    /// Fails if the policy is not published, is out of service or cannot be loaded, or if the
+    /// registry does not answer.
     pub async fn activate(
         &self,
         policy: &PolicyRef,
@@ -27,14 +28,15 @@ impl Deploy {
         self.activate_locked(policy, actor).await
     }
 
-    /// Loads what a change will need before other changes have to wait for it. What stands in the way is told by the
-    /// change itself.
+    /// Loads the policy before the lock on changes is taken, so that other changes do not wait
+    /// for it. Ignores errors, because the change itself reports them.
     async fn load_early(&self, policy: &PolicyRef) -> Option<Arc<LoadedPolicy>> {
         let state = self.serving().state.clone();
         self.load(&state, policy, None).await.ok()
     }
 
-    /// The same for what another host activated.
+    /// Loads the active policy of a state that another host changed, before the lock on changes
+    /// is taken.
     pub(super) async fn load_active(&self, state: &RegistryState) -> Option<Arc<LoadedPolicy>> {
         self.load(state, state.activations.last()?, None).await.ok()
     }
@@ -50,7 +52,8 @@ impl Deploy {
             return standing(&serving.state, policy);
         }
         self.refuse_downgrade(&serving.state, policy)?;
-        // Loaded before it is recorded: what cannot run must not become the truth.
+        // The policy is loaded before the change is recorded, because a policy that cannot run
+        // must not become the recorded active policy.
         let loaded = self.load(&serving.state, policy, None).await?;
         let change = Change::Activate {
             policy: policy.clone(),
@@ -65,19 +68,22 @@ impl Deploy {
         standing(&self.serving().state, policy)
     }
 
-    /// Lets a published policy rank beside the active one, for nobody.
+    /// Lets a published policy rank in shadow: it ranks the same requests as the active policy,
+    /// but its results are served to no viewer.
     ///
     /// # Errors
-    /// When it may not from where it stands, cannot be loaded, or the registry does not answer.
+    /// Fails if the policy cannot go into shadow from its current state or cannot be loaded, or
+    /// if the registry does not answer.
     pub async fn shadow(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
         self.take_step(policy, Event::Shadow(policy.clone()), actor)
             .await
     }
 
-    /// Ends a shadow; whoever may begin one may end it, which is not so of a canary.
+    /// Ends a shadow. Every role that may start a shadow may end it. This does not apply to a
+    /// canary.
     ///
     /// # Errors
-    /// When it is none, or the registry does not answer.
+    /// Fails if the policy is not in shadow, or if the registry does not answer.
     pub async fn end_shadow(
         &self,
         policy: &PolicyRef,
@@ -98,10 +104,11 @@ impl Deploy {
         standing(&self.serving().state, policy)
     }
 
-    /// Serves a share of the viewers whom no experiment takes; 0 ends a canary or a shadow.
+    /// Serves the policy to a share of the viewers who are in no experiment. 0 ends a canary or
+    /// a shadow.
     ///
     /// # Errors
-    /// As [`Deploy::shadow`].
+    /// The same as for [`Deploy::shadow`].
     pub async fn canary(
         &self,
         policy: &PolicyRef,
@@ -115,10 +122,10 @@ impl Deploy {
         self.take_step(policy, event, actor).await
     }
 
-    /// Ends a version's life. Rollbacks skip it.
+    /// Retires a version for good. Rollbacks skip it.
     ///
     /// # Errors
-    /// When it serves somebody, or the registry does not answer.
+    /// Fails if the policy serves any viewer, or if the registry does not answer.
     pub async fn retire(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
         self.take_step(policy, Event::Retire(policy.clone()), actor)
             .await
@@ -137,7 +144,7 @@ impl Deploy {
         let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &event)?;
-        // Loaded before it is recorded, as for an activation.
+        // The policy is loaded before the change is recorded, as for an activation.
         let begins = matches!(
             changes.first(),
             Some(Change::Shadow { .. } | Change::Canary { .. })
@@ -158,11 +165,12 @@ impl Deploy {
         standing(&self.serving().state, policy)
     }
 
-    /// Returns to what was active before, skipping what is out of service; on this host alone while the
-    /// registry does not answer.
+    /// Returns to the policy that was active before, skipping those that are out of service.
+    /// While the registry does not answer, the rollback is made on this host only.
     ///
     /// # Errors
-    /// A conflict when another policy is active than the caller expected, or nothing was active before.
+    /// Returns a conflict if the active policy is not the one that the caller expected, or if no
+    /// policy was active before.
     pub async fn rollback(
         &self,
         reason: &str,
@@ -173,7 +181,9 @@ impl Deploy {
         for _ in 1..ROLLBACK_ATTEMPTS {
             let active = self.serving().state.activations.last().cloned();
             match self.roll_back(reason, expected_active, actor).await {
-                // Somebody changed something else meanwhile: an operator who rolls back need not know.
+                // Another operator changed something else in the meantime. The active policy is
+                // the same, so the rollback is still what the operator wants, and it is tried
+                // again.
                 Err(DeployError::Conflict(_))
                     if active == self.serving().state.activations.last().cloned() => {}
                 other => return other,
@@ -195,9 +205,9 @@ impl Deploy {
         };
         let (next, changes) = step(&serving.state, &event)?;
         let Some(to) = next.activations.last() else {
-            return Err(DeployError::Conflict("nothing was ever activated".into()));
+            return Err(DeployError::Conflict("no policy was ever activated".into()));
         };
-        // Loaded before it is recorded, as for an activation.
+        // The policy is loaded before the change is recorded, as for an activation.
         let loaded = self.load(&serving.state, to, None).await?;
         let mut reach = Reach::Everywhere;
         for change in changes {
@@ -213,8 +223,10 @@ impl Deploy {
         Ok((standing(&self.serving().state, to)?, reach))
     }
 
+    /// Switches a flag on or off.
+    ///
     /// # Errors
-    /// When the registry does not answer.
+    /// Fails if the registry does not answer.
     pub async fn set_flag(
         &self,
         name: &str,
@@ -234,7 +246,7 @@ impl Deploy {
     }
 }
 
-/// Where a policy stands now.
+/// Returns the current state of a policy.
 pub(super) fn standing(
     state: &RegistryState,
     policy: &PolicyRef,

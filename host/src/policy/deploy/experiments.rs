@@ -1,4 +1,5 @@
-//! Experiments and cohorts: changing them, and making the running ones ready to assign.
+//! Changes of experiments and cohorts, and the preparation of running experiments for
+//! assignment.
 
 use super::load::{Wanted, possible};
 use super::{Deploy, DeployError, Reach};
@@ -14,7 +15,8 @@ impl Deploy {
     /// Creates or changes an experiment.
     ///
     /// # Errors
-    /// Every field that is wrong; a conflict when viewers are being assigned and more than coverage changes.
+    /// Returns every field that is wrong. Returns a conflict if the experiment assigns viewers
+    /// already and the change is more than a larger coverage.
     pub async fn put_experiment(
         &self,
         key: &str,
@@ -55,7 +57,9 @@ impl Deploy {
         Ok((experiment, current.is_none()))
     }
 
-    /// Before others have to wait, and held while the change is made. What is wrong with a variation is told by the change itself.
+    /// Loads the policies of all variations before the lock on changes is taken. The caller
+    /// holds them while it makes the change. Ignores errors, because the change itself reports
+    /// them.
     async fn load_variations(&self, spec: &ExperimentSpec) -> Vec<Arc<LoadedPolicy>> {
         let state = self.serving().state.clone();
         let mut loaded = Vec::new();
@@ -121,11 +125,12 @@ impl Deploy {
         }
     }
 
-    /// Starts, pauses or stops an experiment; what is already so stays so. It is stopped on this host alone
-    /// while the registry does not answer.
+    /// Starts, pauses or stops an experiment. Does nothing if the experiment is in that state
+    /// already. While the registry does not answer, an experiment can only be stopped, and it
+    /// stops on this host only.
     ///
     /// # Errors
-    /// When there is no such experiment or the step is not allowed.
+    /// Fails if there is no such experiment or if the step is not allowed.
     pub async fn set_experiment_state(
         &self,
         key: &str,
@@ -185,8 +190,10 @@ impl Deploy {
         Ok((experiment, reach))
     }
 
+    /// Creates or replaces a cohort. Returns true if it is new.
+    ///
     /// # Errors
-    /// When the rule means nothing.
+    /// Fails if the rule is invalid.
     pub async fn put_cohort(
         &self,
         key: &str,
@@ -197,7 +204,8 @@ impl Deploy {
             .map_err(|reason| DeployError::Invalid(vec![("rule".into(), reason)]))?;
         if key == "all" {
             return Err(DeployError::Conflict(
-                "the cohort `all` is everybody and stays so".into(),
+                "the cohort `all` contains every viewer and cannot be changed; choose another key"
+                    .into(),
             ));
         }
         let _changing = self.begin_change().await;
@@ -231,7 +239,8 @@ impl Deploy {
                     .await;
                 policies.extend(possible(loaded, &variation.policy, "variation")?);
             }
-            // Without one of its variations it would assign those of the others alone.
+            // An experiment that misses one of its variations is left out, because it would
+            // assign viewers to the other variations only.
             if policies.len() < experiment.spec.variations.len() {
                 continue;
             }
@@ -247,13 +256,14 @@ impl Deploy {
                 policies,
             ));
         }
-        // The map was in the order of keys and the sort is stable, so equal priorities go by key.
+        // The map is ordered by key and the sort is stable, so experiments of equal priority
+        // stay in the order of their keys.
         running.sort_by_key(|experiment| std::cmp::Reverse(experiment.spec.priority));
         Ok(running)
     }
 }
 
-/// Why a variation may serve nobody.
+/// Returns the reason why a variation may not serve viewers, if there is one.
 fn out_of_service(state: &RegistryState, variation: &VariationSpec) -> Option<String> {
     let refused = in_service(state, &variation.policy).err();
     refused.map(|refused| refused.to_string()).or_else(|| {

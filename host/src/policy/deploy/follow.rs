@@ -1,5 +1,5 @@
-//! Keeping up with the registry: bringing an empty one to where a host can serve by it, and looking
-//! at what other processes change.
+//! Synchronisation with the registry: prepares an empty registry so that a host can serve by it,
+//! and follows the changes that other processes make.
 
 use super::{Deploy, DeployError};
 use crate::policy::builtin;
@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How often a host looks whether another process changed the registry.
+/// Interval at which a host checks if another process changed the registry.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Hosts that start at once on an empty registry get in each other's way a few times.
+/// Attempts to prepare the registry. Hosts that start at the same time on an empty registry
+/// conflict a few times.
 const PREPARE_ATTEMPTS: u32 = 16;
 
 impl Deploy {
-    /// Brings the registry to where a host can serve by it. Another host that does the same at the
-    /// same time does a part of the work.
+    /// Prepares the registry so that a host can serve by it. If another host does this at the
+    /// same time, the two share the work.
     pub(super) async fn prepare(&self) -> Result<(), DeployError> {
         for _ in 0..PREPARE_ATTEMPTS {
             match self.try_to_prepare().await {
@@ -54,7 +55,7 @@ impl Deploy {
             {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "the registry cannot be followed; serving what was last loaded"
+                    "the registry does not answer; serving the policies that were loaded last"
                 );
             }
             if failing && looked.is_ok() {
@@ -66,13 +67,13 @@ impl Deploy {
             if failing && let Err(error) = self.keep_quarantines().await {
                 tracing::error!(
                     error = format!("{error:#}"),
-                    "a restart would forget a quarantine"
+                    "could not save a quarantine on this host's disk; a restart would lose it"
                 );
             }
         }
     }
 
-    /// One look at the registry, and whatever follows from it.
+    /// Checks the registry once and makes the changes that this requires.
     pub(super) async fn look(&self) -> anyhow::Result<()> {
         let revision = self.registry.revision().await?;
         self.away.store(false, Ordering::Release);
@@ -84,7 +85,8 @@ impl Deploy {
         if revision == self.serving().state.revision && !is_behind {
             return Ok(());
         }
-        // What takes long to compile is compiled before others have to wait for this change.
+        // A policy can take long to compile, so it is loaded before the lock is taken that other
+        // changes wait for.
         let _active = if revision == self.serving().state.revision {
             None
         } else {
@@ -95,7 +97,8 @@ impl Deploy {
         if self.is_ahead() {
             self.settle_local_changes().await?;
         }
-        // Meanwhile this host's own change, of which this is the echo, may have been loaded.
+        // The new revision may come from this host's own change. That change may have been
+        // loaded since the check.
         if revision != self.serving().state.revision || retry {
             let refreshed = self.refresh().await;
             self.late.release();

@@ -1,4 +1,4 @@
-//! Policies that cannot be had in time, and what else serves meanwhile.
+//! Tests of policies that cannot be loaded in time, and of what serves in the meantime.
 
 use super::Deploy;
 use crate::policy::artifact::{Digest, PolicyRef};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// A registry of which one module comes only once it is let through.
+/// A registry that returns one of its modules only after the test allows it.
 #[derive(Debug)]
 struct Slow {
     registry: SqliteRegistry,
@@ -61,7 +61,7 @@ fn names(policies: &[Arc<LoadedPolicy>]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_policy_that_comes_late_holds_up_no_other_and_is_taken_up_without_another_change() {
+async fn a_policy_that_loads_late_delays_no_other_and_serves_without_another_change() {
     let fleet = Fleet::new().await;
     let there = fleet.host("there").await;
     let timeline: PolicyRef = "timeline@1.0.0".parse().unwrap();
@@ -78,14 +78,14 @@ async fn a_policy_that_comes_late_holds_up_no_other_and_is_taken_up_without_anot
         .await
         .unwrap();
 
-    // The canary is loaded before the shadow, and does not come.
+    // The canary is loaded before the shadow, and its module does not arrive.
     there.canary(&timeline, 50.0, "ada").await.unwrap();
     there.shadow(&diversity, "ada").await.unwrap();
     here.look().await.unwrap();
     let serving = here.serving().clone();
     assert!(serving.canary.is_none());
     assert_eq!(names(&serving.shadows), [diversity.to_string()]);
-    // Neither does it hold up what is changed after that.
+    // The missing canary does not delay later changes either.
     there.end_shadow(&diversity, "ada").await.unwrap();
     here.look().await.unwrap();
     assert_eq!(names(&here.serving().shadows), [] as [String; 0]);

@@ -1,4 +1,5 @@
-//! From the registry to what serves: policies compiled and bound, then the pointer exchanged.
+//! Loading of the serving policies: compiles and binds the policies that the registry names,
+//! then swaps the pointer that requests read.
 
 use super::modules::Modules;
 use super::{Deploy, DeployError, Serving, WARM_POLICIES, require_published};
@@ -16,30 +17,33 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::time::Instant as Deadline;
 
-/// How long a change of what serves waits for a policy that few viewers get or none, and for all of them. Policies written in
-/// Rust compile in a tenth of it.
+/// Time that a change waits for each policy that serves few or no viewers, and for all of them
+/// together. Policies written in Rust compile in a tenth of this time.
 const COMPILE_PATIENCE: Patience = Patience {
     each: Duration::from_secs(1),
     all: Duration::from_secs(3),
 };
-/// At the start of a host nobody waits, and what it begins with should be whole.
+/// Limits at the start of a host. No change waits for a start, and the host should start with
+/// all its policies.
 const COMPILE_PATIENCE_AT_START: Patience = Patience {
     each: Duration::from_secs(10),
     all: Duration::from_secs(30),
 };
-/// What should serve and could not be had is tried again after this; sooner when a compilation that it waited for is done.
+/// Time after which a policy that should serve but could not be loaded is tried again. It is
+/// tried earlier if a background compilation finishes.
 const RETRY_WAIT: Duration = Duration::from_secs(60);
 
 impl Deploy {
-    /// Loads the registry and exchanges the pointer.
+    /// Loads the registry's state and swaps the pointer.
     pub(super) async fn refresh(&self) -> anyhow::Result<()> {
         let state = self.registry.load().await?;
         self.serve(self.with_local_changes(state)).await
     }
 
-    /// Exchanges the pointer for one to what the registry says and this host knows better. Whatever must be fetched and
-    /// compiled is before that. Only the active policy is waited for as long as it takes: a policy with an interpreter
-    /// in it compiles for half a minute, and a rollback that comes after it must not wait for somebody's experiment.
+    /// Swaps the pointer to the registry's state combined with what only this host knows.
+    /// Fetches and compiles everything necessary before the swap. Waits without a limit for the
+    /// active policy only. A policy that contains an interpreter compiles for half a minute, and
+    /// a rollback that comes later must not wait for an experiment's policy.
     pub(super) async fn serve(&self, recorded: RegistryState) -> anyhow::Result<()> {
         let state = self.with_withdrawn(recorded.clone());
         let _active = self.load_active(&state).await;
@@ -51,7 +55,7 @@ impl Deploy {
             each: patience.each,
             until: Deadline::now() + patience.all,
         };
-        // Held, so that what is exchanged below finds it in memory.
+        // The loaded policies are held here so that the exchange below finds them in memory.
         let held = self.build(state, wanted).await?;
         let _exchanging = self.exchanging.lock().await;
         self.note_unsettled(&recorded);
@@ -60,7 +64,8 @@ impl Deploy {
         Ok(())
     }
 
-    /// Under the lock of whoever exchanges. What is not in memory is left out, and tried again later.
+    /// Swaps the pointer. The caller holds the lock on exchanges. A policy that is not in memory
+    /// is left out and tried again later.
     pub(super) async fn exchange(&self, state: RegistryState) -> anyhow::Result<()> {
         let serving = self
             .build(self.with_withdrawn(state), Wanted::InMemory)
@@ -74,7 +79,8 @@ impl Deploy {
         Ok(())
     }
 
-    /// The former one where it cannot be had.
+    /// Returns the active policy of this state, or the policy that is active now if that one
+    /// cannot be loaded.
     async fn active_of(
         &self,
         state: &RegistryState,
@@ -94,10 +100,13 @@ impl Deploy {
         let active = self.active_of(&state, wanted).await?;
         let mut warm = Vec::new();
         for policy in rollback_targets(&state).take(WARM_POLICIES) {
-            // A former policy that cannot be had right now is no reason to keep an older revision.
+            // A former policy that cannot be loaded now is no reason to keep serving an older
+            // revision.
             match self.wanted(&state, policy, None, wanted).await {
                 Ok(loaded) => warm.extend(loaded),
-                Err(error) => tracing::error!(%policy, %error, "a former policy cannot be loaded"),
+                Err(error) => {
+                    tracing::error!(%policy, %error, "could not load a former policy; trying again later")
+                }
             }
         }
         let canary = match &state.canary {
@@ -128,10 +137,11 @@ impl Deploy {
         })
     }
 
-    /// A published policy with its modules compiled; `None` when it is not in memory and only that is wanted.
+    /// Returns a published policy with its modules compiled. Returns `None` if the policy is not
+    /// in memory and only policies in memory are wanted, or if it is not loaded in time.
     ///
     /// # Errors
-    /// As [`Deploy::load`].
+    /// The same as for [`Deploy::load`].
     pub(super) async fn wanted(
         &self,
         state: &RegistryState,
@@ -164,7 +174,8 @@ impl Deploy {
         }
     }
 
-    /// Whether what should serve and does not is to be tried again: something was compiled, or it is a while since.
+    /// Reports if the missing policies should be tried again, because a module was compiled
+    /// since the last check or because [`RETRY_WAIT`] has passed.
     pub(super) fn is_retry_due(&self) -> bool {
         let since = *self.lacking_since();
         let is_old = since.is_some_and(|since| since.elapsed() >= RETRY_WAIT);
@@ -182,10 +193,11 @@ impl Deploy {
         METRICS.set_active_policy(&active.spec.policy, active.digest);
     }
 
-    /// A published policy with its modules compiled; from memory when it is there.
+    /// Returns a published policy with its modules compiled, from memory if it is there.
     ///
     /// # Errors
-    /// When it is not published, the overrides do not fit it, or the registry does not answer.
+    /// Fails if the policy is not published, if the overrides do not fit it, or if the registry
+    /// does not answer.
     pub async fn load(
         &self,
         state: &RegistryState,
@@ -216,7 +228,8 @@ impl Deploy {
         Ok(loaded)
     }
 
-    /// Equal behaviour has one window, under whatever names it runs.
+    /// Returns the outcome window of an effective digest. Policies with equal behaviour share
+    /// one window, even if they have different names.
     fn outcomes(&self, digest: Digest) -> Arc<Outcomes> {
         let Ok(mut outcomes) = self.outcomes.lock() else {
             return Arc::default();
@@ -249,13 +262,14 @@ struct Patience {
     all: Duration,
 }
 
-/// Which policies are worth waiting for.
+/// Selection of the policies that a caller waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Each for so long and all until then, but not those that are compiled in the background: and that is what becomes of those
-    /// that take longer.
+    /// Waits for each policy for `each` and for all of them until `until`. A policy that takes
+    /// longer is compiled in the background, and no call waits for a policy that is being
+    /// compiled there.
     All { each: Duration, until: Deadline },
-    /// None: whoever asks holds up others.
+    /// Waits for none, because the caller holds a lock that others wait for.
     InMemory,
 }
 
@@ -269,8 +283,8 @@ fn spec_of(
     )
 }
 
-/// `None` for a policy that will never load; an error while the registry does not answer, so that the
-/// old revision stays and this is repeated.
+/// Returns `None` for a policy that can never be loaded. Returns an error while the registry
+/// does not answer, so that the old revision stays and the load is repeated.
 pub(super) fn possible(
     loaded: Result<Option<Arc<LoadedPolicy>>, DeployError>,
     policy: &PolicyRef,
@@ -280,7 +294,7 @@ pub(super) fn possible(
         Ok(loaded) => Ok(loaded),
         Err(DeployError::Unavailable(error)) => Err(error),
         Err(error) => {
-            tracing::error!(%policy, role, %error, "a policy cannot be loaded; what served before goes on");
+            tracing::error!(%policy, role, %error, "could not load a policy; serving without it, and trying again later");
             Ok(None)
         }
     }

@@ -1,5 +1,5 @@
-//! What serves, and how it is changed. Readers take one pointer; changes are made one at a time,
-//! first in the registry, then by exchanging that pointer.
+//! Serving policies and their changes. Requests read one pointer. Changes are made one at a
+//! time: first in the registry, then by swapping that pointer.
 
 mod admissions;
 mod alone;
@@ -43,18 +43,19 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 use tokio::sync::Notify;
 
-/// Former policies kept compiled for rollback. Two operators' worth of second thoughts.
+/// Number of former policies that stay compiled for rollback. This is enough for two operators
+/// who each change their mind.
 pub(super) const WARM_POLICIES: usize = 3;
 
-/// Everything a request needs to know of policies, at one revision.
+/// All policy data that a request needs, at one revision of the registry.
 #[derive(Debug)]
 pub struct Serving {
     pub state: RegistryState,
     pub active: Arc<LoadedPolicy>,
-    /// Former policies, the most recent first; `warm[0]` is what a rollback returns to.
+    /// Former policies, the most recent first. A rollback returns to `warm[0]`.
     pub warm: Vec<Arc<LoadedPolicy>>,
     pub canary: Option<CanaryShare>,
-    /// Policies that rank beside the active one and serve nobody.
+    /// Policies that rank the same requests as the active policy and serve no viewer.
     pub shadows: Vec<Arc<LoadedPolicy>>,
     /// Running experiments, highest priority first.
     pub experiments: Vec<RunningExperiment>,
@@ -62,13 +63,14 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// `None` when even the last resort is in quarantine: then the native copy ranks.
+    /// Returns the active policy. Returns `None` if it is in quarantine and no former policy is
+    /// left: then the native ranking serves.
     pub fn active_in_service(&self) -> Option<&Arc<LoadedPolicy>> {
         let quarantined = &self.state.quarantined;
         (!quarantined.contains_key(&self.active.effective_digest)).then_some(&self.active)
     }
 
-    /// Whether the state names a policy to serve that could not be had.
+    /// Reports if a policy that the state names could not be loaded.
     fn lacks_something(&self) -> bool {
         let state = &self.state;
         let active = state.activations.last();
@@ -90,14 +92,15 @@ pub enum DeployError {
     NotFound(String),
     #[error("{0}")]
     Conflict(String),
-    #[error("other uploads are being tried; nothing was changed, try again in a minute")]
+    #[error("too many other uploads are being checked; nothing was changed, try again in a minute")]
     Busy,
     #[error("invalid")]
     Invalid(Vec<FieldError>),
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
-    /// The change is in the registry, but this host could not load it yet; it tries again every second.
-    #[error("recorded, and not yet in force on this host: {0:#}")]
+    /// The change is in the registry, but this host could not load it yet. It tries again every
+    /// second.
+    #[error("the change is recorded, but not yet in force on this host: {0:#}")]
     Recorded(anyhow::Error),
 }
 
@@ -125,18 +128,18 @@ pub struct Published {
     pub policy: PolicyRef,
     pub digest: Digest,
     pub state: PolicyState,
-    /// Of a canary.
+    /// Share of the viewers, if the policy is a canary.
     pub percent: Option<f64>,
-    /// `false`: this very version was there before.
+    /// False if this version was already published.
     pub new: bool,
 }
 
-/// Where a change is in force.
+/// Scope in which a change is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// In the registry, and so on every host.
+    /// The change is in the registry, so it applies on every host.
     Everywhere,
-    /// On this host alone, until the registry answers.
+    /// The change applies on this host only, until the registry answers.
     ThisHost,
 }
 
@@ -149,38 +152,41 @@ pub struct Deploy {
     admissions: Admissions,
     bound: Mutex<HashMap<(PolicyRef, Digest), Weak<LoadedPolicy>>>,
     outcomes: Mutex<HashMap<Digest, Weak<Outcomes>>>,
-    /// What this binary ships, so that the last resort of a rollback is always warm.
+    /// The bundled baseline policy. It is held here so that the last possible target of a
+    /// rollback is always compiled.
     baseline: Arc<LoadedPolicy>,
-    /// Changes are made one at a time.
+    /// Lock that allows one change at a time.
     changing: tokio::sync::Mutex<()>,
-    /// Held only while the pointer is exchanged, never while the registry is asked: a quarantine does
-    /// not wait for it.
+    /// Lock held only while the pointer is swapped, never during a call to the registry, so that
+    /// a quarantine does not wait for the registry.
     exchanging: tokio::sync::Mutex<()>,
-    /// Quarantines decided here that the registry may not have yet.
+    /// Quarantines decided on this host that the registry may not have yet.
     withdrawn: Mutex<BTreeMap<Digest, Quarantine>>,
-    /// Whether something has to be brought into the registry, and the call to do so.
+    /// `unsettled` is true if something has to be written to the registry. `settle_soon` wakes
+    /// the task that does it.
     unsettled: AtomicBool,
     settle_soon: Arc<Notify>,
-    /// What is compiled in the background.
+    /// Background compiles.
     late: Late,
-    /// Where something that should serve does not, because it could not be had in time or at all: when the pointer was exchanged
-    /// without it last.
+    /// Set while a policy that should serve is missing because it could not be loaded, in time
+    /// or at all. Holds the time of the last swap that left it out.
     lacking_since: Mutex<Option<Instant>>,
-    /// Whether what this binary ships is in the registry.
+    /// True once the bundled policies are in the registry.
     prepared: AtomicBool,
-    /// Whether the registry did not answer when it was last looked at.
+    /// True if the registry did not answer the last time this host asked it.
     away: AtomicBool,
-    /// A development host lets a policy that says so follow its sources.
+    /// True on a development host, on which a policy with `follow = true` follows its sources.
     development: bool,
 }
 
 impl Deploy {
-    /// Publishes what this binary ships, activates `baseline` if nothing ever was, and loads what serves.
-    /// While the registry does not answer, what was last loaded from it serves, or the built-in baseline;
-    /// [`Deploy::follow_registry`] does the rest once it answers.
+    /// Publishes the bundled policies, activates `baseline` if no policy was ever active, and
+    /// loads the serving policies. While the registry does not answer, the policies that were
+    /// last loaded from it serve, or else the built-in baseline. [`Deploy::follow_registry`]
+    /// does the rest once the registry answers.
     ///
     /// # Errors
-    /// When what this binary ships is refused.
+    /// Fails if a bundled policy is refused.
     pub async fn start(
         engine: Engine,
         registry: Arc<dyn Registry>,
@@ -234,7 +240,7 @@ impl Deploy {
         Ok(Arc::new(deploy))
     }
 
-    /// The one pointer that a request reads.
+    /// Returns the one pointer that a request reads.
     pub fn serving(&self) -> arc_swap::Guard<Arc<Serving>> {
         self.serving.load()
     }
@@ -247,11 +253,13 @@ impl Deploy {
         self.development
     }
 
-    /// Records a change and serves by it: when this returns, this host does. While the registry does not
-    /// answer, a host makes some changes alone.
+    /// Records a change and puts it in force. When this returns, the change applies on this
+    /// host. While the registry does not answer, some kinds of changes are made on this host
+    /// only.
     async fn carry_out(&self, change: Change, actor: &str) -> Result<Reach, DeployError> {
         let recorded = if self.makes_alone(&change) {
-            // An operator in an outage does not wait for a deadline that passed for others a moment ago.
+            // The registry call timed out a moment ago. An operator in an outage must not wait
+            // for the same timeout again.
             Err(DeployError::Unavailable(Away.into()))
         } else {
             self.record(&change, actor).await
@@ -265,9 +273,10 @@ impl Deploy {
     }
 
     async fn record(&self, change: &Change, actor: &str) -> Result<(), DeployError> {
-        // What this host did alone was done on a state that the registry does not have.
+        // This host made its local changes on top of a state that the registry does not have.
         if self.is_ahead() {
-            let waiting = anyhow::Error::from(Away).context("local changes wait for the registry");
+            let waiting = anyhow::Error::from(Away)
+                .context("local changes must be written to the registry first");
             return Err(DeployError::Unavailable(waiting));
         }
         let revision = self.serving().state.revision;

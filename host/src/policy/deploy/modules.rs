@@ -1,4 +1,4 @@
-//! Compiled modules, shared by every policy that uses them.
+//! Compiled modules, shared by all policies that use them.
 
 use super::DeployError;
 use crate::policy::admission::{KnownModules, Refusal};
@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// What did not compile is not compiled again before this: the same bytes most likely fail again, and a core is busy for half a
-/// minute to find out.
+/// Time during which a module that did not compile is not compiled again. The same bytes would
+/// most likely fail again, and finding out keeps a core busy for half a minute.
 const REFUSED_FOR: Duration = Duration::from_secs(600);
 
-/// Compiled modules by digest, for as long as a loaded policy uses them.
+/// Compiled modules by digest. A module stays in memory while a loaded policy uses it.
 #[derive(Debug, Default, Clone)]
 pub(super) struct CompiledModules {
     modules: Arc<Mutex<HashMap<Digest, Weak<Module>>>>,
@@ -23,7 +23,7 @@ pub(super) struct CompiledModules {
     refused: Arc<Mutex<HashMap<Digest, (Instant, String)>>>,
 }
 
-/// Held by whoever compiles a module.
+/// Lock held while a module is compiled.
 type Turn = tokio::sync::Mutex<()>;
 
 impl CompiledModules {
@@ -31,7 +31,7 @@ impl CompiledModules {
         self.modules.lock().ok()?.get(&digest)?.upgrade()
     }
 
-    /// One for each module, so that none is compiled twice at once.
+    /// Returns the lock of one module, so that no module is compiled twice at the same time.
     fn turn(&self, digest: Digest) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turn) = turns.get(&digest).and_then(Weak::upgrade) {
@@ -50,7 +50,7 @@ impl CompiledModules {
         }
     }
 
-    /// Why it did not compile a while ago.
+    /// Returns the reason why the module did not compile recently, if it did not.
     fn refusal(&self, digest: Digest) -> Option<String> {
         let mut refused = self.refused.lock().ok()?;
         refused.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
@@ -64,7 +64,7 @@ impl CompiledModules {
     }
 }
 
-/// Where modules come from.
+/// Source of compiled modules: memory, then the registry.
 #[derive(Clone)]
 pub(super) struct Modules {
     pub engine: Engine,
@@ -73,8 +73,9 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// From memory, else from the registry, compiled. Whoever gives up waiting leaves the compilation to those who still
-    /// do, and to the compile cache.
+    /// Returns a compiled module from memory, or fetches it from the registry and compiles it.
+    /// If the caller stops waiting, the compilation continues, for other callers and for the
+    /// compile cache.
     pub async fn module(&self, digest: Digest) -> Result<Arc<Module>, DeployError> {
         if let Some(module) = self.compiled.get(digest) {
             return Ok(module);
@@ -102,7 +103,7 @@ impl Modules {
         let loaded = match tokio::task::spawn_blocking(move || engine.load(&bytes)).await {
             Ok(loaded) => loaded.map_err(|error| (error.to_string(), is_for_good(&error))),
             Err(panic) if panic.is_panic() => {
-                Err(("the compiler panicked over it".to_owned(), true))
+                Err(("the compiler panicked on this module".to_owned(), true))
             }
             Err(stopping) => return Err(DeployError::Unavailable(stopping.into())),
         };
@@ -118,12 +119,14 @@ impl Modules {
     }
 }
 
-/// Whether the bytes are at fault, and not a host that was too busy to call them in time.
+/// Reports if the module's bytes are the cause. A failed `describe` call does not count, because
+/// the host may only have been too busy to call it in time.
 fn is_for_good(error: &ModuleError) -> bool {
     !matches!(error, ModuleError::Describe(_))
 }
 
-/// Modules that are compiled while older policies go on serving; held until a change takes them up.
+/// Modules that are compiled in the background while older policies serve. They are held until a
+/// change uses them.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Late(Arc<Mutex<Loading>>);
 
@@ -132,12 +135,13 @@ struct Loading {
     /// The first one is being loaded.
     queue: VecDeque<Digest>,
     done: Vec<Arc<Module>>,
-    /// Something was loaded since that was asked last.
+    /// True if a module was loaded since the last call to [`Late::take_news`].
     news: bool,
 }
 
 impl Late {
-    /// Loads what of these is not in memory, in this order, after what is under way; calls `loaded` for each that is there.
+    /// Loads those of the given modules that are not in memory, in this order, after the loads
+    /// that are queued already. Notifies `loaded` after each module that loads.
     pub fn load(&self, from: &Modules, digests: [Digest; 3], loaded: Arc<Notify>) {
         let idle = {
             let mut state = self.state();
@@ -167,7 +171,7 @@ impl Late {
                         loaded.notify_one();
                     }
                     Err(error) => {
-                        tracing::warn!(module = %digest, %error, "cannot be loaded");
+                        tracing::warn!(module = %digest, %error, "could not load a module in the background; policies that use it stay out of service");
                     }
                 }
             }
@@ -182,7 +186,7 @@ impl Late {
         self.state().queue.contains(&digest)
     }
 
-    /// Whether something was loaded since this was asked last.
+    /// Reports if a module was loaded since the last call.
     pub fn take_news(&self) -> bool {
         std::mem::take(&mut self.state().news)
     }
@@ -191,7 +195,8 @@ impl Late {
         !self.state().queue.is_empty()
     }
 
-    /// Lets go of what was loaded, once it is in use or was not wanted after all.
+    /// Releases the loaded modules if no load is queued. By then a policy uses them, or they are
+    /// not needed.
     pub fn release(&self) {
         let mut state = self.state();
         if state.queue.is_empty() {
@@ -204,18 +209,18 @@ impl Late {
     }
 }
 
-/// What admission may take as given.
+/// Facts that admission takes as given.
 pub(super) struct Known {
     pub compiled: CompiledModules,
     pub bytes: HashMap<Digest, Vec<u8>>,
     pub tried: Tried,
 }
 
-/// Which policies need no trial any more.
+/// Policies that need no further trial.
 pub(super) enum Tried {
-    /// This one: the binary ships it, and its tests tried it.
+    /// The policy at hand, because it is bundled with the binary and the binary's tests try it.
     Shipped,
-    /// Those that are published.
+    /// The published policies.
     Digests(HashSet<Digest>),
 }
 

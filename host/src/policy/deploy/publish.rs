@@ -1,4 +1,4 @@
-//! How a policy comes into the registry: what this binary ships, an upload, a watched directory.
+//! Publication of policies: the bundled ones, uploads and a watched directory.
 
 use super::change::standing;
 use super::modules::{CompiledModules, Known, Tried};
@@ -29,18 +29,18 @@ impl Deploy {
                 None => drop(self.publish(files, "host").await?),
                 Some(digest) if digest == admitted.loaded.digest => {}
                 Some(_) => {
-                    tracing::info!(%policy, "this binary ships other bytes for a policy that is published already; the published ones stay")
+                    tracing::info!(%policy, "this binary bundles other bytes for a policy that is published already; keeping the published bytes")
                 }
             }
         }
         Ok(())
     }
 
-    /// Admits and publishes a policy. A version that is published already, with the same digest,
-    /// is answered as it stands.
+    /// Admits and publishes a policy. If this version is published already with the same digest,
+    /// returns its current state.
     ///
     /// # Errors
-    /// Every reason for a refusal; a registry that does not answer.
+    /// Returns every reason for a refusal. Also fails if the registry does not answer.
     pub async fn publish(&self, files: PolicyFiles, actor: &str) -> Result<Published, DeployError> {
         let admitted = self.admit(files).await?;
         let _changing = self.begin_change().await;
@@ -56,10 +56,10 @@ impl Deploy {
         self.publish_admitted(&admitted, actor).await
     }
 
-    /// Admission alone: what `publish` would say.
+    /// Runs only the admission of [`Deploy::publish`], without publishing.
     ///
     /// # Errors
-    /// As `publish`.
+    /// The same as for `publish`.
     pub async fn admit(&self, files: PolicyFiles) -> Result<Admitted, DeployError> {
         let turn = self.admissions.turn().await?;
         let known = Known {
@@ -96,7 +96,7 @@ impl Deploy {
         files: &PolicyFiles,
     ) -> Result<HashMap<Digest, Vec<u8>>, DeployError> {
         let mut bytes = HashMap::new();
-        // A manifest that cannot be read is admission's to refuse.
+        // Admission refuses a manifest that cannot be read, so this ignores it.
         let Ok(manifest) = Manifest::parse(&files.manifest) else {
             return Ok(bytes);
         };
@@ -135,7 +135,8 @@ impl Deploy {
         })
     }
 
-    /// Development: the next free `-dev.N` version of a changed policy, active at once.
+    /// Publishes a changed policy as the next free `-dev.N` version and activates it at once.
+    /// Used on development hosts only.
     async fn follow_source(
         &self,
         admitted: Admitted,
@@ -205,14 +206,14 @@ fn already_published(
     let policy = published.spec.policy.clone();
     if published.digest != digest {
         let reason = format!(
-            "{policy} is published with other content; a published version never changes, choose a new one"
+            "{policy} is published already with other content; a published version never changes, choose a new version"
         );
         return Err(Refusal::one(reason).into());
     }
     standing(&serving.state, &policy)
 }
 
-/// A recipe of this binary, admitted.
+/// Admits a policy that is bundled with this binary.
 pub(super) async fn shipped(
     engine: &Engine,
     compiled: &CompiledModules,

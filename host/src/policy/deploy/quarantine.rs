@@ -1,5 +1,6 @@
-//! Taking a policy out of service: on this host at once, then in the registry, then what follows from
-//! it. Every host can do the last part, so it is done also when the one that began it is gone.
+//! Quarantine: takes a policy out of service on this host at once, then records it in the
+//! registry, then makes the changes that follow from it. Every host can do the last part, so it
+//! is done even if the host that began it is gone.
 
 use super::change::standing;
 use super::{Deploy, DeployError, Published, Reach, require_published};
@@ -16,15 +17,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Other hosts that settle the same get in the way a few times.
+/// Attempts to write pending quarantines to the registry. Other hosts that write the same
+/// quarantines conflict a few times.
 const SETTLE_ATTEMPTS: u32 = 16;
 
 impl Deploy {
-    /// Takes a published policy out of service, under every name that behaves alike. Holds on this host
-    /// when answered, also while the registry is away; it is told when it returns.
+    /// Takes a published policy out of service, under every name with the same behaviour. When
+    /// this returns, the quarantine applies on this host, even if the registry is unavailable.
+    /// The registry receives it when it is available again.
     ///
     /// # Errors
-    /// When it is not published.
+    /// Fails if the policy is not published.
     pub async fn quarantine(
         &self,
         policy: &PolicyRef,
@@ -39,22 +42,22 @@ impl Deploy {
         let reach = match self.settle().await {
             Ok(()) => Reach::Everywhere,
             Err(error) => {
-                tracing::warn!(%error, %policy, "quarantined on this host; the registry is told when it answers");
+                tracing::warn!(%error, %policy, "could not record a quarantine in the registry; it applies on this host only, and is recorded when the registry answers");
                 Reach::ThisHost
             }
         };
         Ok((standing(&self.serving().state, policy)?, reach))
     }
 
-    /// Takes out of service whatever has spent its failure budget. The registry is told by whoever
-    /// follows it: this does not wait for a registry that is slow.
+    /// Takes every policy out of service that has spent its error budget. This does not wait for
+    /// a slow registry: the task that follows the registry writes the quarantine there.
     pub async fn enforce_budgets(&self, thresholds: &Thresholds, now: Instant) {
         for (policy, reason) in self.spent(thresholds, now) {
             let name = &policy.spec.policy;
-            tracing::error!(policy = %name, digest = %policy.effective_digest, reason, "failure budget spent: out of service");
+            tracing::error!(policy = %name, digest = %policy.effective_digest, reason, "the policy has spent its error budget; taking it out of service");
             let digest = policy.effective_digest;
             if let Err(error) = self.withdraw(digest, name, &reason, HOST).await {
-                tracing::error!(policy = %name, error = format!("{error:#}"), "cannot be taken out of service yet");
+                tracing::error!(policy = %name, error = format!("{error:#}"), "could not take a policy out of service; trying again");
             }
         }
     }
@@ -116,7 +119,8 @@ impl Deploy {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the registry says, with what was decided here and all that follows.
+    /// Adds the quarantines decided on this host, and all changes that follow from them, to the
+    /// registry's state.
     pub(super) fn with_withdrawn(&self, mut state: RegistryState) -> RegistryState {
         for (change, _) in self.missing_in(&state) {
             state.apply(&change);
@@ -124,7 +128,7 @@ impl Deploy {
         state
     }
 
-    /// What the registry has to be told, each with its actor.
+    /// Changes that are missing in the registry, each with its actor.
     fn missing_in(&self, recorded: &RegistryState) -> Vec<(Change, String)> {
         let mut state = recorded.clone();
         let mut missing = Vec::new();
@@ -154,8 +158,9 @@ impl Deploy {
         self.unsettled.store(unsettled, Ordering::Release);
     }
 
-    /// Brings into the registry what is missing there. Two hosts that do this at once do it once: who
-    /// comes second finds another revision, looks again, and finds nothing left to do.
+    /// Writes the missing changes to the registry. If two hosts do this at the same time, it is
+    /// done once: the second host gets a conflict, loads the new revision and finds nothing left
+    /// to do.
     pub(super) async fn settle(&self) -> Result<(), DeployError> {
         let settled = self.settle_unless_away().await;
         if settled.is_err() {
@@ -187,7 +192,7 @@ impl Deploy {
         for (change, actor) in self.missing_in(&state) {
             revision = self.registry.apply(&change, &actor, revision).await?;
             let (action, subject, detail) = (change.action(), change.subject(), change.detail());
-            tracing::warn!(action, subject, %detail, actor, "settled in the registry");
+            tracing::warn!(action, subject, %detail, actor, "a pending change was recorded in the registry");
             if matches!(change, Change::Rollback { .. } | Change::Activate { .. }) {
                 METRICS
                     .policy_swaps_total

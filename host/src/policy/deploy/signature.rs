@@ -1,4 +1,4 @@
-//! Signatures where they matter once more: when what the registry holds is about to serve.
+//! Second signature check: a policy from the registry is checked again before it serves.
 
 use super::{Deploy, DeployError};
 use crate::policy::admission::signature::Proof;
@@ -9,7 +9,9 @@ use crate::policy::registry::{PublishedPolicy, RegistryState};
 use std::sync::Arc;
 
 impl Deploy {
-    /// Nothing, where no keys are configured. What this program ships, or one before it on this host, needs no signature.
+    /// Checks the signature of a published policy. Does nothing if no keys are configured. A
+    /// policy that this binary bundles needs no signature, and neither does one that an earlier
+    /// binary on this host bundled.
     pub(super) async fn check_signature(
         &self,
         published: &PublishedPolicy,
@@ -27,7 +29,7 @@ impl Deploy {
         };
         let unsigned = || {
             refuse(
-                "is not signed, and policy.trusted_keys asks for it; publish a signed version"
+                "is not signed, but policy.trusted_keys requires it; publish a signed version"
                     .to_owned(),
             )
         };
@@ -37,8 +39,10 @@ impl Deploy {
         Ok(proof.proves(keys, spec, modules).map_err(refuse)?)
     }
 
-    /// Where policies are signed, an old one that is signed as well must not come back to serve viewers, whatever served
-    /// in between: that is what a rollback is for, which says so in the audit log.
+    /// Refuses to activate a version that is older than one that was active before, if
+    /// signatures are required. An old version that is signed as well must not serve viewers
+    /// again, even if another policy served in between. A rollback allows this, because the
+    /// audit log shows it as a rollback.
     pub(super) fn refuse_downgrade(
         &self,
         state: &RegistryState,
@@ -52,7 +56,7 @@ impl Deploy {
         let newest = state.activations.iter().filter(same_name);
         match newest.max_by_key(|activated| &activated.version) {
             Some(newer) if policy.version < newer.version => Err(DeployError::Conflict(format!(
-                "{newer} was active, and where policies are signed {policy} comes back by a rollback alone; or publish it under a higher version"
+                "{newer} was active, and policies must be signed here, so the older {policy} can only come back by a rollback; use a rollback, or publish it under a higher version"
             ))),
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! How the policies that serve are doing, for people.
+//! Status of the serving policies, for people.
 
 use super::{Deploy, Serving};
 use crate::policy::artifact::{Digest, PolicyRef};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// The calls of the failure budgets' window, by policy.
+/// Calls in the window of the error budgets, by policy.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ServingStatus {
     pub window_s: u64,
@@ -22,7 +22,8 @@ pub enum Role {
     Active,
     Canary,
     Variation,
-    /// Warm: what rollbacks return to, and what answers when the active policy fails.
+    /// A former policy that stays compiled. Rollbacks return to it, and it ranks if the active
+    /// policy fails.
     Former,
 }
 
@@ -31,25 +32,26 @@ pub struct PolicyStatus {
     /// `name@version`.
     #[schema(value_type = String)]
     pub policy: PolicyRef,
-    /// The effective digest. Policies that behave alike share their numbers.
+    /// The effective digest. Policies with equal behaviour share their numbers.
     #[schema(value_type = String)]
     pub digest: Digest,
     pub role: Role,
     /// `experiment/variation`.
     pub variation: Option<String>,
-    /// Of a canary.
+    /// Share of the viewers in percent, if the policy is a canary.
     pub percent: Option<f64>,
     /// Rankings in the window.
     pub calls: u32,
-    /// Of all policies' calls, 0 … 1.
+    /// Fraction of all policies' calls, 0 … 1.
     pub share: f64,
     pub ok: u32,
-    /// By kind.
+    /// Number of failures by kind.
     pub failures: BTreeMap<&'static str, u32>,
     /// Processor time of a ranking; null without calls.
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
-    /// Failures until it is taken out of service, at as many calls as there are.
+    /// Number of further failures until the policy is taken out of service, at the current
+    /// number of calls.
     pub failures_left: u32,
 }
 

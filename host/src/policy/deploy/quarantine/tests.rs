@@ -1,4 +1,4 @@
-//! Quarantines while the registry hangs, and by two hosts at once.
+//! Tests of quarantines while the registry hangs, and of quarantines by two hosts at once.
 
 use super::*;
 use crate::policy::audit::{AuditEntry, AuditPage};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 const BASELINE: &str = "baseline@1.0.0";
 const TIMELINE: &str = "timeline@1.0.0";
 
-/// A registry that accepts every question and, while it hangs, answers none.
+/// A registry that accepts every call and returns none while it hangs.
 #[derive(Debug)]
 struct Hanging {
     registry: SqliteRegistry,
@@ -85,7 +85,7 @@ impl Fixture {
             .unwrap()
     }
 
-    /// What was done after publishing and activating, oldest first.
+    /// Audit entries after the publications and activations, oldest first.
     async fn log(&self) -> Vec<(String, String)> {
         let entries = self.registry.audit(AuditPage::OLDEST, 100).await.unwrap();
         entries
@@ -104,7 +104,7 @@ const THRESHOLDS: Thresholds = Thresholds {
     p99_min_calls: 200,
 };
 
-/// The active policy trapped five times, and the host looked.
+/// Records five traps of the active policy and lets the host check the budgets.
 async fn spend(host: &Deploy) {
     let now = Instant::now();
     for _ in 0..THRESHOLDS.min_failures {
@@ -122,7 +122,7 @@ fn active(host: &Deploy) -> String {
 }
 
 #[tokio::test]
-async fn a_spent_budget_is_in_force_here_while_the_registry_hangs_and_recorded_when_it_answers() {
+async fn a_spent_budget_applies_here_while_the_registry_hangs_and_is_recorded_when_it_answers() {
     let fixture = Fixture::new().await;
     let host = fixture.host().await;
     host.activate(&TIMELINE.parse().unwrap(), "ada")
@@ -130,7 +130,7 @@ async fn a_spent_budget_is_in_force_here_while_the_registry_hangs_and_recorded_w
         .unwrap();
     let following = tokio::spawn(host.clone().follow_registry());
     fixture.hangs.send_replace(true);
-    // A change that hangs with the registry holds back no quarantine.
+    // A change that hangs with the registry does not delay a quarantine.
     let hanging = host.clone();
     let flag = tokio::spawn(async move { hanging.set_flag("enable_caching", false, "ada").await });
     tokio::task::yield_now().await;
@@ -157,7 +157,7 @@ async fn a_spent_budget_is_in_force_here_while_the_registry_hangs_and_recorded_w
 }
 
 #[tokio::test]
-async fn two_hosts_that_decide_at_once_quarantine_once_and_roll_back_once() {
+async fn two_hosts_that_decide_at_once_record_one_quarantine_and_one_rollback() {
     let fixture = Fixture::new().await;
     let (here, there) = (fixture.host().await, fixture.host().await);
     let diversity = "decay-diversity@1.0.0".parse().unwrap();
@@ -184,7 +184,7 @@ async fn two_hosts_that_decide_at_once_quarantine_once_and_roll_back_once() {
 }
 
 #[tokio::test]
-async fn a_host_finishes_what_another_began_and_did_not_end() {
+async fn a_host_completes_a_quarantine_that_another_host_left_unfinished() {
     let fixture = Fixture::new().await;
     let (here, there) = (fixture.host().await, fixture.host().await);
     let timeline: PolicyRef = TIMELINE.parse().unwrap();
