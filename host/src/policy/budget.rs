@@ -1,14 +1,17 @@
-//! Failure budgets: how many failures a policy may have before it is taken out of service, and how
-//! slow it may be beside the active policy. Pure; time is passed in.
+//! Error budgets of policies: the number of failures after which a policy is taken out of
+//! service, and the latency limit relative to the active policy. All functions are pure; time is
+//! passed in.
 //!
-//! Counts are exact and of a window, not a decaying average. An average that decays by calls forgets
-//! slowly where calls are few, and one that decays by time remembers a burst for as long as nobody
-//! calls; neither can be checked by a person. "13 of 204 calls in 30 s" can, and it is what the audit
-//! log says. One second is the grain: a window of 30 slots is off by 3 % at worst.
+//! The counts are exact and cover a window; there is no decaying average. An average that decays
+//! per call forgets slowly if calls are rare. An average that decays with time remembers a burst
+//! until the next call. A person can check neither. "13 of 204 calls in 30 s" can be checked,
+//! and the audit log contains exactly that. The resolution is one second, so a window of 30
+//! slots is off by at most 3 %.
 //!
-//! Time is the processor time of the thread that ran the policy, not the wall clock's. A policy does
-//! nothing but compute, so both are the same on an idle host; on a busy one the difference is the
-//! host's shortage, and a shortage must not quarantine a good policy everywhere.
+//! Latency is the processor time of the thread that ran the policy, not wall-clock time. A
+//! policy only computes, so the two are equal on an idle host. On a busy host the difference
+//! comes from the host's lack of processors, which must not quarantine a good policy on every
+//! host.
 
 use super::failure::FailureKind;
 use std::collections::VecDeque;
@@ -17,13 +20,14 @@ use std::time::{Duration, Instant};
 
 pub const WINDOW_MAX_S: u64 = 600;
 
-/// When a budget is spent. Defaults: see `FailureBudget` in the configuration.
+/// Limits at which a budget is spent. The defaults are in `FailureBudget` in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Thresholds {
     pub min_failures: u32,
     pub ratio: f64,
     pub window_s: u64,
-    /// 0: latency is not judged.
+    /// Allowed ratio of the policy's p99 to the active policy's p99. 0 switches the latency
+    /// check off.
     pub p99_factor: f64,
     pub p99_min_calls: u32,
 }
@@ -36,8 +40,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// What a policy answers for. `None` where the host was at fault: it had no worker or instance
-    /// free, or a deadline passed of which the policy had the processor for less than half.
+    /// Returns the call if the policy is responsible for its result. Returns `None` if the host
+    /// caused the failure: it had no free worker or instance, or the policy had the processor
+    /// for less than half of its deadline.
     pub fn of(failure: Option<FailureKind>, cpu: Duration, given: Duration) -> Option<Self> {
         match failure {
             Some(FailureKind::Pool) => None,
@@ -47,7 +52,8 @@ impl Call {
     }
 }
 
-/// Slots of time, four to an octave from 8 µs to 8.4 s: a quantile is at most 19 % too high.
+/// Number of latency slots. There are four per octave from 8 µs to 8.4 s, so a quantile is at
+/// most 19 % too high.
 const LATENCY_SLOTS: usize = 82;
 const LATENCY_LEAST_S: f64 = 8e-6;
 const LATENCY_PER_OCTAVE: f64 = 4.0;
@@ -61,7 +67,7 @@ fn latency_bound(slot: usize) -> Duration {
     Duration::from_secs_f64(LATENCY_LEAST_S * (slot as f64 / LATENCY_PER_OCTAVE).exp2())
 }
 
-/// The calls of a span of time.
+/// Number of calls in a period, with their failures and latencies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     pub calls: u32,
@@ -99,13 +105,14 @@ impl Counts {
         self.failures.iter().sum()
     }
 
-    /// The kinds that occurred.
+    /// Returns the kinds of failure that occurred, with their counts.
     pub fn failures(&self) -> impl Iterator<Item = (FailureKind, u32)> {
         let counted = FailureKind::ALL.into_iter().zip(self.failures);
         counted.filter(|(_, count)| *count > 0)
     }
 
-    /// The least time that this share of calls did not exceed; `None` without calls.
+    /// Returns the smallest time that at least this share of the calls did not exceed, or `None`
+    /// if there were no calls.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let wanted = (f64::from(self.calls) * share).ceil().max(1.0) as u32;
         let mut sum = 0;
@@ -116,13 +123,13 @@ impl Counts {
         self.latency.iter().position(reached).map(latency_bound)
     }
 
-    /// Failures that would spend the budget, at as many calls as there are.
+    /// Number of failures that spends the budget, at the current number of calls.
     pub fn failures_allowed(&self, thresholds: &Thresholds) -> u32 {
         let by_ratio = (f64::from(self.calls) * thresholds.ratio).ceil() as u32;
         by_ratio.max(thresholds.min_failures)
     }
 
-    /// Why the policy must go, if it failed too often.
+    /// Returns the reason for a quarantine if the policy failed too often.
     pub fn failed_too_often(&self, thresholds: &Thresholds) -> Option<String> {
         let failed = self.failed();
         if failed < self.failures_allowed(thresholds) {
@@ -140,11 +147,13 @@ impl Counts {
         ))
     }
 
-    /// Why the policy must go, if it is too slow beside the active one, of which these are the counts.
+    /// Returns the reason for a quarantine if the policy is too slow compared with the active
+    /// policy, whose counts are `active`.
     ///
-    /// The active policy itself is not judged so. Its predecessor runs only where the active one
-    /// failed, which is no sample; and against its own past it would be a larger community or longer
-    /// candidate lists that are found out. What it may take is its deadline, and that is counted.
+    /// The active policy itself is not checked in this way. The policy before it runs only if
+    /// the active one fails, which is no fair sample. A comparison with its own past would react
+    /// to a larger community or to longer lists of candidates. The active policy's limit is its
+    /// deadline, and missed deadlines are counted as failures.
     pub fn slower_than(
         &self,
         active: &Counts,
@@ -156,8 +165,9 @@ impl Counts {
             return None;
         }
         let (own, other) = (self.quantile(0.99)?, active.quantile(0.99)?);
-        // A policy in another language may take thirty times as long as a Rust one and be welcome:
-        // what it declared is its deadline. Only on the way to missing that is the factor a reason.
+        // A policy in another language may take thirty times as long as one in Rust and still be
+        // welcome, because its declared limit is its deadline. So the factor counts only if the
+        // policy uses more than a quarter of its deadline.
         let slow = own > other.mul_f64(thresholds.p99_factor) && own > deadline / 4;
         slow.then(|| {
             format!(
@@ -172,7 +182,7 @@ impl Counts {
     }
 }
 
-/// The recent calls of one policy, by second.
+/// Recent calls of one policy, by second.
 #[derive(Debug, Default)]
 pub struct Window {
     seconds: VecDeque<(u64, Counts)>,
@@ -196,7 +206,7 @@ impl Window {
         }
     }
 
-    /// The calls of the last `window_s` seconds, the current one included.
+    /// Returns the calls of the last `window_s` seconds, including the current second.
     pub fn counts(&self, now_s: u64, window_s: u64) -> Counts {
         let mut sum = Counts::default();
         let recent = self.seconds.iter().rev();
@@ -207,7 +217,7 @@ impl Window {
     }
 }
 
-/// What workers write and the host reads: the window of one effective digest.
+/// Call window of one effective digest. Workers write to it, and the host reads it.
 #[derive(Debug)]
 pub struct Outcomes {
     began: Instant,
@@ -271,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_traps_after_a_thousand_good_calls_has_spent_its_budget_within_two_seconds() {
+    fn a_policy_that_traps_after_a_thousand_good_calls_spends_its_budget_within_two_seconds() {
         for rate in [4, 40, 400] {
             let mut window = Window::default();
             let good_s = 1_000_u64.div_ceil(rate);
@@ -290,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn few_failures_are_no_reason_and_neither_are_many_among_very_many_calls() {
+    fn few_failures_or_a_low_share_of_failures_do_not_spend_the_budget() {
         let spent = |calls: &[(Call, u32)]| counts(calls).failed_too_often(&THRESHOLDS);
         assert_eq!(spent(&[(TRAP, 4)]), None);
         assert_eq!(
@@ -302,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_is_short_of_is_not_the_policys_failure() {
+    fn a_failure_caused_by_a_busy_host_does_not_count_against_the_policy() {
         let (short, given) = (Duration::from_millis(3), Duration::from_millis(20));
         let call = |kind, cpu| Call::of(Some(kind), cpu, given);
         assert!(call(FailureKind::Pool, short).is_none());
@@ -312,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_counts_with_enough_calls_a_clear_factor_and_a_part_of_the_deadline() {
+    fn a_policy_is_too_slow_only_with_enough_calls_a_clear_factor_and_a_part_of_its_deadline() {
         let took = |ms: f64| Call {
             failure: None,
             cpu: Duration::from_secs_f64(ms / 1e3),
@@ -341,7 +351,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_window_counts_what_a_list_of_all_calls_would(calls in calls(), window_s in 1..60u64) {
+        fn a_window_gives_the_same_counts_as_a_list_of_all_calls(calls in calls(), window_s in 1..60u64) {
             let mut window = Window::default();
             let mut all = Vec::new();
             let mut now = 0;

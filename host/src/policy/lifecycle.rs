@@ -1,34 +1,35 @@
-//! Which step a policy may take from where: published → shadow → canary → active → retired, and
-//! quarantine from everywhere. Pure: a decision is the changes that make it so, and whoever carries
-//! them out is elsewhere.
+//! Lifecycle of a policy: the allowed steps from each state. The order is published → shadow →
+//! canary → active → retired, and every state can go to quarantine. All functions are pure: a
+//! decision is a list of changes, and other code carries them out.
 //!
-//! A quarantine is one change, and it holds from then on: nobody is routed to the digest. What else
-//! follows from it — the active policy rolls back, experiments pause — are changes of their own, so
-//! that each stands in the audit log. They are derived from the state alone ([`settle`]), so any
-//! host finishes what another began, and two that do it at once do it once.
+//! A quarantine is one change. From then on no viewer is routed to the digest. Its consequences
+//! are separate changes, so that each has its own audit entry: the active policy rolls back, and
+//! experiments pause. They are derived from the state alone ([`settle`]). So any host can
+//! complete what another host began, and two hosts that do it at the same time do it only once.
 
 use super::artifact::{Digest, PolicyRef};
 use super::builtin;
 use super::registry::{Change, Experiment, Quarantine, RegistryState};
 use crate::experiments::spec::{ExperimentState, VariationSpec};
 
-/// Each costs as much as the active policy, off the viewers' path.
+/// Maximum number of shadow policies. Each costs as much computation as the active policy,
+/// outside the viewers' requests.
 pub const SHADOWS_MAX: usize = 4;
 
-/// Where a policy stands.
+/// State of a policy.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyState {
     Published,
-    /// Ranks beside the active policy and serves nobody.
+    /// Ranks the same requests as the active policy, but is served to no viewer.
     Shadow,
     /// Serves a share of the viewers.
     Canary,
     Active,
     Retired,
-    /// Serves nobody, under whatever name.
+    /// Serves no viewer, under any name.
     Quarantined,
 }
 
@@ -48,7 +49,7 @@ impl PolicyState {
 #[derive(Debug, Clone)]
 pub enum Event {
     Shadow(PolicyRef),
-    /// 0 ends a canary or a shadow.
+    /// A percentage of 0 ends a canary or a shadow.
     Canary {
         policy: PolicyRef,
         percent: f64,
@@ -71,7 +72,7 @@ pub enum Refused {
     Unknown(PolicyRef),
     #[error("must be within 0 … 100")]
     Percent,
-    /// With what to do instead.
+    /// The text says what to do instead.
     #[error("{0}")]
     Conflict(String),
 }
@@ -80,11 +81,11 @@ fn conflict<T>(reason: String) -> Result<T, Refused> {
     Err(Refused::Conflict(reason))
 }
 
-/// One step: the state after it and the changes that lead there, the asked one first, what follows
-/// from it behind. No changes: it is so already.
+/// Takes one step. Returns the state after it and the changes that lead there: first the
+/// requested change, then its consequences. Returns no changes if the state is reached already.
 ///
 /// # Errors
-/// When the policy may not take this step from where it stands; nothing is changed then.
+/// Fails if the policy may not take this step from its current state. Nothing is changed then.
 pub fn step(state: &RegistryState, event: &Event) -> Result<(RegistryState, Vec<Change>), Refused> {
     let mut next = state.clone();
     let mut changes: Vec<Change> = decide(state, event)?.into_iter().collect();
@@ -122,7 +123,7 @@ fn shadow(state: &RegistryState, policy: &PolicyRef) -> Result<Option<Change>, R
             "{policy} is active and sees every ranking already; shadow another policy"
         )),
         PolicyState::Canary => conflict(format!(
-            "{policy} is the canary; end that first with canary 0"
+            "{policy} is the canary; end the canary first with canary 0"
         )),
         PolicyState::Shadow => Ok(None),
         _ if state.shadows.len() >= SHADOWS_MAX => conflict(format!(
@@ -152,12 +153,12 @@ fn canary(
     }
     if in_service(state, policy)? == PolicyState::Active {
         return conflict(format!(
-            "{policy} is active and serves everybody; make another policy the canary"
+            "{policy} is active and serves all viewers already; make another policy the canary"
         ));
     }
     match &state.canary {
         Some(current) if current.policy != *policy => conflict(format!(
-            "{} is the canary at {} %; activate it, or end it with canary 0, and then begin this one",
+            "{} is the canary at {} %; activate it, or end it with canary 0, and then start this one",
             current.policy, current.percent
         )),
         Some(current) if current.percent == percent => Ok(None),
@@ -180,7 +181,7 @@ fn rollback(
     expected_active: Option<&PolicyRef>,
 ) -> Result<Change, Refused> {
     let Some(active) = state.activations.last() else {
-        return conflict("nothing was ever activated".into());
+        return conflict("no policy was ever activated".into());
     };
     if let Some(expected) = expected_active
         && expected != active
@@ -208,7 +209,7 @@ fn retire(state: &RegistryState, policy: &PolicyRef) -> Result<Option<Change>, R
         }
         PolicyState::Quarantined => {
             return conflict(format!(
-                "{policy} is quarantined and serves nobody; there is nothing left to retire"
+                "{policy} is quarantined and serves no viewers, so it need not be retired"
             ));
         }
         PolicyState::Retired => return Ok(None),
@@ -221,7 +222,7 @@ fn retire(state: &RegistryState, policy: &PolicyRef) -> Result<Option<Change>, R
     };
     if let Some((key, _)) = state.experiments.iter().find(|(_, e)| uses(e)) {
         return conflict(format!(
-            "{policy} is a variation of experiment `{key}`; stop that first"
+            "{policy} is a variation of experiment `{key}`; stop the experiment first"
         ));
     }
     Ok(Some(Change::Retire {
@@ -233,10 +234,10 @@ fn known(state: &RegistryState, policy: &PolicyRef) -> Result<PolicyState, Refus
     state_of(state, policy).ok_or_else(|| Refused::Unknown(policy.clone()))
 }
 
-/// Where it stands, unless it may not serve anybody.
+/// Returns the state of a policy that may serve viewers.
 ///
 /// # Errors
-/// When it is not published, retired or quarantined.
+/// Fails if the policy is not published, or is retired or quarantined.
 pub fn in_service(state: &RegistryState, policy: &PolicyRef) -> Result<PolicyState, Refused> {
     match known(state, policy)? {
         PolicyState::Retired => conflict(format!(
@@ -247,14 +248,14 @@ pub fn in_service(state: &RegistryState, policy: &PolicyRef) -> Result<PolicySta
             let quarantine = digest.and_then(|digest| state.quarantined.get(&digest));
             let why = quarantine.map_or("no reason given", |q| q.reason.as_str());
             conflict(format!(
-                "{policy} is quarantined ({why}); publish a changed version: equal behaviour stays quarantined under every name"
+                "{policy} is quarantined ({why}); publish a changed version: a policy with the same behaviour stays quarantined under every name"
             ))
         }
         stands => Ok(stands),
     }
 }
 
-/// `None` when it is not published.
+/// Returns the state of a policy, or `None` if it is not published.
 pub fn state_of(state: &RegistryState, policy: &PolicyRef) -> Option<PolicyState> {
     let published = state.policy(policy)?;
     Some(if state.quarantined.contains_key(&published.digest) {
@@ -272,8 +273,9 @@ pub fn state_of(state: &RegistryState, policy: &PolicyRef) -> Option<PolicyState
     })
 }
 
-/// Whether a variation may serve nobody: a quarantined policy takes its variations with it, whatever
-/// their parameters; a quarantined variation goes alone.
+/// Returns the quarantine that takes a variation out of service, if there is one. The quarantine
+/// of a policy applies to all its variations, for all their parameters. The quarantine of a
+/// variation applies to that variation only.
 pub fn variation_quarantine<'a>(
     state: &'a RegistryState,
     variation: &VariationSpec,
@@ -292,7 +294,7 @@ pub fn variation_quarantine<'a>(
         .find_map(|digest| state.quarantined.get(&digest))
 }
 
-/// What rollbacks return to, the next one first.
+/// Returns the policies that rollbacks return to, the next one first.
 pub fn rollback_targets(state: &RegistryState) -> impl Iterator<Item = &PolicyRef> {
     let (active, former) = match state.activations.split_last() {
         Some((active, former)) => (Some(active), former),
@@ -304,7 +306,7 @@ pub fn rollback_targets(state: &RegistryState) -> impl Iterator<Item = &PolicyRe
         .filter(move |policy| Some(*policy) != active && in_service(state, policy).is_ok())
 }
 
-/// Applies what follows from quarantines and is not done yet, and returns it.
+/// Applies the consequences of quarantines that are still missing in `state`, and returns them.
 pub fn settle(state: &mut RegistryState) -> Vec<Change> {
     if state.quarantined.is_empty() {
         return Vec::new();
@@ -336,9 +338,10 @@ fn paused_experiments(state: &RegistryState) -> Vec<Change> {
         .collect()
 }
 
-/// From a quarantined active policy to the newest former one in service, else to the baseline that
-/// every host ships. `None` also when not even that is left: then the native copy ranks, and the
-/// stack stays as it is until somebody activates a policy.
+/// Returns the change that replaces a quarantined active policy. It rolls back to the newest
+/// former policy in service, or activates the bundled baseline if there is none. Returns `None`
+/// if the baseline is out of service too. Then the native ranking serves, and the stack of
+/// activations stays as it is until an operator activates a policy.
 fn way_out(state: &RegistryState) -> Option<Change> {
     let active = state.activations.last()?;
     let digest = state.policy(active)?.digest;

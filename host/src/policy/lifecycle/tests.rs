@@ -1,4 +1,5 @@
-//! The lifecycle against a table of what is allowed from where, and the cases that the table cannot say.
+//! Tests of the lifecycle against a table of the allowed steps, and of cases that the table
+//! cannot express.
 
 use super::*;
 use crate::policy::registry::PublishedPolicy;
@@ -6,7 +7,7 @@ use PolicyState::{Active, Canary, Published, Quarantined, Retired, Shadow};
 use proptest::prelude::*;
 use serde_json::json;
 
-/// `baseline@1.0.0` and three more, each with a digest of its own.
+/// `baseline@1.0.0` and three more policies, each with its own digest.
 const POLICIES: [&str; 4] = ["baseline@1.0.0", "a@1.0.0", "b@1.0.0", "c@1.0.0"];
 
 fn reference(name: &str) -> PolicyRef {
@@ -62,7 +63,7 @@ fn experiment(variations: serde_json::Value, state: ExperimentState) -> Experime
     }
 }
 
-/// Where each policy stands, and the stack of activations, by index.
+/// State of each policy, and the stack of activations, by index.
 #[derive(Debug, Clone)]
 struct Model {
     stands: [PolicyState; 4],
@@ -87,7 +88,7 @@ impl Model {
         }
     }
 
-    /// `None`: refused.
+    /// Returns the model after the step, or `None` if the step is refused.
     fn after(&self, act: Act) -> Option<Self> {
         let mut next = self.clone();
         let other_canary = |p| (0..4).any(|q| q != p && self.stands[q] == Canary);
@@ -191,7 +192,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 
 proptest! {
     #[test]
-    fn every_life_goes_as_the_table_of_allowed_steps_says(acts in acts()) {
+    fn every_sequence_of_steps_follows_the_table_of_allowed_steps(acts in acts()) {
         let mut state = state_with(&POLICIES);
         let mut model = Model::new();
         for act in acts {
@@ -230,7 +231,7 @@ fn a_rollback_skips_what_is_out_of_service_and_never_returns_to_itself() {
 }
 
 #[test]
-fn the_baseline_is_the_last_resort_and_after_it_the_stack_stays_for_the_native_copy_to_rank() {
+fn the_baseline_is_the_last_rollback_target_and_stays_on_the_stack_when_it_is_quarantined_too() {
     let mut state = state_with(&POLICIES);
     state = take(&state, Event::Activate(reference("a@1.0.0")));
     state = take(&state, quarantine(&state, "a@1.0.0"));

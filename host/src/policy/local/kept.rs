@@ -1,4 +1,4 @@
-//! The local changes of a host on its own disk.
+//! Storage of a host's local changes on its own disk.
 
 use super::LocalChange;
 use crate::metrics::METRICS;
@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
-/// More than any operator makes in one outage; a script that runs wild stops here.
+/// Maximum number of local changes. No operator makes that many in one outage, so the limit
+/// stops a runaway script.
 const LOCAL_CHANGES_MAX: usize = 100;
 const FILE: &str = "local_changes.json";
 
-/// The local changes of this host, oldest first. One task writes at a time.
+/// Local changes of this host, oldest first. Only one task writes at a time.
 #[derive(Debug)]
 pub struct LocalChanges {
     path: PathBuf,
@@ -21,15 +22,15 @@ pub struct LocalChanges {
 }
 
 impl LocalChanges {
-    /// What is kept in `directory`. A damaged file is put aside, not deleted.
+    /// Opens the changes saved in `directory`. A damaged file is renamed, not deleted.
     ///
     /// # Errors
-    /// When the file cannot be read, or a damaged one not be put aside.
+    /// Fails if the file cannot be read, or if a damaged file cannot be renamed.
     pub fn open(directory: &Path, host: String) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
         let list = kept::read_json_or_put_aside(
             &path,
-            "changes that this host made alone; look into the file and make them again",
+            "changes that this host made without the registry; read the file and make them again",
         )?;
         let changes = Self {
             path,
@@ -52,24 +53,25 @@ impl LocalChanges {
         self.locked().is_empty()
     }
 
-    /// Durable when this returns.
+    /// Adds a change. The change is durable when this returns.
     ///
     /// # Errors
-    /// When there are too many, or the disk does not take it.
+    /// Fails if there are too many changes already, or if the disk write fails.
     pub async fn add(&self, change: LocalChange) -> anyhow::Result<()> {
         let mut list = self.list();
         anyhow::ensure!(
             list.len() < LOCAL_CHANGES_MAX,
-            "this host keeps {LOCAL_CHANGES_MAX} changes already, and no more"
+            "this host already holds {LOCAL_CHANGES_MAX} changes for the registry, which is the limit; try again when the registry answers"
         );
         list.push(change);
         self.replace(list).await
     }
 
-    /// Removes a change that is settled.
+    /// Removes a change that was reconciled.
     ///
     /// # Errors
-    /// When the disk does not take it; the change is then found settled the next time.
+    /// Fails if the disk write fails. The next reconciliation then finds the change's entry in
+    /// the audit log and does not apply it again.
     pub async fn remove(&self, id: Uuid) -> anyhow::Result<()> {
         let mut list = self.list();
         list.retain(|change| change.id != id);

@@ -1,17 +1,20 @@
-//! Changes that a host makes alone while the registry does not answer: kept on its own disk, in force
-//! here at once, and carried out in the registry when it returns.
+//! Local changes: changes that a host makes while the registry does not answer. The host saves
+//! them on its own disk and puts them in force at once. When the registry answers again, it
+//! reconciles them there.
 //!
-//! Only what takes something away from viewers is done alone. Whether it still makes sense when the
-//! registry returns is decided here:
+//! Only changes that take something away from viewers are allowed without the registry. This
+//! file decides if such a change still applies when the registry is available again:
 //!
-//! - A **rollback** holds if nobody moved the active policy since. If somebody did, they knew more
-//!   than this host: undoing them would be what `expected_active` is there to prevent. That the same
-//!   policy is active is not enough: it may have been rolled back, mended and activated again.
-//! - A **stop** and a **quarantine** hold whatever else happened: both are for good, so nobody can be undone
-//!   by them, and what goes on although it was told to end does harm. What follows from a quarantine
-//!   follows from it in the registry as well, and moves nothing that an operator did.
+//! - A **rollback** applies if no other operator moved the active policy since. An operator who
+//!   moved it knew more than this host, and `expected_active` exists so that such a decision is
+//!   not undone. A check that the same policy is active is not enough, because it may have been
+//!   rolled back, repaired and activated again.
+//! - A **stop** and a **quarantine** always apply. Both are final, so they undo no other
+//!   operator's change. An experiment or a policy that continues after it was stopped does harm.
+//!   The consequences of a quarantine are derived from it in the registry as well, and they
+//!   change nothing that an operator set.
 //!
-//! What does not hold is dropped, with an audit entry that says why.
+//! A change that no longer applies is dropped. An audit entry records the reason.
 
 mod kept;
 #[cfg(test)]
@@ -31,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// What may be done without the registry.
+/// Kinds of changes that a host may make without the registry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Intent {
@@ -50,7 +53,7 @@ pub enum Intent {
 }
 
 impl Intent {
-    /// What `change` is meant to do; `None` for what nobody may do alone.
+    /// Returns the intent of `change`. Returns `None` for a change that needs the registry.
     pub fn of(change: &Change) -> Option<Self> {
         match change {
             Change::Rollback { from, to, reason } => Some(Self::Rollback {
@@ -70,7 +73,7 @@ impl Intent {
         }
     }
 
-    /// What was changed, as in the audit log.
+    /// Returns the name of the changed object, as in the audit log.
     pub fn subject(&self) -> String {
         match self {
             Self::Rollback { from, .. } => from.to_string(),
@@ -79,13 +82,14 @@ impl Intent {
         }
     }
 
-    /// The change that does this to `state`.
+    /// Returns the change that carries out this intent on `state`.
     ///
     /// # Errors
-    /// Why there is nothing to do, or nothing that may be done.
+    /// Returns the reason why there is nothing to do or why it is not allowed.
     pub fn on(&self, state: &RegistryState) -> Result<Change, String> {
         match self {
-            // The target that was right when this host was alone may be out of service now.
+            // The target is computed again, because the one that this host chose without the
+            // registry may be out of service now.
             Self::Rollback { from, reason, .. } => first_change(
                 state,
                 &Event::Rollback {
@@ -128,34 +132,36 @@ fn stopped(state: &RegistryState, key: &str) -> Result<Change, String> {
     })
 }
 
-/// A change that one host made alone.
+/// A change that one host made while the registry did not answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LocalChange {
     pub id: Uuid,
-    /// The host, by the id in its data directory.
+    /// Id of the host, from its data directory.
     pub host: String,
     pub intent: Intent,
     pub actor: String,
     pub made_at_ms: UnixMs,
-    /// The registry's revision that this host knew.
+    /// Newest revision of the registry that this host knew.
     pub base_revision: i64,
 }
 
 impl LocalChange {
-    /// How the audit log names it. An entry with this id is what became of it.
+    /// Returns the marker of this change in the audit log. The entry with this id records if the
+    /// change was applied or dropped.
     pub fn mark(&self) -> Value {
         json!({ "id": self.id, "host": self.host, "made_at": rfc3339(self.made_at_ms) })
     }
 }
 
-/// What the registry's log says of the time since a local change was made.
+/// Relevant entries of the registry's audit log since a local change was made.
 #[derive(Debug, Default, PartialEq)]
 pub struct Since {
-    /// The newest entry that was read.
+    /// Id of the newest entry that was read.
     pub revision: i64,
-    /// Whether this very change has its entry already: a host may end between carrying it out and noting so.
+    /// True if the log has an entry for this change already. A host may end after it applied the
+    /// change and before it removed it from its disk.
     pub is_settled: bool,
-    /// What another host or operator did first to the active policy.
+    /// First change that another host or operator made to the active policy.
     moved: Option<String>,
 }
 
@@ -167,14 +173,16 @@ impl Since {
         }
     }
 
-    /// Takes in the next entry, oldest first.
+    /// Reads the next entry. Entries must come oldest first.
     pub fn read(&mut self, change: &LocalChange, entry: &AuditEntry) {
         self.revision = entry.id;
         let local = &entry.detail["local"];
         self.is_settled |= local["id"] == json!(change.id);
-        // This host's own earlier changes are what this one was made on.
+        // This change was made on top of the same host's earlier changes, so they do not
+        // conflict with it.
         let is_own = local["host"] == json!(change.host);
-        // Nobody's decision, but what followed from a quarantine.
+        // The host made this entry as a consequence of a quarantine. It is no operator's
+        // decision.
         let is_automatic = entry.actor == HOST;
         if is_own || is_automatic || self.moved.is_some() {
             return;
@@ -192,7 +200,8 @@ impl Since {
     }
 }
 
-/// What a local change becomes in the registry, whose state is `state` and whose log is read up to it.
+/// Returns the change that records a local change in the registry. `state` is the registry's
+/// state, and `since` must cover its log up to that state.
 pub fn reconciled(local: &LocalChange, state: &RegistryState, since: &Since) -> Change {
     let put_back = state.revision < local.base_revision;
     let moved = since

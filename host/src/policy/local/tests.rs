@@ -1,11 +1,11 @@
-//! What becomes of local changes, whatever others did meanwhile.
+//! Tests of the reconciliation of local changes after changes by others.
 
 use super::*;
 use crate::clock::unix_ms;
 use crate::policy::registry::PublishedPolicy;
 use proptest::prelude::*;
 
-/// The registry, as far as activations go: a state, and a log of what made it.
+/// Model of the registry for activations: a state and the log that led to it.
 #[derive(Debug, Clone, Default)]
 struct Model {
     state: RegistryState,
@@ -71,7 +71,7 @@ fn published(policy: PolicyRef) -> PublishedPolicy {
     }
 }
 
-/// Rollbacks of a host that is alone from now on, and what it serves by then.
+/// Rollbacks that a host makes without the registry, and the state that it serves after them.
 fn made_alone(base: &RegistryState, host: &str, count: usize) -> (Vec<LocalChange>, RegistryState) {
     let mut state = base.clone();
     let mut changes = Vec::new();
@@ -112,7 +112,7 @@ fn elsewhere() -> impl Strategy<Value = Elsewhere> {
 
 proptest! {
     #[test]
-    fn what_was_made_alone_holds_unless_somebody_moved_the_active_policy_and_then_nothing_of_it_does(
+    fn offline_rollbacks_all_apply_unless_another_operator_moved_the_active_policy_and_then_none_do(
         activations in prop::collection::vec(policy(), 1..6),
         alone in 1_usize..4,
         meanwhile in prop::collection::vec(elsewhere(), 0..5),
@@ -148,12 +148,12 @@ proptest! {
         let expected = if was_moved { others } else { served.activations };
         prop_assert_eq!(&registry.state.activations, &expected);
         let marked = registry.log.iter().filter(|entry| entry.detail["local"].is_object());
-        prop_assert_eq!(marked.count(), local.len(), "each is in the log once");
+        prop_assert_eq!(marked.count(), local.len(), "each change is in the log once");
     }
 }
 
 #[test]
-fn nothing_holds_in_a_registry_that_was_put_back_to_an_older_state() {
+fn local_changes_are_dropped_if_the_registry_was_restored_to_an_older_state() {
     let mut registry = Model::new();
     let one = "p@1.0.0".parse().unwrap();
     registry.activate(&one, "ada");
