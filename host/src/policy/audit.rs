@@ -1,8 +1,9 @@
-//! The audit log as a chain: every entry carries the hash of the one before it, so that the log
-//! cannot be changed unnoticed by whoever can write to the database.
+//! The hash chain of the audit log. Every entry contains the hash of the entry before it, so
+//! that a change by a person with write access to the database is detected.
 //!
-//! What a chain cannot show by itself is that its newest entries were cut off, or that all of it
-//! was written anew: for that the hash of its head is noted elsewhere and asked for again.
+//! The chain alone cannot show that its newest entries were removed or that the whole log was
+//! rewritten. To detect this, note the hash of the newest entry outside the database and compare
+//! it later.
 
 use super::artifact::Digest;
 use super::registry::Change;
@@ -10,10 +11,10 @@ use crate::stores::UnixMs;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-/// The first value of the hashed form. Another form would have another name.
+/// First value of the hashed form. A different form would get a different name.
 const FORMAT: &str = "nova-audit-1";
-/// The same for entries that are older than the chain. A name of its own, so that an entry whose hash was
-/// taken off is not mistaken for one that never had any.
+/// First value of the hashed form for entries that are older than the chain. It has its own name
+/// so that an entry whose hash was removed is not mistaken for one that never had a hash.
 const OLDER_FORMAT: &str = "nova-audit-0";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -28,18 +29,18 @@ pub struct AuditEntry {
     /// The hash of the entry before; null in the first.
     #[schema(value_type = Option<String>)]
     pub previous_hash: Option<Digest>,
-    /// sha256 of `["nova-audit-1", previous_hash, id, at (ms), actor, action, subject, detail]` as
-    /// canonical JSON (RFC 8785). Null in entries that are older than the chain.
+    /// sha256 of `["nova-audit-1", previous_hash, id, at (ms), actor, action, subject, detail]`
+    /// as canonical JSON (RFC 8785). Null in entries that are older than the chain.
     #[schema(value_type = Option<String>)]
     pub hash: Option<Digest>,
 }
 
-/// Which part of the log, and in which order.
+/// Part of the log to read, and its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuditPage {
-    /// What is older than this id, newest first.
+    /// Entries older than this id, newest first.
     Before(i64),
-    /// What is newer than this id, oldest first.
+    /// Entries newer than this id, oldest first.
     After(i64),
 }
 
@@ -49,10 +50,10 @@ impl AuditPage {
 }
 
 impl AuditEntry {
-    /// The entry of a change, after the one whose hash is `previous`.
+    /// Creates the entry of a change. `previous` is the hash of the entry before it.
     ///
     /// # Errors
-    /// When the detail has no canonical form.
+    /// Fails if the detail has no canonical form.
     pub fn of(
         change: &Change,
         actor: &str,
@@ -74,7 +75,7 @@ impl AuditEntry {
         Ok(entry)
     }
 
-    /// The hash that this entry has when `previous` is that of the one before it.
+    /// Returns the hash of this entry if `previous` is the hash of the entry before it.
     fn hash_after(&self, previous: Option<Digest>) -> serde_json::Result<Digest> {
         self.hash_as(FORMAT, previous)
     }
@@ -98,25 +99,27 @@ impl AuditEntry {
     }
 }
 
-/// What comes before the next entry, where the newest one has no hash of its own: the log is older
-/// than the chain, and its entries, oldest first, are hashed as if they had always been in one. The
-/// first entry with a hash attests them all as they are now.
+/// Returns the `previous_hash` for the first entry with a hash in a log that is older than the
+/// chain. The older entries, oldest first, are hashed as if they had always been in a chain. So
+/// the first entry with a hash attests all of them in their present form.
 ///
 /// # Errors
-/// When an entry has no canonical form.
+/// Fails if an entry has no canonical form.
 pub fn head_of_unhashed(entries: &[AuditEntry]) -> serde_json::Result<Option<Digest>> {
     entries.iter().try_fold(None, |head, entry| {
         entry.hash_as(OLDER_FORMAT, head).map(Some)
     })
 }
 
-/// An unbroken chain.
+/// Result for an unbroken chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
     pub entries: u64,
-    /// Of them, the newest ones that no hash attests yet: a log without any change since it has a chain.
+    /// Number of the newest entries that no hash attests yet. It is above 0 if the log has not
+    /// changed since the chain was introduced.
     pub unattested: u64,
-    /// The hash of the newest entry; whoever notes it can tell later whether anything was cut off.
+    /// The hash of the newest entry. A person who notes it can check later if entries were
+    /// removed.
     pub head: Option<Digest>,
 }
 
@@ -128,7 +131,7 @@ pub struct Broken {
     pub why: &'static str,
 }
 
-/// Reads a log entry by entry, oldest first.
+/// Checks a log entry by entry, oldest first.
 #[derive(Debug, Default)]
 pub struct Verifier {
     verified: Verified,
@@ -139,7 +142,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// One that also looks for the entry with this hash.
+    /// Creates a verifier that also looks for the entry with this hash.
     pub fn expecting(hash: Option<Digest>) -> Self {
         Self {
             expected: hash,
@@ -147,8 +150,10 @@ impl Verifier {
         }
     }
 
+    /// Checks the next entry.
+    ///
     /// # Errors
-    /// When `entry` does not continue the chain.
+    /// Fails if `entry` does not continue the chain.
     pub fn push(&mut self, entry: &AuditEntry) -> Result<(), Broken> {
         let broken = |why| Err(Broken { id: entry.id, why });
         if self.newest_id.is_some_and(|newest| newest >= entry.id) {
@@ -180,16 +185,16 @@ impl Verifier {
         Ok(())
     }
 
-    /// The log as read; `None` when the expected hash was not in it.
+    /// Returns the result, or `None` if the expected hash was not found.
     pub fn finish(self) -> Option<Verified> {
         (self.expected.is_none() || self.found_expected).then_some(self.verified)
     }
 }
 
-/// A whole log, oldest first.
+/// Checks a whole log, oldest entry first.
 ///
 /// # Errors
-/// The first entry that does not continue the chain.
+/// Returns the first entry that does not continue the chain.
 pub fn verify<'a>(entries: impl IntoIterator<Item = &'a AuditEntry>) -> Result<Verified, Broken> {
     let mut verifier = Verifier::default();
     for entry in entries {
@@ -205,7 +210,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    /// What an entry says, without its place in the log.
+    /// Content of an entry without its place in the log.
     #[derive(Debug, Clone)]
     struct Said {
         actor: String,
@@ -231,7 +236,7 @@ mod tests {
         )
     }
 
-    /// A log whose first `old` entries were written before there was a chain.
+    /// Creates a log whose first `old` entries were written before the chain was introduced.
     fn log(said: &[Said], old: usize) -> Vec<AuditEntry> {
         let mut log: Vec<AuditEntry> = Vec::new();
         for (at, said) in said.iter().enumerate() {
@@ -268,9 +273,9 @@ mod tests {
         Remove(usize),
         Repeat(usize),
         Swap(usize, usize),
-        /// A forged entry with a hash that is right for itself.
+        /// A forged entry whose hash is correct for its content.
         Insert(usize, Said),
-        /// Changed, and its own hash made anew.
+        /// A changed entry whose own hash was computed again.
         Rewrite(usize, String),
     }
 
@@ -292,7 +297,7 @@ mod tests {
     }
 
     impl Tampering {
-        /// The log afterwards, and the first place that may differ.
+        /// Returns the changed log and the first position that may differ.
         fn tamper(self, mut log: Vec<AuditEntry>) -> (Vec<AuditEntry>, usize) {
             let length = log.len();
             let at = match self {
@@ -358,7 +363,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_log_that_nobody_touched_is_unbroken_also_as_json(said in prop::collection::vec(said(), 0..12), old in 0_usize..12) {
+        fn an_unchanged_log_is_unbroken_also_after_json(said in prop::collection::vec(said(), 0..12), old in 0_usize..12) {
             let log = log(&said, old);
             let verified = verify(&log).unwrap();
             prop_assert_eq!(verified.entries, said.len() as u64);
@@ -368,10 +373,10 @@ mod tests {
             prop_assert_eq!(verify(&read).unwrap(), verified);
         }
 
-        /// The newest entry is attested by nothing but a noted head: there, and only there, the log may pass,
-        /// and then its head is another one.
+        /// Only a noted hash of the head attests the newest entry. So a change of the newest
+        /// entry may pass the check, but then the head is different.
         #[test]
-        fn whatever_is_changed_removed_added_or_moved_is_found(
+        fn every_changed_removed_added_or_moved_entry_is_found(
             said in prop::collection::vec(said(), 1..12), old in 0_usize..12, tampering in tampering(),
         ) {
             let log = log(&said, old);
@@ -389,7 +394,7 @@ mod tests {
         }
 
         #[test]
-        fn a_tail_that_was_cut_off_is_found_by_the_head_that_was_noted(
+        fn removed_newest_entries_are_found_with_the_noted_head(
             said in prop::collection::vec(said(), 1..12), old in 0_usize..12, kept in 0_usize..12,
         ) {
             let log = log(&said, old);
@@ -406,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_what_anybody_can_compute() {
+    fn the_hash_is_the_documented_sha256_of_canonical_json() {
         let said = Said {
             actor: "ada".into(),
             action: "rollback",

@@ -1,5 +1,5 @@
-//! Files that a host keeps for itself: written whole or not at all, also when the power goes, and not
-//! believed when they are not as they were written.
+//! Files that a host stores for its own use. They are written completely or not at all, even if
+//! the power fails, and a digest detects damaged content.
 
 use super::artifact::Digest;
 use anyhow::Context as _;
@@ -8,10 +8,11 @@ use serde::de::DeserializeOwned;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Why a file that is there was not read.
+/// Reason why an existing file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unread {
-    /// Perhaps another time: what is in it may be as it was written.
+    /// The file could not be read now. A later attempt may succeed, because the content may be
+    /// intact.
     #[error("{}: {source}", path.display())]
     Unreadable {
         path: PathBuf,
@@ -21,10 +22,10 @@ pub enum Unread {
     Damaged(PathBuf),
 }
 
-/// A reader sees the old file or the new one.
+/// Replaces a file atomically. A reader sees the old file or the new one.
 ///
 /// # Errors
-/// When the disk does not take it.
+/// Fails if the disk write fails.
 pub async fn write(path: PathBuf, bytes: Vec<u8>) -> anyhow::Result<()> {
     let write = move || {
         let directory = path.parent().unwrap_or(Path::new("."));
@@ -38,27 +39,27 @@ pub async fn write(path: PathBuf, bytes: Vec<u8>) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(write).await?
 }
 
-/// As JSON, behind the digest of it and a line break.
+/// Writes a value as JSON. The first line of the file is the digest of the JSON text.
 ///
 /// # Errors
-/// As [`write()`].
+/// The same as for [`write()`].
 pub async fn write_json(path: PathBuf, value: &impl Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string(value)?;
     let text = format!("{}\n{json}", Digest::of(json.as_bytes()));
     write(path, text.into_bytes()).await
 }
 
-/// `None` when there is no such file.
+/// Reads a file that [`write_json`] wrote. Returns `None` if there is no such file.
 ///
 /// # Errors
-/// When it cannot be read, or is not as it was written.
+/// Fails if the file cannot be read, or if its content is damaged.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Unread> {
     let damaged = || Unread::Damaged(path.to_owned());
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => match error.kind() {
             std::io::ErrorKind::NotFound => return Ok(None),
-            // Not text.
+            // The file is not valid UTF-8.
             std::io::ErrorKind::InvalidData => return Err(damaged()),
             _ => {
                 let path = path.to_owned();
@@ -76,10 +77,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Unread> 
     serde_json::from_str(json).map(Some).map_err(|_| damaged())
 }
 
-/// As [`read_json`]; a damaged file is put aside as `NAME.damaged`, not overwritten, and the log says what is `lost` with it.
+/// Reads a file like [`read_json`]. A damaged file is renamed to `NAME.damaged`, not
+/// overwritten. The log then says what is `lost` with it.
 ///
 /// # Errors
-/// When the file cannot be read, or not be put aside.
+/// Fails if the file cannot be read, or if a damaged file cannot be renamed.
 pub fn read_json_or_put_aside<T: DeserializeOwned>(
     path: &Path,
     lost: &'static str,
@@ -88,7 +90,7 @@ pub fn read_json_or_put_aside<T: DeserializeOwned>(
         Err(damaged @ Unread::Damaged(_)) => {
             let aside = path.with_extension("damaged");
             std::fs::rename(path, &aside).with_context(|| damaged.to_string())?;
-            tracing::error!(file = %aside.display(), lost, "a damaged file was put aside");
+            tracing::error!(file = %aside.display(), lost, "a file is damaged; it was renamed, and the host continues without its content");
             Ok(None)
         }
         read => Ok(read?),

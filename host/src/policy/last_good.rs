@@ -1,10 +1,10 @@
-//! A registry behind which stands this host's own disk: the last state that was loaded, with every
-//! module it needs, in `data_dir/registry/`. A host that starts while the registry does not answer
-//! serves by that.
+//! Copy of the registry's state on this host's own disk: the last loaded state, with every
+//! module that it needs, in `data_dir/registry/`. A host that starts while the registry does not
+//! answer serves from this copy.
 //!
-//! Only until the registry answers for the first time: from then on the state in memory is newer
-//! than the one on disk can be, and what fails is an error. What a host may change without the registry
-//! is kept beside it ([`LocalChanges`]).
+//! The copy is used only until the registry answers for the first time. From then on the state
+//! in memory is at least as new as the copy on disk, and a failed load is an error. The local
+//! changes of the host are stored in the same directory ([`LocalChanges`]).
 
 use super::artifact::{Digest, PolicyRef, Stage};
 use super::audit::{AuditEntry, AuditPage};
@@ -22,10 +22,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 const STATE_FILE: &str = "state.json";
 const MODULES_DIRECTORY: &str = "modules";
-/// No revision is negative.
+/// Marker for an empty copy, because no revision is negative.
 const NOTHING_KEPT: i64 = -1;
 
-/// Marks an error of a registry that is away, on a host that can do something about it alone.
+/// Marks the error of an unavailable registry on a host that can make some changes without it.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the registry does not answer; rollback, quarantine and stopping an experiment work on this host without it"
@@ -42,10 +42,11 @@ pub struct LastGood<R> {
 }
 
 impl<R: Registry> LastGood<R> {
-    /// For a command, which leaves it to the host on this directory to change anything without the registry.
+    /// Opens the copy for a command. A command makes no local changes; only the host on this
+    /// directory does.
     ///
     /// # Errors
-    /// When `data_dir/registry/` cannot be made.
+    /// Fails if `data_dir/registry/` cannot be created.
     pub fn new(registry: R, data_dir: &Path) -> anyhow::Result<Self> {
         let directory = data_dir.join("registry");
         std::fs::create_dir_all(directory.join(MODULES_DIRECTORY))
@@ -59,10 +60,11 @@ impl<R: Registry> LastGood<R> {
         })
     }
 
-    /// For the one host on this directory, by its id.
+    /// Opens the copy for the one host on this directory, identified by its id.
     ///
     /// # Errors
-    /// As [`LastGood::new`], and when what it changed alone can neither be read nor put aside.
+    /// Fails as [`LastGood::new`] does, and if the local changes can neither be read nor
+    /// renamed.
     pub fn for_host(registry: R, data_dir: &Path, host: String) -> anyhow::Result<Self> {
         let last_good = Self::new(registry, data_dir)?;
         let local_changes = Some(LocalChanges::open(&last_good.directory, host)?);
@@ -72,7 +74,8 @@ impl<R: Registry> LastGood<R> {
         })
     }
 
-    /// Modules first: a state on disk has all that it needs.
+    /// Saves a state. Its modules are written first, so that a state on disk always has all
+    /// modules that it needs.
     async fn keep(&self, state: &RegistryState) -> anyhow::Result<()> {
         if self.kept_revision.load(Ordering::Acquire) == state.revision {
             return Ok(());
@@ -109,7 +112,7 @@ impl<R: Registry> LastGood<R> {
         kept::read_json(&self.directory.join(STATE_FILE)).unwrap_or_else(|damaged| {
             tracing::error!(
                 %damaged,
-                "the registry's last state cannot be read; the built-in policy serves"
+                "could not read the registry's last state from disk; serving the built-in policy"
             );
             None
         })
@@ -140,8 +143,8 @@ fn file_name(digest: Digest) -> String {
     format!("{digest}.wasm")
 }
 
-/// Of what a host loads when it starts: the active policy, those it could roll back to, those on
-/// trial, and the variations of running experiments.
+/// Returns the modules that a host loads at its start. They belong to the active policy, the
+/// rollback targets, the canary, the shadows and the variations of running experiments.
 fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
     let active = state.activations.last();
     let former = rollback_targets(state).take(WARM_POLICIES);
@@ -180,7 +183,7 @@ impl<R: Registry> Registry for LastGood<R> {
                 if let Err(error) = self.keep(&state).await {
                     tracing::warn!(
                         error = format!("{error:#}"),
-                        "the registry's state could not be kept on disk; a start without the registry would serve an older one"
+                        "could not save the registry's state on disk; a start without the registry would serve an older state"
                     );
                 }
                 Ok(state)
@@ -192,7 +195,7 @@ impl<R: Registry> Registry for LastGood<R> {
                 tracing::warn!(
                     revision = state.revision,
                     cause = format!("{cause:#}"),
-                    "the registry does not answer; serving the last state it gave"
+                    "the registry does not answer; serving the last state that was saved on disk"
                 );
                 Ok(state)
             }
@@ -214,7 +217,8 @@ impl<R: Registry> Registry for LastGood<R> {
         applied.map_err(|error| self.marked(error))
     }
 
-    /// From disk where it is there: a module is its digest, wherever it comes from.
+    /// Returns a module from disk if it is there. Its digest identifies it, so the source does
+    /// not matter.
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         match self.kept_module(digest).await {
             Some(bytes) => Ok(Some(bytes)),

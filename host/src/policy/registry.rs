@@ -1,5 +1,6 @@
-//! The registry: which policies are published, which one is active, which experiments, cohorts
-//! and flags there are, and who changed what. One truth for all hosts that share it.
+//! The registry interface: the published policies, the active policy, experiments, cohorts,
+//! flags, and the audit log of all changes. All hosts that share a registry take its state as
+//! authoritative.
 
 use super::admission::Record as Measured;
 use super::artifact::{Digest, PolicyRef, PolicySpec};
@@ -12,24 +13,26 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Everything but module bytes and the audit log: small enough to be read whole.
+/// The whole registry except the module bytes and the audit log. It is small enough to be read
+/// as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-// A host's last good state on disk may be older than a field.
+// The last good state on a host's disk may have been written before a field existed.
 #[serde(default)]
 pub struct RegistryState {
     /// Grows with every change.
     pub revision: i64,
     pub policies: Vec<PublishedPolicy>,
-    /// Activations, the active policy last. Rollback takes from the end.
+    /// Stack of activations, the active policy last. A rollback removes entries from the end.
     pub activations: Vec<PolicyRef>,
     pub canary: Option<Canary>,
     pub shadows: BTreeSet<PolicyRef>,
     pub retired: BTreeSet<PolicyRef>,
-    /// By effective digest: equal behaviour is quarantined under every name.
+    /// Quarantines by effective digest, so that a policy with the same behaviour is quarantined
+    /// under every name.
     pub quarantined: BTreeMap<Digest, Quarantine>,
     pub experiments: BTreeMap<String, Experiment>,
     pub cohorts: BTreeMap<String, Rule>,
-    /// Flags that an operator has set; the others have their configured values.
+    /// Flags that an operator has set. The others have their configured values.
     pub flags: BTreeMap<String, bool>,
 }
 
@@ -40,8 +43,8 @@ impl RegistryState {
             .find(|published| published.spec.policy == *policy)
     }
 
-    /// What a change means. The stores do the same in their own words, and a test holds them to it.
-    /// The revision is the store's to give.
+    /// Applies a change to the state. Every store implements the same rules in its own query
+    /// language, and a test checks that they agree. The store sets the revision.
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Publish {
@@ -117,7 +120,7 @@ impl RegistryState {
         self.canary.take_if(|canary| canary.policy == *policy);
     }
 
-    /// Takes off the stack whatever lies above the last activation of `to` but the top one.
+    /// Truncates the stack after the newest activation of `to` below the active policy.
     fn return_to(&mut self, to: &PolicyRef) {
         let below = self.activations.len().saturating_sub(1);
         let at = self.activations[..below].iter().rposition(|p| p == to);
@@ -131,14 +134,14 @@ impl RegistryState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Canary {
     pub policy: PolicyRef,
-    /// Of the viewers whom no experiment takes, above 0 and at most 100.
+    /// Share of the viewers who are in no experiment, above 0 and at most 100.
     pub percent: f64,
 }
 
-/// Where a store says that a policy stands, put back into a state.
+/// Restores the stage of a policy from its stored form.
 ///
 /// # Errors
-/// A stage nobody knows: a newer host wrote it.
+/// Fails if the stage is unknown, because a newer host wrote it.
 pub fn put_stage(
     state: &mut RegistryState,
     policy: PolicyRef,
@@ -149,15 +152,15 @@ pub fn put_stage(
         ("shadow", None) => drop(state.shadows.insert(policy)),
         ("retired", None) => drop(state.retired.insert(policy)),
         ("canary", Some(percent)) => state.canary = Some(Canary { policy, percent }),
-        _ => return Err(format!("{policy} stands at `{stage}`")),
+        _ => return Err(format!("{policy} is in the unknown stage `{stage}`")),
     }
     Ok(())
 }
 
-/// Why nobody is served by a digest any more. There is no way back: changed behaviour has another digest.
+/// Quarantine of a digest, with its reason. It is final: changed behaviour has another digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Quarantine {
-    /// Under this name it was caught.
+    /// Name under which the policy failed or was quarantined.
     #[schema(value_type = String)]
     pub policy: PolicyRef,
     pub reason: String,
@@ -179,10 +182,10 @@ pub struct Experiment {
     pub state: ExperimentState,
 }
 
-/// The actor of what nobody asked for.
+/// Actor of changes that a host makes without a request.
 pub const HOST: &str = "host";
 
-/// One change, carried out and audited in one transaction.
+/// One change, applied and audited in one transaction.
 #[derive(Debug, Clone)]
 pub enum Change {
     Publish {
@@ -190,23 +193,24 @@ pub enum Change {
         digest: Digest,
         modules: Vec<(Digest, Vec<u8>)>,
         at_ms: UnixMs,
-        /// What admission measured, for the audit log; none of what was tried before.
+        /// Measurements of the admission, for the audit log. `None` if the policy needed no
+        /// trial because the same one was tried before.
         measured: Option<Box<Measured>>,
     },
     Activate {
         policy: PolicyRef,
     },
-    /// Takes the active policy off the stack.
+    /// Removes the active policy from the stack.
     Rollback {
         from: PolicyRef,
         to: PolicyRef,
         reason: String,
     },
-    /// Runs beside the active policy on live candidates and serves nobody.
+    /// Ranks the same live candidates as the active policy and serves no viewer.
     Shadow {
         policy: PolicyRef,
     },
-    /// Serves this share of viewers; 0 ends a canary or a shadow.
+    /// Serves this share of viewers. 0 ends a canary or a shadow.
     Canary {
         policy: PolicyRef,
         percent: f64,
@@ -214,7 +218,7 @@ pub enum Change {
     Retire {
         policy: PolicyRef,
     },
-    /// Serves nobody any more, whatever name it has.
+    /// Takes the digest out of service, under every name.
     Quarantine {
         digest: Digest,
         quarantine: Quarantine,
@@ -231,12 +235,12 @@ pub enum Change {
         name: String,
         enabled: bool,
     },
-    /// What a host did alone while the registry was away.
+    /// A local change of a host, recorded after the registry was unavailable.
     Reconciled {
         change: Box<Change>,
         local: LocalChange,
     },
-    /// What a host did alone and what does not hold any more; changes nothing but the audit log.
+    /// A local change of a host that no longer applies. It changes only the audit log.
     Dropped {
         local: LocalChange,
         why: String,
@@ -244,10 +248,10 @@ pub enum Change {
 }
 
 impl Change {
-    /// The `action` of a local change that was not carried out.
+    /// `action` of a local change that was dropped.
     pub const DROPPED: &str = "dropped";
 
-    /// The audit log's `action`.
+    /// Returns the `action` of the audit entry.
     pub fn action(&self) -> &'static str {
         match self {
             Change::Publish { .. } => "publish",
@@ -265,7 +269,7 @@ impl Change {
         }
     }
 
-    /// The audit log's `subject`: what was changed.
+    /// Returns the `subject` of the audit entry: the changed object.
     pub fn subject(&self) -> String {
         match self {
             Change::Publish { spec, .. } => spec.policy.to_string(),
@@ -282,7 +286,7 @@ impl Change {
         }
     }
 
-    /// The audit log's `detail`.
+    /// Returns the `detail` of the audit entry.
     pub fn detail(&self) -> serde_json::Value {
         match self {
             Change::Publish {
@@ -318,7 +322,7 @@ impl Change {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The change was made against a state that is no longer.
+    /// The change is based on an older state of the registry.
     #[error("{0}")]
     Conflict(String),
     #[error("the registry is unavailable: {0:#}")]
@@ -329,10 +333,11 @@ pub enum RegistryError {
 pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
     async fn load(&self) -> Result<RegistryState, RegistryError>;
 
-    /// The revision alone: cheap enough to ask every second.
+    /// Returns the revision only. This is cheap enough to call every second.
     async fn revision(&self) -> Result<i64, RegistryError>;
 
-    /// Carries out a change if the registry is still at `expected_revision`.
+    /// Applies a change if the registry is still at `expected_revision`. Returns the new
+    /// revision.
     async fn apply(
         &self,
         change: &Change,
@@ -342,16 +347,17 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
 
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError>;
 
-    /// A part of the audit log, at most `limit` entries.
+    /// Returns a part of the audit log, at most `limit` entries.
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
 
-    /// Where a host keeps what it does alone while the registry does not answer; `None` where it cannot.
+    /// Store of the local changes that a host makes while the registry does not answer. `None`
+    /// if the host cannot make any.
     fn local_changes(&self) -> Option<&LocalChanges> {
         None
     }
 
-    /// Returns when another process may have changed something. A registry that cannot tell never
-    /// returns; whoever waits here looks now and then all the same.
+    /// Returns when another process may have changed something. A registry that cannot detect
+    /// this never returns, so the caller must also poll.
     async fn changed(&self) {
         std::future::pending().await
     }

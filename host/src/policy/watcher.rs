@@ -1,8 +1,9 @@
-//! The watched directory: a sub-directory with a `policy.toml` is published once it is complete,
-//! valid and has stopped changing.
+//! Watcher of the policies directory. A sub-directory with a `policy.toml` is published when it
+//! is complete, valid and no longer changing.
 //!
-//! The directory is watched, debounced, and read again: editors write in pieces, ConfigMaps swap a
-//! symlink, and some mounts tell nothing at all, so it is also polled.
+//! The watcher debounces notifications and then reads the directory again, because editors write
+//! in several steps and ConfigMaps replace a symlink. Some mounts send no notifications at all,
+//! so the directory is also polled.
 
 use super::admission::signature::{SIGNATURE_FILE, SUMS_FILE};
 use super::admission::{MODULE_MISSING, PolicyFiles};
@@ -15,16 +16,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
-/// A directory must read the same twice, this far apart, before it is believed.
+/// Time between two reads of a directory. Both must give the same content before it is
+/// published.
 const SETTLE: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// What was refused for want of a module that another policy may bring is tried again after this long.
+/// Time after which a refused policy is tried again, if it misses a module that another policy
+/// may bring.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
-/// Everything is read again this often though the file system tells of no change: some mounts keep no times.
+/// Interval after which every file is read again without a notification or a change of its
+/// times, because some mounts do not update the times.
 const READ_AGAIN: Duration = Duration::from_secs(30);
 const ACTOR: &str = "watcher";
 
-/// Why directories were not published, for `/debug/system/state`.
+/// Reasons why directories were not published, for `/debug/system/state`.
 #[derive(Debug, Clone, Default)]
 pub struct WatchReport(Arc<Mutex<BTreeMap<String, Vec<String>>>>);
 
@@ -55,18 +59,18 @@ impl WatchReport {
     }
 }
 
-/// A sub-directory as it reads right now.
+/// Current content of a sub-directory.
 struct Candidate {
     name: String,
-    /// Of the manifest and every file it names.
+    /// Digest of the manifest and of every file that it names.
     fingerprint: Digest,
     read: Result<PolicyFiles, String>,
 }
 
-/// A directory that needs nothing more for as long as it reads the same.
+/// A directory that needs no further work until its content changes.
 struct Settled {
     fingerprint: Digest,
-    /// When it may be worth another try all the same.
+    /// Time of the next attempt without a change, if one may succeed.
     again: Option<Instant>,
 }
 
@@ -77,16 +81,17 @@ impl Settled {
     }
 }
 
-/// Publishes what appears in `directory`, until the host ends.
+/// Publishes the policies that appear in `directory`, until the host ends.
 pub async fn watch(deploy: Arc<Deploy>, directory: PathBuf, report: WatchReport) {
     let (changed, mut changes) = mpsc::channel(1);
-    // The watcher lives as long as this function.
+    // This variable keeps the watcher running until the function returns.
     let _watcher = start_notifications(&directory, changed);
     let mut settled = HashMap::<String, Settled>::new();
     let (mut quiet, mut read_at) = (None, Instant::now());
     loop {
         let stamps = stamps(&directory).await;
-        // Reading and hashing twenty interpreters every two seconds would be most of what an idle host does.
+        // Without this check an idle host would spend most of its work on reading and hashing
+        // twenty interpreters every two seconds.
         if quiet.as_ref() != Some(&stamps) || read_at.elapsed() >= READ_AGAIN {
             let unchanged = sweep(&deploy, &directory, &report, &mut settled).await;
             quiet = unchanged.then_some(stamps);
@@ -104,9 +109,10 @@ fn start_notifications(
     changed: mpsc::Sender<()>,
 ) -> Option<notify::RecommendedWatcher> {
     let started = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // The sweep itself opens and reads every file; heeding that would make it run for ever.
+        // The sweep itself opens and reads every file. If these events counted, the sweep would
+        // trigger itself forever.
         if !event.is_ok_and(|event| event.kind.is_access()) {
-            // One pending note is enough: the sweep reads everything.
+            // One pending notification is enough, because the sweep reads everything.
             let _ = changed.try_send(());
         }
     })
@@ -116,11 +122,11 @@ fn start_notifications(
             .map(|()| watcher)
     });
     started
-        .inspect_err(|error| tracing::warn!(%error, "the policies directory sends no notifications; polling it"))
+        .inspect_err(|error| tracing::warn!(%error, "could not watch the policies directory for notifications; polling it"))
         .ok()
 }
 
-/// What the file system says of every file, without reading one.
+/// File system metadata of every file: path, modification time and size. No file is read for it.
 type Stamps = Vec<(PathBuf, Option<SystemTime>, u64)>;
 
 async fn stamps(directory: &Path) -> Stamps {
@@ -130,7 +136,7 @@ async fn stamps(directory: &Path) -> Stamps {
         let files = inner(directory).flat_map(|entry| inner(entry.path()));
         let mut stamps: Stamps = files
             .filter_map(|file| {
-                // Followed: a ConfigMap swaps the link and not the file.
+                // Symlinks are followed, because a ConfigMap replaces the link and not the file.
                 let metadata = std::fs::metadata(file.path()).ok()?;
                 Some((file.path(), metadata.modified().ok(), metadata.len()))
             })
@@ -141,7 +147,8 @@ async fn stamps(directory: &Path) -> Stamps {
     tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
-/// One look at everything: what is new or changed and holds still is published. `true` when nothing was.
+/// Checks all sub-directories once and publishes those that are new or changed and no longer
+/// changing. Returns true if none was new or changed.
 async fn sweep(
     deploy: &Deploy,
     directory: &Path,
@@ -182,17 +189,18 @@ async fn sweep(
 enum Outcome {
     Published,
     Refused,
-    /// Refused, for something that may come by itself.
+    /// Refused because something is missing that may arrive later.
     Waits,
 }
 
-/// `None`: the registry did not answer, try again.
+/// Publishes one directory. Returns `None` if it must be tried again, for example because the
+/// registry did not answer.
 async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -> Option<Outcome> {
     let refused = |reasons: Vec<String>| {
         tracing::warn!(
             directory = candidate.name,
             reasons = reasons.join("; "),
-            "a policy directory was refused"
+            "a policy in the policies directory was refused; it is checked again when its files change"
         );
         report.set(&candidate.name, reasons);
     };
@@ -219,7 +227,7 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
             tracing::warn!(
                 error = format!("{error:#}"),
                 directory = candidate.name,
-                "a policy could not be published yet"
+                "could not publish a policy from the policies directory; trying again"
             );
             return None;
         }
@@ -274,10 +282,11 @@ fn read_candidate(path: &Path) -> Option<Candidate> {
     })
 }
 
-/// Reads a manifest and the files it names. A named file that is missing is admission's to report.
+/// Reads a manifest and the files that it names. Ignores a missing file, because the admission
+/// reports it.
 ///
 /// # Errors
-/// When a file cannot be read, or the manifest is not one.
+/// Fails if a file cannot be read, or if the manifest is invalid.
 pub fn read_policy_directory(path: &Path) -> Result<PolicyFiles, String> {
     let named = |file: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
     let manifest_path = path.join("policy.toml");
