@@ -1,4 +1,5 @@
-//! The module of one stage: where its bytes are, whether they compile, whether they fit the manifest.
+//! Lookup of one stage's module: the source of its bytes, its compilation, and the check that it
+//! fits the manifest.
 
 use super::reason::Reason;
 use super::{KnownModules, MODULE_BYTES_MAX, PolicyFiles};
@@ -10,7 +11,8 @@ use crate::policy::loaded::misfits;
 use crate::policy::module::Module;
 use std::sync::Arc;
 
-/// The code of a reason that may pass by itself: another policy brings the module.
+/// Code of a reason that may disappear without a change, because another policy may bring the
+/// missing module.
 pub const MODULE_MISSING: &str = "module_missing";
 
 /// A stage's module with its bytes.
@@ -39,7 +41,7 @@ impl Found {
         })
     }
 
-    /// Why it cannot be this stage of this policy.
+    /// Returns the reasons why the module cannot be this stage of this policy.
     pub fn misfits(&self, manifest: &Manifest) -> Vec<Reason> {
         let (stage, module) = (self.stage, &self.module);
         let mut reasons = misfits(stage, module, &manifest.stage(stage).params);
@@ -56,13 +58,14 @@ impl Found {
     }
 }
 
-/// A module that begins with more memory than its policy allows cannot be instantiated even once.
+/// Returns a reason if the module's initial memory exceeds the policy's limit. Such a module
+/// cannot be instantiated at all.
 pub fn lacks_memory(stage: Stage, module: &Module, memory_mb: u32) -> Option<Reason> {
     let needed_mb = module.shape.memory_bytes.div_ceil(1 << 20);
     (needed_mb > memory_mb.into()).then(|| {
-        // Room for what it allocates while it runs.
+        // The doubled value leaves room for memory that the module allocates while it runs.
         let enough_mb = (2 * needed_mb).next_power_of_two().min(MEMORY_MB_MAX.into());
-        let message = format!("{stage}.module: begins with {needed_mb} MiB of memory, and limits.memory_mb is {memory_mb}: set memory_mb = {enough_mb}");
+        let message = format!("{stage}.module: starts with {needed_mb} MiB of memory, but limits.memory_mb is {memory_mb}: set memory_mb = {enough_mb}");
         Reason::new("memory", stage, message)
     })
 }
@@ -74,17 +77,15 @@ fn find_bytes(
     source: &ModuleSource,
 ) -> Result<Vec<u8>, String> {
     match source {
-        ModuleSource::File(name) => {
-            files.modules.get(name).cloned().ok_or_else(|| {
-                format!("{stage}.module: there is no file `{name}` beside policy.toml")
-            })
-        }
+        ModuleSource::File(name) => files.modules.get(name).cloned().ok_or_else(|| {
+            format!("{stage}.module: there is no file `{name}` in the directory of policy.toml")
+        }),
         ModuleSource::Published(digest) => known
             .bytes(*digest)
             .ok_or_else(|| format!("{stage}.module: no published policy has the module {digest}")),
         ModuleSource::Builtin(name) => builtin::module(name).map(<[u8]>::to_vec).ok_or_else(|| {
             let names = builtin::module_names().collect::<Vec<_>>().join(", ");
-            format!("{stage}.module: there is no builtin `{name}`; there are {names}")
+            format!("{stage}.module: there is no builtin `{name}`; choose one of {names}")
         }),
     }
 }
@@ -97,7 +98,7 @@ fn load(
 ) -> Result<Arc<Module>, Reason> {
     if bytes.len() > MODULE_BYTES_MAX {
         let message = format!(
-            "{stage}.module: {} bytes are more than the {MODULE_BYTES_MAX} allowed",
+            "{stage}.module: {} bytes, but at most {MODULE_BYTES_MAX} are allowed; make the module smaller",
             bytes.len()
         );
         return Err(Reason::new("too_large", stage, message));

@@ -1,21 +1,23 @@
-//! The candidate sets that every policy is tried on before it is published: the shapes that break
-//! ranking code, and one larger than a feed can be. They never change, so neither does a verdict.
+//! Golden sets: the candidate sets on which every policy is tried before it is published. They
+//! cover the inputs that break ranking code, and one set is larger than any feed. They never
+//! change, so verdicts do not change either.
 
 use crate::policy::features::{CandidateSet, Sources};
 use crate::policy::ranking::{RankInput, best_first};
 use crate::stores::{Counters, HOUR_MS};
 use nova_policy_sdk::Request;
 
-/// Candidates of a request are at most so many.
+/// Maximum number of candidates of a request.
 pub const CANDIDATES_MAX: usize = 1_100;
-/// Of the largest set: what still must hold the contract, though not the deadline.
+/// Size of the largest set. Policies must keep the contract on it, but need not meet the
+/// deadline.
 pub const OVERSIZE: usize = 5_000;
 const NOW_MS: u64 = 1_750_000_000_000;
 const TYPICAL: usize = 200;
 /// The largest count that a JavaScript client could have sent.
 const HUGE: u64 = (1 << 53) - 1;
 
-/// A viewer who is nobody.
+/// A request by a viewer id that no user has.
 const REQUEST: Request = Request {
     user_id: 9_007_199_254_740_000,
     now_ms: NOW_MS,
@@ -23,14 +25,14 @@ const REQUEST: Request = Request {
     limit: 50,
 };
 
-/// A named set with what the stages before would have made of it.
+/// A named candidate set with the results of the earlier stages.
 #[derive(Debug, Clone)]
 pub struct Golden {
     pub name: &'static str,
     pub request: Request,
     pub set: CandidateSet,
     pub seen: Vec<bool>,
-    /// What `saturate` is given.
+    /// Scores that are passed to `saturate`.
     pub scores: Vec<f32>,
 }
 
@@ -43,12 +45,13 @@ impl Golden {
         }
     }
 
-    /// Rows in the order in which `saturate` sees them.
+    /// Rows in the order in which `saturate` receives them.
     pub fn best_first(&self) -> Vec<u32> {
         best_first(&self.scores, &self.set.post_ids)
     }
 
-    /// What a feed has: few authors who write much, many who write little; a tenth of it seen.
+    /// Creates a set like that of a real feed. A few authors write much and many write little,
+    /// and a tenth of the posts is seen.
     pub fn typical(name: &'static str, candidates: usize) -> Self {
         let mut random = SplitMix(candidates as u64);
         let mut golden = Self {
@@ -81,7 +84,7 @@ impl Golden {
         golden
     }
 
-    /// Posts that differ in nothing but their ids, and perhaps their authors.
+    /// Posts that differ only in their ids and possibly in their authors.
     fn alike(name: &'static str, authors: u64, created_at_ms: u64, counters: Counters) -> Self {
         let mut golden = Self::typical(name, 0);
         for post in 0..TYPICAL as u64 {
@@ -138,7 +141,7 @@ const SOURCES: [Sources; 4] = [
     Sources::RECENT,
 ];
 
-/// Every set, small ones first.
+/// Returns all sets, small ones first.
 pub fn sets() -> Vec<Golden> {
     let some = Counters {
         views: 30,
@@ -161,13 +164,13 @@ pub fn sets() -> Vec<Golden> {
     ]
 }
 
-/// The set on which parameters are turned to the ends of their ranges.
+/// Returns the set on which parameters are tried at the ends of their ranges.
 pub fn for_parameters() -> Golden {
     Golden::typical("200", TYPICAL)
 }
 
-/// Steele, Lea and Flood's generator: fixed for ever, unlike a library's, whose stream may change
-/// with its version and the recorded fuel with it.
+/// The SplitMix generator of Steele, Lea and Flood. Its stream never changes. The stream of a
+/// library's generator may change with its version, and the recorded fuel would change with it.
 struct SplitMix(u64);
 
 impl SplitMix {
@@ -187,7 +190,7 @@ mod tests {
     use crate::policy::ranking::rank;
 
     #[test]
-    fn the_sets_are_the_same_whenever_they_are_made_and_have_the_sizes_they_name() {
+    fn the_sets_are_always_the_same_and_have_the_sizes_in_their_names() {
         let sizes: Vec<_> = sets().iter().map(|g| (g.name, g.set.len())).collect();
         assert_eq!(sizes[0], ("empty", 0));
         assert_eq!(sizes[1], ("one", 1));
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_native_copy_of_the_shipped_logic_ranks_every_set() {
+    fn the_native_ranking_ranks_every_golden_set() {
         for golden in sets() {
             let ranking = rank(Native::get(), golden.input()).map(|ranking| ranking.rows.len());
             assert!(ranking.is_ok(), "{}: {ranking:?}", golden.name);

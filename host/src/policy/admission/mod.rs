@@ -1,5 +1,6 @@
-//! The one door through which a policy becomes a published version, whichever way it came: upload,
-//! watched directory, command line or compiled in. Refusals list every reason at once.
+//! Admission: the checks that every policy must pass before it becomes a published version, from
+//! an upload, the watched directory, the command line or the binary itself. A refusal lists all
+//! reasons at once.
 
 mod found;
 pub mod golden;
@@ -28,12 +29,12 @@ use trial::Subject;
 
 use std::sync::Arc;
 
-/// A component larger than this is refused before it is compiled.
+/// Maximum size of a component. A larger one is refused before it is compiled.
 pub const MODULE_BYTES_MAX: usize = 48 << 20;
-/// The longest a feed may be asked to wait for a policy.
+/// Maximum time that a feed request may wait for a policy.
 pub const DEADLINE_MS_MAX: u32 = 1_000;
 
-/// A policy as it arrives: the manifest's text and the files beside it, by name.
+/// A policy as submitted: the text of the manifest, and the other files by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyFiles {
     pub manifest: String,
@@ -46,21 +47,22 @@ pub struct Admitted {
     pub loaded: Arc<LoadedPolicy>,
     pub module_bytes: Vec<(Digest, Vec<u8>)>,
     pub follow: bool,
-    /// `None`: it was tried before.
+    /// `None` if the same policy passed the trial before.
     pub record: Option<Record>,
 }
 
-/// What admission knows of modules that were published before.
+/// Source of facts about modules and policies that were published before.
 pub trait KnownModules: Send + Sync {
-    /// A module that is already compiled.
+    /// Returns a module that is compiled already.
     fn compiled(&self, digest: Digest) -> Option<Arc<Module>>;
-    /// Bytes the registry keeps.
+    /// Returns the bytes of a module in the registry.
     fn bytes(&self, digest: Digest) -> Option<Vec<u8>>;
-    /// Whether a policy of this digest was tried on the golden sets already: equal behaviour, equal verdict.
+    /// Reports if a policy with this digest passed the trial on the golden sets already.
+    /// Policies with equal behaviour get equal verdicts.
     fn is_tried(&self, policy: Digest) -> bool;
 }
 
-/// Where nothing was published before: on an author's machine, in a benchmark.
+/// [`KnownModules`] without published modules, used on an author's machine and in benchmarks.
 #[derive(Debug, Clone, Copy)]
 pub struct NothingKnown;
 
@@ -78,11 +80,11 @@ impl KnownModules for NothingKnown {
     }
 }
 
-/// Checks a policy and compiles it. Blocks for as long as compilation takes: call it off the
-/// async reactor and off the serving path.
+/// Checks a policy and compiles it. Blocks during the compilation, so call it outside the async
+/// runtime and outside the serving path.
 ///
 /// # Errors
-/// Every reason why the policy cannot be published.
+/// Returns every reason why the policy cannot be published.
 pub fn admit(
     engine: &Engine,
     known: &dyn KnownModules,
@@ -93,7 +95,8 @@ pub fn admit(
     })?;
     let mut reasons = check_limits(&manifest);
     if !reasons.is_empty() {
-        // They are refused; the rest is judged as if they were not there.
+        // The limits are refused. The rest is checked with the default limits, so that all
+        // reasons are found at once.
         manifest.limits = Limits::default();
     }
     let (mut found, mut sound) = (Vec::new(), Vec::new());
@@ -146,7 +149,8 @@ pub fn admit(
     }
 }
 
-/// Why the signature does not do, where one is asked for. What this binary ships needs none.
+/// Returns the reason why the signature is missing or invalid, if a signature is required.
+/// Policies that this binary bundles need none.
 fn unsigned(
     keys: &TrustedKeys,
     proof: Option<&Proof>,
@@ -158,7 +162,7 @@ fn unsigned(
     }
     let Some(proof) = proof else {
         let message = format!(
-            "not signed, and this host asks for it: sha256sum {MANIFEST_FILE} *.wasm > {SUMS_FILE} && minisign -Sm {SUMS_FILE}, and send both with {SIGNATURE_FILE}"
+            "not signed, but this host requires a signature; run: sha256sum {MANIFEST_FILE} *.wasm > {SUMS_FILE} && minisign -Sm {SUMS_FILE}, then send {SUMS_FILE} and {SIGNATURE_FILE} together with the policy"
         );
         return Some(Reason::whole("signature", message));
     };
@@ -169,10 +173,10 @@ fn unsigned(
         .map(|message| Reason::whole("signature", message))
 }
 
-/// One module as any policy might use it: with the defaults of its parameters and of limits.
+/// Checks one module with the default parameters and limits, as any policy might use it.
 ///
 /// # Errors
-/// Every reason why no policy with it can be published.
+/// Returns every reason why no policy with this module can be published.
 pub fn admit_module(engine: &Engine, bytes: &[u8]) -> Result<(Module, StageRecord), Refusal> {
     let module = engine.load_upload(bytes).map_err(|error| Refusal {
         reasons: vec![Reason::whole(error.code(), error.to_string())],
@@ -201,7 +205,7 @@ pub fn admit_module(engine: &Engine, bytes: &[u8]) -> Result<(Module, StageRecor
     Ok((module, tried.record))
 }
 
-/// `None` while there are reasons against it.
+/// Binds the modules to a policy. Returns `None` if there are reasons for a refusal.
 fn bind(
     manifest: &Manifest,
     found: &[Found],
@@ -224,7 +228,8 @@ fn bind(
         .map_err(|reasons| Refusal { reasons })
 }
 
-/// Tries every stage that could be bound, also when another could not: whoever is refused learns everything at once.
+/// Tries every stage that could be bound, even if another stage could not, so that the author
+/// learns all reasons at once.
 fn try_all(
     engine: &Engine,
     manifest: &Manifest,
@@ -254,22 +259,24 @@ fn try_all(
     record
 }
 
-/// Fuel says what fits on no machine. The clock says what does not fit on this one: by a factor of
-/// two, and at best of several calls, so that being busy is no reason.
+/// Returns the reason for a refusal if the policy needs more than its deadline. The fuel limit
+/// refuses what would be too slow on every machine. The clock refuses what is too slow on this
+/// one: the best of several calls must exceed the deadline by a factor of two, so that a busy
+/// machine is no reason for a refusal.
 fn misses_deadline(record: &Record, deadline_ms: u32) -> Option<Reason> {
     const CLOCK_TOLERANCE: u64 = 2;
     let times = Stage::ALL.iter().map(|stage| record.stage(*stage).time_us);
     let took_ms = times.sum::<u64>().div_ceil(1_000);
     let message = if record.fuel > record.fuel_allowed {
         format!(
-            "the stages use {} fuel over {CANDIDATES_MAX} candidates, and limits.deadline_ms = {deadline_ms} holds {} at most: do less, or raise it to {}",
+            "the stages use {} fuel for {CANDIDATES_MAX} candidates, but limits.deadline_ms = {deadline_ms} allows at most {}: do less work, or raise it to {}",
             record.fuel,
             record.fuel_allowed,
             record.fuel.div_ceil(FUEL_PER_MS)
         )
     } else if took_ms > CLOCK_TOLERANCE * u64::from(deadline_ms) {
         format!(
-            "the stages took {took_ms} ms over {CANDIDATES_MAX} candidates at best, and limits.deadline_ms is {deadline_ms}: do less, or raise it"
+            "the stages took {took_ms} ms for {CANDIDATES_MAX} candidates in their best run, but limits.deadline_ms is {deadline_ms}: do less work, or raise it"
         )
     } else {
         return None;
@@ -297,7 +304,7 @@ fn check_limits(manifest: &Manifest) -> Vec<Reason> {
     reasons
 }
 
-/// The published form: modules by digest, every declared parameter with its value.
+/// Returns the published form: modules by digest, and every declared parameter with its value.
 fn resolve(manifest: &Manifest, modules: &PerStage<Arc<Module>>) -> PolicySpec {
     let stage = |stage: Stage| {
         let module = modules.get(stage);

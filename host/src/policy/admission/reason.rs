@@ -1,17 +1,17 @@
-//! Why a policy is refused, for a person and for a program.
+//! Reasons for the refusal of a policy, for people and programs.
 
 use crate::policy::artifact::Stage;
 use serde::Serialize;
 use std::fmt;
 
-/// One thing that is wrong with a policy.
+/// One problem of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
-    /// Stable: programs may compare it.
+    /// Stable code that programs may compare.
     pub code: &'static str,
-    /// `None`: of the policy as a whole.
+    /// `None` if the reason applies to the whole policy.
     pub stage: Option<Stage>,
-    /// One line that says what to do where that is not plain.
+    /// One line of text. It says what to do if that is not obvious.
     pub message: String,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Everything that is wrong with a policy.
+/// All problems of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("policy refused: {}", self.text())]
 pub struct Refusal {
@@ -47,7 +47,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Of the policy as a whole, for a cause that has no code of its own.
+    /// Creates a refusal of the whole policy for a reason that has no code of its own.
     pub fn one(message: impl Into<String>) -> Self {
         Self {
             reasons: vec![Reason::whole("refused", message)],
@@ -58,7 +58,7 @@ impl Refusal {
         self.reasons.iter().map(ToString::to_string).collect()
     }
 
-    /// All of them in one line.
+    /// Returns all reasons in one line.
     pub fn text(&self) -> String {
         self.messages().join("; ")
     }

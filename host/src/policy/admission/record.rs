@@ -1,22 +1,25 @@
-//! What admission measured, kept with whoever asks what a policy costs.
+//! Measurements of a policy's cost that admission makes and the audit log keeps.
 
 use crate::policy::artifact::{PerStage, Stage};
 use serde::Serialize;
 
-/// More than a core does in a millisecond of a policy: seen are 0.4 to 3 million in compiled Rust
-/// (the less, the more memory it touches), 2 to 4 in Python and 7 to 11 in JavaScript.
+/// Upper bound of the fuel that a core spends per millisecond in a policy. Measured rates are
+/// 0.4 to 3 million in compiled Rust (the more memory it touches, the lower), 2 to 4 million in
+/// Python and 7 to 11 million in JavaScript.
 ///
-/// So what needs more fuel than its deadline holds at this rate fits on no machine, and is refused
-/// with the same words on an author's laptop and a busy host. A rate that judged closely would refuse
-/// good policies of one language to catch slow ones of another; what remains is the clock's to judge.
+/// A policy that needs more fuel than its deadline allows at this rate is too slow on every
+/// machine. It is refused with the same message on an author's laptop and on a busy host. A
+/// stricter rate would refuse good policies in one language in order to find slow ones in
+/// another. The clock decides about the rest.
 pub const FUEL_PER_MS: u64 = 10_000_000;
 
-/// A policy, measured.
+/// Measured cost of a policy.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Record {
-    /// The three stages together over the most candidates that a request can have (1,100).
+    /// Fuel of the three stages together for the maximum number of candidates of a request
+    /// (1,100).
     pub fuel: u64,
-    /// What the policy's deadline could hold on the fastest core.
+    /// Fuel that fits into the policy's deadline on the fastest core.
     pub fuel_allowed: u64,
     #[schema(value_type = Object)]
     pub stages: PerStage<StageRecord>,
@@ -24,18 +27,20 @@ pub struct Record {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct StageRecord {
-    /// Of resources: standard or large.
+    /// Resource class: standard or large.
     pub class: &'static str,
-    /// Of the module.
+    /// Size of the module.
     pub module_bytes: u64,
-    /// On this host; null when it was compiled before.
+    /// Compile time on this host; null if the module was compiled before.
     pub compile_ms: Option<u64>,
     pub fuel: Vec<FuelAt>,
-    /// The exponent k of fuel ~ candidatesᵏ between 1,100 and 5,000: 1 is linear, 2 is quadratic.
+    /// The exponent k of fuel ~ candidatesᵏ between 1,100 and 5,000: 1 is linear, 2 is
+    /// quadratic.
     pub growth: f64,
-    /// Linear memory at its largest, over 5,000 candidates.
+    /// Maximum linear memory, measured with 5,000 candidates.
     pub memory_bytes: u64,
-    /// The best of a few calls over 1,100 candidates on this host, as the policy asks for instances.
+    /// The best of ten calls with 1,100 candidates on this host, with the instance mode of the
+    /// policy.
     pub time_us: u64,
 }
 
@@ -52,7 +57,7 @@ impl StageRecord {
     }
 }
 
-/// The exponent between two measurements of one curve.
+/// Returns the exponent between two measurements.
 pub fn growth(less: FuelAt, more: FuelAt) -> f64 {
     let ratio = |a: f64, b: f64| (b / a.max(1.0)).max(f64::MIN_POSITIVE).ln();
     ratio(less.fuel as f64, more.fuel as f64)

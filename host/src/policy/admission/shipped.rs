@@ -1,8 +1,10 @@
-//! What the programs shipped that ran on this data directory: a policy that an older one published needs no signature after
-//! an upgrade either, and a signed `builtin:` may still be what it was when that policy was published.
+//! Record of the bundled policies of all programs that ran on this data directory. After an
+//! upgrade, a policy that an older program published still needs no signature, and a signed
+//! policy may still use a `builtin:` module as it was when that policy was published.
 //!
-//! Kept beside the host and not in the registry. Whoever can write to the registry can so choose between what these
-//! programs shipped, all of one program, and bring in nothing else.
+//! The record is on the host and not in the registry. So an attacker with write access to the
+//! registry can only choose between the bundles of these programs, each as a whole, and cannot
+//! add anything else.
 
 use super::resolve;
 use crate::policy::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage};
@@ -23,7 +25,7 @@ pub struct Shipped(Vec<Program>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Program {
     recipes: Vec<Recipe>,
-    /// By `builtin:` name.
+    /// Digests by `builtin:` name.
     modules: BTreeMap<String, Digest>,
 }
 
@@ -34,7 +36,7 @@ struct Recipe {
 }
 
 impl Shipped {
-    /// By this program.
+    /// Returns the bundle of this program.
     pub fn here() -> Self {
         let module = |name: &str| builtin::module(name).map(Digest::of);
         let recipe = |files: super::PolicyFiles| {
@@ -58,13 +60,14 @@ impl Shipped {
         }])
     }
 
-    /// By this program, and by those before it on `data_dir`; the next one will know of this one.
+    /// Returns the bundles of this program and of the programs that ran on `data_dir` before.
+    /// Saves this program's bundle for the programs after it.
     ///
     /// # Errors
-    /// When the file cannot be read or written. One that is damaged is put aside.
+    /// Fails if the file cannot be read or written. A damaged file is renamed and replaced.
     pub async fn remembered(data_dir: &Path) -> anyhow::Result<Self> {
         let path = data_dir.join(FILE_NAME);
-        let lost = "what older programs shipped";
+        let lost = "the record of the policies that older programs bundled";
         let known = kept::read_json_or_put_aside::<Self>(&path, lost)?;
         let mut programs = known.unwrap_or_default().0;
         let before = programs.len();
@@ -82,7 +85,7 @@ impl Shipped {
         Ok(all)
     }
 
-    /// Whether a published policy is one of the recipes, unchanged.
+    /// Reports if a published policy is one of the bundled recipes, unchanged.
     pub fn has(&self, spec: &PolicySpec, modules: &PerStage<Arc<Module>>) -> bool {
         let same_modules = |recipe: &&Recipe| {
             Stage::ALL
@@ -98,7 +101,7 @@ impl Shipped {
         })
     }
 
-    /// Whether one program shipped all of these under these `builtin:` names.
+    /// Reports if one single program bundled all of these modules under these `builtin:` names.
     pub fn has_modules(&self, modules: &[(&str, Digest)]) -> bool {
         self.0.iter().any(|program| {
             let shipped =
@@ -107,7 +110,7 @@ impl Shipped {
         })
     }
 
-    /// As if a program that shipped this one recipe had run here.
+    /// Adds a program that bundled only this recipe, as if it had run here. Used in tests.
     #[cfg(test)]
     pub fn with_older(mut self, manifest: &str, modules: PerStage<Digest>) -> Self {
         let recipe = Recipe {
@@ -131,7 +134,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_an_older_program_shipped_is_known_after_an_upgrade_and_not_mixed_with_ours() {
+    async fn modules_of_an_older_program_stay_known_after_an_upgrade_and_do_not_mix_with_newer() {
         let directory = tempfile::tempdir().unwrap();
         let (old_dedup, old_scorer) = (Digest::of(b"old dedup"), Digest::of(b"old scorer"));
         let older = Program {
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_memory_is_put_aside_and_begun_anew() {
+    async fn a_damaged_record_is_renamed_and_started_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE_NAME);
         std::fs::write(&path, "{}").unwrap();

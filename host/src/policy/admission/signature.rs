@@ -1,16 +1,19 @@
-//! Who vouches for a policy, where the configuration asks for it (`policy.trusted_keys`).
+//! Signatures of policies, required if the configuration has `policy.trusted_keys`.
 //!
-//! An author signs one list that names everything which makes the policy:
+//! An author signs one list that names all files of the policy:
 //!
 //! ```sh
 //! sha256sum policy.toml *.wasm > SHA256SUMS && minisign -Sm SHA256SUMS
 //! ```
 //!
-//! One signature over digests, not one for each file: otherwise an old, signed module could be put
-//! beside a new, signed manifest. What a manifest takes from elsewhere (`sha256:`, `builtin:`) it names
-//! itself. The list, the manifest and the signature stay in the registry with the modules, because
-//! a policy is checked again whenever it is loaded: whoever can write to the registry's database can
-//! then break a policy, and cannot make one. (What `builtin:` leaves open: [`super::shipped`].)
+//! There is one signature over all digests and not one per file. Otherwise an old signed module
+//! could be combined with a new signed manifest. The manifest itself names modules from other
+//! sources (`sha256:`, `builtin:`).
+//!
+//! The list, the manifest and the signature are stored in the registry with the modules, because
+//! a policy is checked again at every load. So a person with write access to the registry's
+//! database can break a policy, but cannot create one. For the remaining gap with `builtin:`
+//! modules see [`super::shipped`].
 
 use super::shipped::Shipped;
 use super::{PolicyFiles, resolve};
@@ -22,13 +25,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// As `sha256sum` writes it.
+/// Name of the list, in the format of `sha256sum`.
 pub const SUMS_FILE: &str = "SHA256SUMS";
-/// As `minisign` names it.
+/// Name of the signature file, as `minisign` chooses it.
 pub const SIGNATURE_FILE: &str = "SHA256SUMS.minisig";
 pub const MANIFEST_FILE: &str = "policy.toml";
 
-/// Keys whose owners may publish; none: everybody may who has the role. Programs may publish what they ship.
+/// Trusted publishers' keys. If empty, the role alone suffices to publish. Policies bundled with
+/// a program need no signature.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedKeys {
     keys: Vec<PublicKey>,
@@ -36,10 +40,10 @@ pub struct TrustedKeys {
 }
 
 impl TrustedKeys {
-    /// Public keys as minisign prints them, in base64.
+    /// Parses public keys in base64, as minisign prints them.
     ///
     /// # Errors
-    /// When one is not a key.
+    /// Fails if one of them is not a public key.
     pub fn parse(keys: &[String]) -> anyhow::Result<Self> {
         let parse = |key: &String| {
             PublicKey::from_base64(key).map_err(|error| {
@@ -52,17 +56,18 @@ impl TrustedKeys {
         })
     }
 
-    /// The same, with what programs shipped that ran on `data_dir` before.
+    /// Adds the bundles of the programs that ran on `data_dir` before.
     ///
     /// # Errors
-    /// When this program cannot be remembered there, and there are keys, so that it matters.
+    /// Fails if this program's bundle cannot be saved there. Without keys this is only logged,
+    /// because the record is then not needed.
     pub async fn remembering(self, data_dir: &Path) -> anyhow::Result<Self> {
         match Shipped::remembered(data_dir).await {
             Ok(shipped) => Ok(Self { shipped, ..self }),
             Err(error) if self.is_empty() => {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "what this program ships cannot be remembered"
+                    "could not save the record of this program's bundled policies; without trusted keys it is not needed"
                 );
                 Ok(self)
             }
@@ -75,7 +80,7 @@ impl TrustedKeys {
     }
 }
 
-/// What is kept of a signed policy beside its modules.
+/// Signed data of a policy that is stored with its modules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
     manifest: String,
@@ -84,7 +89,7 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// `None` when the list or its signature is missing.
+    /// Returns `None` if the list or its signature is missing.
     pub fn of(files: &PolicyFiles) -> Option<Self> {
         let text = |name: &str| {
             let bytes = files.modules.get(name)?;
@@ -102,16 +107,18 @@ impl Proof {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
+    /// Reads the stored form.
+    ///
     /// # Errors
-    /// When the bytes are something else.
+    /// Fails if the bytes are not a proof.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(bytes).map_err(|error| format!("its signature is damaged: {error}"))
     }
 
-    /// Whether one of the keys signed exactly this policy.
+    /// Checks that one of the keys signed exactly this policy.
     ///
     /// # Errors
-    /// What is not as it was signed.
+    /// Returns the part that differs from the signed policy.
     pub fn proves(
         &self,
         keys: &TrustedKeys,
@@ -137,13 +144,13 @@ impl Proof {
         }
         if !keys.shipped.has_modules(&builtins) {
             return Err(
-                "its `builtin:` modules are not what one program shipped that ran on this host"
+                "its `builtin:` modules were not all bundled with one program that ran on this host"
                     .to_owned(),
             );
         }
         let signed = resolve(&manifest, modules);
         if signed.policy != spec.policy || signed.digest() != spec.digest() {
-            return Err("it is not what the signed manifest says".to_owned());
+            return Err("it differs from the signed manifest".to_owned());
         }
         Ok(())
     }
@@ -154,14 +161,15 @@ impl Proof {
         let is_good = |key: &PublicKey| key.verify(self.sums.as_bytes(), &signature, false).is_ok();
         if !keys.keys.iter().any(is_good) {
             return Err(format!(
-                "{SIGNATURE_FILE}: none of the trusted keys made this signature of this {SUMS_FILE}"
+                "{SIGNATURE_FILE}: none of the trusted keys made this signature for this {SUMS_FILE}"
             ));
         }
         self.sums.lines().map(parse_line).collect()
     }
 }
 
-/// `DIGEST  NAME`, with an asterisk before the name where it was read as binary.
+/// Parses `DIGEST  NAME`. There is an asterisk before the name if `sha256sum` read the file in
+/// binary mode.
 fn parse_line(line: &str) -> Result<(String, Digest), String> {
     let parsed = line.split_once(' ').and_then(|(digest, name)| {
         let name = name.strip_prefix([' ', '*'])?;

@@ -1,4 +1,4 @@
-//! Signatures against what minisign itself made.
+//! Tests of signatures with files that minisign itself made.
 
 use super::signature::*;
 use super::*;
@@ -8,11 +8,12 @@ use crate::policy::registry::Registry;
 use crate::stores::embedded::EmbeddedStore;
 use crate::stores::embedded::registry::SqliteRegistry;
 
-/// Two public keys; the secret one of the first made the signatures below and is forgotten.
+/// Two public keys. The secret key of the first made the signatures below and was deleted.
 const OURS: &str = "RWQgGPul0JwqvJVCRGog8mbeM+pwK3MFhLPly2fx3j/BaOEYTovYqW64";
 const THEIRS: &str = "RWTx5XMVpxyiTlcEhmIl4qKDmlrYY1ZJPse6uAcg8zBYiPv292Z9cGT5";
 
-/// Version, scorer, the sums of policy.toml and of the scorer, signature, and that of the comment.
+/// Version, scorer, the sums of policy.toml and of the scorer, the signature, and the signature
+/// of the comment.
 type Signed = [&'static str; 6];
 const FIRST: Signed = [
     "1.0.0",
@@ -30,7 +31,7 @@ const SECOND: Signed = [
     "RUQgGPul0JwqvG4NmwdAS4CV8MS/JJqhfEM+Jju+ZORYqIyOFq/x/TxdOzR78eqYtNXLrjrtXgR+kjQneqI1EKDq92M9KzQj5g4=",
     "d2mDk1rjOJp5AKibNgM9aj16pf1Fzeym+ONz6boDQwbMAj/BqtXn4FqR0d7hpDJL3ArS09e2a2yN42VoZBqjDQ==",
 ];
-/// With a module of its own, which was another one when it was signed.
+/// A signed policy with its own module. The module was a different one when it was signed.
 const WITH_MODULE: Signed = [
     "3.0.0",
     "scorer.wasm",
@@ -81,7 +82,7 @@ fn refused(engine: &Engine, files: &PolicyFiles) -> String {
 }
 
 #[test]
-fn what_a_trusted_key_signed_is_admitted_and_nothing_else() {
+fn only_policies_signed_with_a_trusted_key_are_admitted() {
     let engine = trusting(OURS);
     let good = signed_files(FIRST);
     let admitted = admit(&engine, &NothingKnown, &good).unwrap();
@@ -114,7 +115,7 @@ fn what_a_trusted_key_signed_is_admitted_and_nothing_else() {
 }
 
 #[test]
-fn a_module_beside_a_signed_manifest_must_be_the_one_that_was_signed() {
+fn the_module_of_a_signed_manifest_must_be_the_one_that_was_signed() {
     let message = refused(&trusting(OURS), &signed_files(WITH_MODULE));
     assert!(
         message.contains("scorer.wasm is not the file that was signed"),
@@ -123,7 +124,7 @@ fn a_module_beside_a_signed_manifest_must_be_the_one_that_was_signed() {
 }
 
 #[test]
-fn a_key_that_is_none_is_named() {
+fn an_invalid_trusted_key_is_named_in_the_error() {
     let error = TrustedKeys::parse(&["RWnonsense".to_owned()]).unwrap_err();
     assert!(error.to_string().contains("RWnonsense"), "{error}");
 }
@@ -139,7 +140,7 @@ fn active(host: &Deploy) -> String {
 }
 
 #[tokio::test]
-async fn what_is_in_the_registry_unsigned_is_not_loaded_once_signatures_are_asked_for() {
+async fn unsigned_policies_in_the_registry_are_not_loaded_once_signatures_are_required() {
     let dir = tempfile::tempdir().unwrap();
     let careless = host(dir.path(), Engine::start().unwrap()).await;
     let unsigned = careless
@@ -164,7 +165,7 @@ async fn what_is_in_the_registry_unsigned_is_not_loaded_once_signatures_are_aske
 }
 
 #[tokio::test]
-async fn what_an_older_program_shipped_serves_on_after_an_upgrade_and_nothing_like_it_does() {
+async fn an_older_bundled_policy_serves_after_an_upgrade_and_an_unsigned_upload_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let older = host(dir.path(), Engine::start().unwrap()).await;
     let recipe = unsigned_files(FIRST);
@@ -208,7 +209,7 @@ async fn an_experiment_does_not_bring_a_lower_signed_version_back() {
 }
 
 #[tokio::test]
-async fn a_lower_signed_version_comes_back_by_a_rollback_alone() {
+async fn a_lower_signed_version_comes_back_only_by_a_rollback() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path(), trusting(OURS)).await;
     let mut versions = Vec::new();

@@ -1,17 +1,17 @@
-//! Admission from outside: files in, a verdict out.
+//! Tests of admission through its public interface: files in, a verdict out.
 
 use super::found::lacks_memory;
 use super::golden::{CANDIDATES_MAX, OVERSIZE};
 use super::*;
 use crate::policy::builtin;
 
-/// A component built from `tests/guests`.
+/// Returns a component built from `tests/guests`.
 fn guest(name: &str) -> Vec<u8> {
     let path = concat!(env!("NOVA_COMPONENTS_DIR"), "/guests/");
     std::fs::read(format!("{path}{name}.wasm")).unwrap()
 }
 
-/// A policy with this scorer, its parameters and its limits.
+/// Returns a policy with this scorer, its parameters and its limits.
 fn with_scorer(bytes: Vec<u8>, params: &str, limits: &str) -> PolicyFiles {
     PolicyFiles {
         manifest: format!(
@@ -25,7 +25,7 @@ fn with_scorer(bytes: Vec<u8>, params: &str, limits: &str) -> PolicyFiles {
     }
 }
 
-/// A policy whose scorer misbehaves; its other parameter is not of interest.
+/// Returns a policy whose scorer misbehaves. The value of its other parameter does not matter.
 fn misbehaving(how: u32) -> PolicyFiles {
     let bytes = guest("misbehaves_as_told");
     with_scorer(bytes, &format!("how = {how}"), "memory_mb = 8")
@@ -41,7 +41,7 @@ fn codes(reasons: &[Reason]) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_this_binary_ships_is_admitted_and_its_cost_is_on_record() {
+fn the_bundled_policies_are_admitted_and_their_cost_is_recorded() {
     let engine = Engine::start().unwrap();
     for files in builtin::recipes() {
         let admitted = admit(&engine, &NothingKnown, &files).unwrap();
@@ -75,7 +75,7 @@ fn the_recorded_fuel_is_the_same_every_time() {
 }
 
 #[test]
-fn every_misbehaviour_is_found_before_anybody_is_served_and_has_its_code() {
+fn every_misbehaviour_is_found_at_admission_and_has_its_own_code() {
     let ways = [
         (1, "trap"),
         (2, "deadline"),
@@ -98,14 +98,14 @@ fn every_misbehaviour_is_found_before_anybody_is_served_and_has_its_code() {
 }
 
 #[test]
-fn a_breach_on_one_golden_set_names_that_set_alone() {
+fn a_breach_on_one_golden_set_names_only_that_set() {
     let reasons = refused(&misbehaving(8));
     let sets = &reasons[0].message;
     assert!(sets.contains("(golden sets: zeros)"), "{sets}");
 }
 
 #[test]
-fn an_end_of_a_range_that_breaks_the_contract_is_named_with_its_parameter() {
+fn a_range_end_that_breaks_the_contract_is_reported_with_its_parameter() {
     let reasons = refused(&misbehaving(0));
     assert_eq!(codes(&reasons), ["parameter_range"]);
     let message = &reasons[0].message;
@@ -134,7 +134,7 @@ fn a_module_of_another_abi_is_refused_with_both_versions() {
 }
 
 #[test]
-fn a_policy_whose_fuel_is_more_than_its_deadline_holds_is_told_what_would_hold_it() {
+fn a_policy_that_uses_too_much_fuel_learns_the_deadline_that_would_be_enough() {
     let record = |fuel, time_us| Record {
         fuel,
         fuel_allowed: 2 * FUEL_PER_MS,
@@ -154,7 +154,7 @@ fn a_policy_whose_fuel_is_more_than_its_deadline_holds_is_told_what_would_hold_i
 }
 
 #[test]
-fn a_stage_that_passed_is_not_tried_again_and_a_change_of_its_values_is() {
+fn a_stage_that_passed_is_tried_again_only_with_other_values() {
     let engine = Engine::start().unwrap();
     let admit = |params: &str| {
         let bytes = builtin::module("weighted-scorer").unwrap().to_vec();
@@ -168,7 +168,7 @@ fn a_stage_that_passed_is_not_tried_again_and_a_change_of_its_values_is() {
 }
 
 #[test]
-fn a_module_that_begins_with_more_memory_than_it_may_have_is_told_what_to_set() {
+fn a_module_that_starts_with_too_much_memory_learns_the_limit_to_set() {
     let bytes = builtin::module("weighted-scorer").unwrap().to_vec();
     let module = Engine::start().unwrap().load(&bytes).unwrap();
     let reason = lacks_memory(Stage::Score, &module, 0).unwrap();

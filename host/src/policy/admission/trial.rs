@@ -1,4 +1,4 @@
-//! One stage, tried on the golden sets: what it answers, and what it costs.
+//! Trial of one stage on the golden sets. It checks the answers and measures the cost.
 
 use super::golden::{self, CANDIDATES_MAX, Golden, OVERSIZE};
 use super::reason::Reason;
@@ -11,38 +11,40 @@ use crate::policy::module::{CallBudget, Module};
 use crate::policy::ranking::{Columns, check_kept, check_permutation, check_scores};
 use std::time::{Duration, Instant};
 
-/// Calls that serve nobody only need some end.
+/// Deadline of the trial's calls. No viewer waits for them, so they only need some limit.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Sizes at which fuel is measured, and how many times the fuel of its deadline a stage may use there:
-/// 5,000 candidates are more than there can be, and quadratic work over them is 21 times that over 1,100.
+/// Sizes at which fuel is measured, and the allowed multiple of the fuel of the policy's
+/// deadline. A request never has 5,000 candidates, and quadratic work over them is 21 times that
+/// over 1,100.
 const MEASURED: [(usize, u64); 3] = [(100, 1), (CANDIDATES_MAX, 1), (OVERSIZE, 25)];
-/// Of the golden sets and the ends of ranges together: each call may be slow, and a module may declare hundreds of parameters.
+/// Time limit for the golden sets and the ends of the parameter ranges together. Each call may
+/// be slow, and a module may declare hundreds of parameters.
 const TRIAL_TIME_MAX: Duration = Duration::from_secs(120);
-/// Of calls that are timed; the best of them is what the machine can do. Ten, because a busy machine
-/// interrupts some, and hardly all.
+/// Number of timed calls. The best time shows what the machine can do. There are ten because a
+/// busy machine interrupts some calls, but hardly all of them.
 const TIMED_CALLS: usize = 10;
-/// Ends of parameter ranges that are reported; a module may declare hundreds.
+/// Maximum number of reported ends of parameter ranges. A module may declare hundreds.
 const RANGES_REPORTED: usize = 10;
 
-/// A stage of a policy that would be published.
+/// A stage of a policy that is to be published.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     pub stage: Stage,
     pub module: &'a Module,
     pub bytes: &'a [u8],
-    /// In the order in which the module declares them.
+    /// Parameter values in the order in which the module declares them.
     pub params: &'a [f64],
     pub limits: Limits,
 }
 
-/// What a stage costs, and every way in which it failed.
+/// The cost of a stage and all failures found.
 #[derive(Debug, Default)]
 pub struct Tried {
     pub record: StageRecord,
     pub reasons: Vec<Reason>,
 }
 
-/// Tries a stage on everything, unless this very stage passed before.
+/// Tries a stage on all golden sets, unless the same stage with the same values passed before.
 pub fn try_stage(engine: &Engine, subject: Subject<'_>) -> Tried {
     let key = subject.key();
     if let Some(record) = engine.trials.get(&key) {
@@ -59,7 +61,8 @@ pub fn try_stage(engine: &Engine, subject: Subject<'_>) -> Tried {
 }
 
 fn try_anew(engine: &Engine, subject: Subject<'_>) -> Tried {
-    // First, because here even an endless loop ends at the same instruction on every machine.
+    // The fuel is measured first, because the fuel limit ends even an endless loop, at the same
+    // instruction on every machine.
     let mut record = match subject.measure(engine) {
         Ok(record) => record,
         Err(reason) => {
@@ -78,11 +81,11 @@ fn try_anew(engine: &Engine, subject: Subject<'_>) -> Tried {
     Tried { record, reasons }
 }
 
-/// What a stage answered; scores by their bits, because the same bytes are asked for.
+/// Answer of a stage. Scores are compared by their bits, because the same bytes are required.
 pub type Answer = Vec<u32>;
 
 impl Subject<'_> {
-    /// Of everything that a trial depends on.
+    /// Returns the digest of everything that a trial's result depends on.
     fn key(&self) -> Digest {
         let all = (self.stage, self.module.digest, self.params, self.limits);
         // Serialising plain data to memory cannot fail.
@@ -117,7 +120,7 @@ impl Subject<'_> {
             {
                 return Err(self.endless(candidates, meter.fuel_max()));
             }
-            // Whatever else is wrong shows on the golden sets, of which this is one.
+            // Other failures are ignored here, because the calls on the golden sets find them.
             let Used { fuel, memory_bytes } = meter.used();
             record.fuel.push(FuelAt { candidates, fuel });
             record.memory_bytes = record.memory_bytes.max(memory_bytes);
@@ -134,7 +137,7 @@ impl Subject<'_> {
 
     fn takes_too_long(&self) -> Reason {
         let message = format!(
-            "{}: not tried within {} s; declare fewer parameters, or do less work",
+            "{}: the trial was not finished within {} s; declare fewer parameters, or do less work",
             self.stage,
             TRIAL_TIME_MAX.as_secs()
         );
@@ -144,13 +147,14 @@ impl Subject<'_> {
     fn endless(&self, candidates: usize, fuel: u64) -> Reason {
         let Self { stage, limits, .. } = self;
         let message = format!(
-            "{stage}: not done with {candidates} candidates after {fuel} fuel, and limits.deadline_ms is {}: a loop that does not end, or too much work",
+            "{stage}: not finished with {candidates} candidates after {fuel} fuel, and limits.deadline_ms is {}: there is an endless loop or too much work",
             limits.deadline_ms
         );
         Reason::new("deadline", *stage, message)
     }
 
-    /// Each golden set: twice on one instance and once on a fresh one, the contract held each time.
+    /// Calls the stage on each golden set, twice on one instance and once on a fresh one. Every
+    /// answer must keep the contract.
     fn try_sets(&self, until: Instant) -> Vec<Reason> {
         let mut breaches = Breaches::default();
         for golden in golden::sets() {
@@ -178,14 +182,15 @@ impl Subject<'_> {
         if again != first || fresh != first {
             return Err(Breach {
                 code: "not_repeatable",
-                detail: "the same arguments gave another answer: it keeps something between calls"
+                detail: "the same arguments gave a different answer: the module keeps state between calls"
                     .to_owned(),
             });
         }
         Ok(())
     }
 
-    /// Every parameter at both ends of its range, the others as the policy sets them.
+    /// Calls the stage with every parameter at both ends of its range and the other parameters
+    /// as the policy sets them.
     fn try_parameters(&self, until: Instant) -> Vec<Reason> {
         let golden = golden::for_parameters();
         let mut reasons = Vec::new();
@@ -198,7 +203,7 @@ impl Subject<'_> {
                 params[at] = value;
                 if let Err(failure) = self.call(InstanceMode::Reuse, &golden, &params) {
                     let message = format!(
-                        "{}.params.{} = {value}, the {end} that the module declares: {}: {}; narrow the range or handle it",
+                        "{}.params.{} = {value}, the {end} that the module declares: {}: {}; narrow the range or handle this value",
                         self.stage,
                         declared.name,
                         failure.kind.as_str(),
@@ -224,10 +229,10 @@ impl Subject<'_> {
         (0..TIMED_CALLS).map(|_| timed()).min().unwrap_or_default()
     }
 
-    /// One call, its answer checked.
+    /// Makes one call and checks its answer.
     ///
     /// # Errors
-    /// When it fails or breaks the contract.
+    /// Fails if the call fails or breaks the contract.
     pub fn call(
         &self,
         mode: InstanceMode,
@@ -270,7 +275,7 @@ impl Subject<'_> {
     }
 }
 
-/// What went wrong with one set.
+/// A failure on one golden set.
 struct Breach {
     code: &'static str,
     detail: String,
@@ -285,7 +290,7 @@ impl From<PolicyFailure> for Breach {
     }
 }
 
-/// Breaches of one kind are one reason, however many sets show it.
+/// Failures by kind. Each kind becomes one reason that names all golden sets on which it occurs.
 #[derive(Default)]
 struct Breaches(Vec<(Breach, Vec<&'static str>)>);
 
