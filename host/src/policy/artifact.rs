@@ -1,5 +1,5 @@
-//! A policy as data: the manifest an author writes, the immutable version that is published, and
-//! the digests that identify behaviour.
+//! Data model of a policy: the manifest that an author writes, the immutable published version,
+//! and the digests that identify behaviour.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// sha256 of some bytes; written as 64 hexadecimal digits.
+/// A sha256 digest, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// The three decisions that are policy, in the order in which they are taken.
+/// The three decisions that a policy makes, in the order in which they are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -78,7 +78,7 @@ impl Stage {
         }
     }
 
-    /// The exported interface that makes a component a module of this stage.
+    /// Returns the exported interface that makes a component a module of this stage.
     pub fn interface(self) -> &'static str {
         match self {
             Stage::Dedup => "nova:policy/dedup@1.0.0",
@@ -128,7 +128,7 @@ impl<T> PerStage<T> {
     }
 }
 
-/// `name@version`.
+/// Name and version of a policy, written `name@version`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyRef {
     pub name: String,
@@ -171,7 +171,8 @@ impl<'de> Deserialize<'de> for PolicyRef {
     }
 }
 
-/// Lower-case letters, digits and inner hyphens, at most 64: it appears in URLs, labels and file names.
+/// Checks a policy name: lower-case letters, digits and inner hyphens, at most 64. The rule is
+/// strict because the name appears in URLs, labels and file names.
 pub fn check_name(name: &str) -> Result<(), String> {
     let plain = !name.is_empty()
         && name.len() <= 64
@@ -189,7 +190,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// `policy.toml`.
+/// Content of `policy.toml`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -239,12 +240,12 @@ impl Manifest {
     }
 }
 
-/// Where a stage's module comes from.
+/// Source of a stage's module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModuleSource {
-    /// A file beside the manifest.
+    /// A file in the directory of the manifest.
     File(String),
-    /// Bytes the registry already keeps.
+    /// A module that the registry has already.
     Published(Digest),
     /// A module compiled into the host.
     Builtin(String),
@@ -267,7 +268,7 @@ impl<'de> Deserialize<'de> for ModuleSource {
             text.ends_with(".wasm") && !text.contains(['/', '\\']) && !text.starts_with('.');
         if !plain {
             return Err(D::Error::custom(format!(
-                "module `{text}`: name a .wasm file beside policy.toml, \"sha256:<digest>\" or \"builtin:<name>\""
+                "module `{text}`: use a .wasm file in the directory of policy.toml, \"sha256:<digest>\" or \"builtin:<name>\""
             )));
         }
         Ok(Self::File(text))
@@ -277,9 +278,9 @@ impl<'de> Deserialize<'de> for ModuleSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// For the three stages together.
+    /// Milliseconds for the three stages together.
     pub deadline_ms: u32,
-    /// For each instance, MiB of linear memory.
+    /// MiB of linear memory for each instance.
     pub memory_mb: u32,
     pub instance: InstanceMode,
 }
@@ -297,38 +298,42 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceMode {
-    /// A new instance for every call: nothing leaks from one viewer to the next.
+    /// A new instance for every call, so that no data leaks from one viewer to the next.
     Fresh,
-    /// Instances serve many calls; faster, and only as private as the module's code.
+    /// Instances serve many calls. This is faster, but data is only as private as the module's
+    /// code keeps it.
     Reuse,
 }
 
-/// One stage of a published policy: a module and the value of each of its parameters.
+/// One stage of a published policy: a module and the values of all its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageSpec {
     pub module: Digest,
     pub params: BTreeMap<String, f64>,
 }
 
-/// A published policy version. Everything that determines behaviour is in `stages` and `limits`.
+/// A published policy version. `stages` and `limits` contain everything that determines
+/// behaviour.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PolicySpec {
     pub policy: PolicyRef,
     pub description: String,
     pub stages: PerStage<StageSpec>,
     pub limits: Limits,
-    /// Of the proof that somebody trusted signed it, which lies with the modules. It says nothing of
-    /// behaviour, so it is in no digest.
+    /// Digest of the proof that a trusted key signed the policy. The proof is stored with the
+    /// modules. It does not affect behaviour, so no digest includes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Digest>,
 }
 
 impl PolicySpec {
-    /// sha256 of the canonical form: modules by digest, every parameter resolved, limits. Name and
-    /// version are not in it, so equal behaviour has an equal digest.
+    /// Returns the sha256 of the canonical form: modules by digest, every parameter resolved,
+    /// and limits. Name and version are not included, so policies with equal behaviour have
+    /// equal digests.
     ///
-    /// The canonical form is JSON without white space, keys in the order of these structs,
-    /// parameters sorted by name, numbers in the shortest form that reads back exactly.
+    /// The canonical form is JSON without white space. Its keys are in the order of these
+    /// structs, its parameters are sorted by name, and its numbers have the shortest form that
+    /// reads back exactly.
     pub fn digest(&self) -> Digest {
         #[derive(Serialize)]
         struct Canonical<'a> {
@@ -339,11 +344,13 @@ impl PolicySpec {
             stages: &self.stages,
             limits: &self.limits,
         };
-        // Serialising plain data to memory cannot fail; an empty form would still be a valid digest.
+        // Serialising plain data to memory cannot fail. Even the digest of an empty form would
+        // be valid.
         Digest::of(&serde_json::to_vec(&canonical).unwrap_or_default())
     }
 
-    /// The same policy with an experiment's parameter values; its digest is the effective digest.
+    /// Returns the same policy with an experiment's parameter values. Its digest is the
+    /// effective digest.
     pub fn with_overrides(&self, overrides: &PerStage<BTreeMap<String, f64>>) -> Self {
         let mut spec = self.clone();
         spec.stages.dedup.params.extend(overrides.dedup.clone());
@@ -406,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_behaviour_has_an_equal_digest_whatever_its_version() {
+    fn equal_behaviour_has_an_equal_digest_in_every_version() {
         assert_eq!(spec(0.3, "1.0.0").digest(), spec(0.3, "2.0.0").digest());
         assert_ne!(spec(0.3, "1.0.0").digest(), spec(0.6, "1.0.0").digest());
     }

@@ -1,5 +1,5 @@
-//! What a policy costs beside another one, measured in one run: their calls alternate, so whatever
-//! else the machine does happens to both.
+//! Benchmark of a policy against a baseline policy. The calls of both alternate in one run, so
+//! that other work on the machine affects both.
 
 use super::admission::golden::{CANDIDATES_MAX, Golden, OVERSIZE};
 use super::admission::record::{FuelAt, growth};
@@ -13,16 +13,18 @@ use super::module::{Module, ModuleError};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Of the generated sets.
+/// Sizes of the generated sets.
 const SIZES: [usize; 6] = [100, 250, 500, CANDIDATES_MAX, 2_500, OVERSIZE];
-/// What is drawn of how costs grow says little over a shorter stretch.
+/// Minimum ratio between the largest and the smallest set for which growth is reported. Over a
+/// smaller range the growth says little.
 const GROWTH_FACTOR_MIN: usize = 2;
 const MODES: [InstanceMode; 2] = [InstanceMode::Fresh, InstanceMode::Reuse];
-/// Before anything is timed: caches and branch predictors settle, an instance is there to be reused.
+/// Number of calls before the timed ones. They warm up caches and branch predictors, and create
+/// an instance that can be reused.
 const WARM_UP_CALLS: usize = 5;
-/// Of one stage, size and way of instances. A slow policy is called less often.
+/// Time limit for one stage, size and instance mode. A slow policy is called less often.
 const TIME_MAX: Duration = Duration::from_secs(2);
-/// A call that is measured must end, but may miss its deadline.
+/// Fuel limit of a measured call. The call must end, but may miss its deadline.
 const FUEL_MAX: u64 = 50_000_000_000;
 
 /// A policy with the bytes of its modules.
@@ -47,7 +49,7 @@ pub struct Times {
     pub calls: usize,
 }
 
-/// One stage over one number of candidates.
+/// Cost of one stage for one number of candidates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
     pub candidates: usize,
@@ -57,25 +59,26 @@ pub struct Cost {
     pub reuse: Times,
 }
 
-/// The same stage of two policies.
+/// Costs of the same stage of two policies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Pair {
     pub policy: Cost,
     pub baseline: Cost,
 }
 
-/// The candidates that are ranked, from few to many.
+/// Candidate sets to rank, from small to large.
 #[derive(Debug)]
 pub struct Sets {
     sets: Vec<Golden>,
-    /// Of which the stages are shown one by one.
+    /// Index of the set whose stages are reported individually.
     main: usize,
-    /// Between which two the growth is told.
+    /// Indices of the two sets between which the growth is computed.
     growth: (usize, usize),
 }
 
 impl Sets {
-    /// The same on every machine; the main one is as large as a feed's candidates can be.
+    /// Generates sets that are the same on every machine. The main set has the maximum number of
+    /// candidates of a feed.
     pub fn generated() -> Self {
         let sets = SIZES.map(|candidates| Golden::typical("", candidates));
         let main = SIZES.iter().position(|size| *size == CANDIDATES_MAX);
@@ -87,7 +90,8 @@ impl Sets {
         }
     }
 
-    /// A few of many, from the smallest to the largest, which is the main one. `None` of none.
+    /// Selects a few recorded sets, from the smallest to the largest. The largest is the main
+    /// set. Returns `None` if all sets are empty or there is none.
     pub fn recorded(mut sets: Vec<Golden>) -> Option<Self> {
         sets.retain(|golden| !golden.set.is_empty());
         sets.sort_by_key(|golden| golden.set.len());
@@ -105,7 +109,7 @@ impl Sets {
         })
     }
 
-    /// How often [`measure`] calls its `step`.
+    /// Returns the number of times that [`measure`] calls its `step`.
     pub fn steps(&self) -> usize {
         Stage::ALL.len() * self.sets.len()
     }
@@ -117,17 +121,17 @@ impl Sets {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Candidates of each set.
+    /// Number of candidates of each set.
     pub candidates: Vec<usize>,
-    /// For each of them.
+    /// Costs for each set, in the same order.
     pub sizes: Vec<PerStage<Pair>>,
-    /// The set whose stages are of most interest.
+    /// Index of the main set, whose stages are reported individually.
     pub main: usize,
-    /// Set when the sets are far enough apart.
+    /// `None` if the sizes of the sets are too similar.
     pub growth: Option<Growth>,
 }
 
-/// The exponents of fuel between two numbers of candidates.
+/// Exponents of fuel between two numbers of candidates.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Growth {
     pub from: usize,
@@ -142,15 +146,16 @@ impl Pair {
     }
 }
 
-/// The three stages together.
+/// Returns the sum over the three stages.
 pub fn total(stages: &PerStage<Pair>, of: impl Fn(&Pair) -> u64) -> u64 {
     Stage::ALL.iter().map(|stage| of(stages.get(*stage))).sum()
 }
 
-/// Measures both on every set, calling `step` after each stage of each: there are [`Sets::steps`].
+/// Measures both policies on every set. Calls `step` after each stage of each set,
+/// [`Sets::steps`] times in all.
 ///
 /// # Errors
-/// When a stage fails: what cannot rank cannot be measured.
+/// Fails if a stage fails, because a policy that cannot rank cannot be measured.
 pub fn measure(
     engine: &Engine,
     policy: &Measured<'_>,
@@ -201,7 +206,7 @@ fn growth_between(sets: &Sets, sizes: &[PerStage<Pair>]) -> Option<Growth> {
     })
 }
 
-/// One policy's module of a stage, as it serves and as it is metered.
+/// One policy's module of a stage: the serving module and the metered one.
 struct Side<'a> {
     subject: Subject<'a>,
     metered: Module,
@@ -314,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_recorded_sets_a_few_are_measured_from_the_smallest_to_the_largest() {
+    fn a_few_recorded_sets_are_chosen_from_the_smallest_to_the_largest() {
         let recorded = |sizes: &[usize]| {
             let sets = sizes.iter().map(|size| Golden::typical("", *size));
             Sets::recorded(sets.collect())
@@ -331,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_of_the_sorted_times() {
+    fn quantiles_are_taken_from_the_sorted_times() {
         let mut taken: Vec<Duration> = (1..=100).rev().map(Duration::from_micros).collect();
         let times = times(&mut taken);
         assert_eq!((times.median_us, times.p99_us, times.calls), (51, 100, 100));

@@ -1,38 +1,45 @@
-//! Two rankings of the same candidates, compared: what a viewer would have seen otherwise. Pure; used wherever a policy
-//! runs beside another one, live (shadow) or on recorded requests (replay).
+//! Comparison of two rankings of the same candidates: the differences that a viewer would have
+//! seen. All functions are pure. They are used if a policy runs in addition to the serving one,
+//! on live requests (shadow) or on recorded requests (replay).
 
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// How one ranking differs from another. `before` is what was served, `after` what the other policy would have served.
+/// Differences between two rankings. `before` is the served ranking, and `after` is the ranking
+/// of the other policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
-    /// Share of the page's posts that both pages show: |before ∩ after| / the longer page. 1 for two empty pages.
+    /// Share of the page's posts that are on both pages: |before ∩ after| / the longer page. 1
+    /// for two empty pages.
     pub overlap: f64,
-    /// Kendall's τ-b over the posts that both rankings have, the whole of them: 1 the same order, −1 the reverse.
-    /// Positions have no ties, so τ-b equals τ-a. `None` with fewer than two posts in common.
+    /// Kendall's τ-b over all posts that both rankings contain, not only the page: 1 is the same
+    /// order, −1 is the reverse order. Positions have no ties, so τ-b equals τ-a. `None` if the
+    /// rankings have fewer than two posts in common.
     pub kendall_tau: Option<f64>,
-    /// Posts of the page that were not on it before, and the other way round.
+    /// `entered` counts the posts that are only on the `after` page, and `left` those that are
+    /// only on the `before` page.
     pub entered: u32,
     pub left: u32,
-    /// Posts on both pages that stand elsewhere.
+    /// Number of posts that are on both pages at different positions.
     pub moved: u32,
     pub authors_before: Concentration,
     pub authors_after: Concentration,
 }
 
-/// How much of a page belongs to how few authors.
+/// Concentration of a page on few authors.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Concentration {
     pub distinct_authors: u32,
-    /// The share of the author with the most posts.
+    /// Share of the author with the most posts.
     pub max_share: f64,
-    /// Herfindahl–Hirschman index: the sum of the authors' squared shares. 1/n for n authors with a post each, 1 for one author.
+    /// Herfindahl–Hirschman index: the sum of the authors' squared shares. It is 1/n for n
+    /// authors with one post each, and 1 for one author.
     pub herfindahl: f64,
 }
 
-/// Compares two orders of rows of one candidate set, whose authors are `author_ids`. The page is the first `page` positions.
-/// Rows are in range and unique in each order: the output contract of a ranking.
+/// Compares two orders of the rows of one candidate set with the authors `author_ids`. The page
+/// is the first `page` positions. The rows must be in range and unique in each order, as the
+/// output contract of a ranking requires.
 pub fn compare(author_ids: &[u64], before: &[u32], after: &[u32], page: usize) -> Comparison {
     let position = positions(author_ids.len(), before);
     let (page_before, page_after) = (first(before, page), first(after, page));
@@ -70,7 +77,7 @@ fn first(rows: &[u32], page: usize) -> &[u32] {
     &rows[..page.min(rows.len())]
 }
 
-/// Where each row stands; `None` for one that is not in the order.
+/// Returns the position of each row, or `None` for a row that is not in the order.
 fn positions(rows: usize, order: &[u32]) -> Vec<Option<u32>> {
     let mut positions = vec![None; rows];
     for (position, &row) in order.iter().enumerate() {
@@ -79,8 +86,9 @@ fn positions(rows: usize, order: &[u32]) -> Vec<Option<u32>> {
     positions
 }
 
-/// τ of a sequence of distinct numbers against their ascending order, from the number of inversions, which a merge sort
-/// counts in O(n log n): W. R. Knight, "A Computer Method for Calculating Kendall's Tau with Ungrouped Data", JASA 61 (1966).
+/// Returns τ of a sequence of distinct numbers against their ascending order. It is computed
+/// from the number of inversions, which a merge sort counts in O(n log n). Source: W. R. Knight,
+/// "A Computer Method for Calculating Kendall's Tau with Ungrouped Data", JASA 61 (1966).
 fn kendall_tau(mut sequence: Vec<u32>) -> Option<f64> {
     let n = sequence.len() as u64;
     let pairs = n * n.checked_sub(1)? / 2;
@@ -106,7 +114,7 @@ fn sort_counting_inversions(values: &mut [u32], buffer: &mut [u32]) -> u64 {
             *slot = values[left];
             left += 1;
         } else {
-            // Everything still waiting on the left is larger and stood before it.
+            // All remaining values on the left are larger than this one and were before it.
             inversions += (middle - left) as u64;
             *slot = values[right];
             right += 1;
@@ -129,7 +137,7 @@ fn concentration(author_ids: &[u64], page: &[u32]) -> Concentration {
     }
 }
 
-/// Many comparisons, kept as samples of each measure; with a window, the latest ones.
+/// Samples of each measure from many comparisons. With a window, only the latest are kept.
 #[derive(Debug, Clone)]
 pub struct Comparisons {
     pub overlap: Samples,
@@ -145,7 +153,7 @@ pub struct Comparisons {
     pub herfindahl_after: Samples,
 }
 
-/// The distribution of each measure; null where nothing was measured.
+/// Distribution of each measure; null if nothing was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ComparisonSummary {
     pub overlap: Option<Distribution>,
@@ -160,7 +168,7 @@ pub struct ComparisonSummary {
 pub struct AuthorsSummary {
     pub distinct_before: Option<Distribution>,
     pub distinct_after: Option<Distribution>,
-    /// The share of the page of the author with the most posts.
+    /// Share of the page's posts by the author with the most posts.
     pub max_share_before: Option<Distribution>,
     pub max_share_after: Option<Distribution>,
     /// Herfindahl–Hirschman index of the page.
@@ -169,7 +177,7 @@ pub struct AuthorsSummary {
 }
 
 impl Comparisons {
-    /// The latest `window` comparisons.
+    /// Creates an empty collection that keeps the latest `window` comparisons.
     pub fn latest(window: usize) -> Self {
         let samples = || Samples::latest(window);
         Self {
@@ -214,7 +222,7 @@ impl Comparisons {
         self.herfindahl_after.push(authors_after.herfindahl);
     }
 
-    /// Takes another worker's comparisons along.
+    /// Adds another worker's comparisons.
     pub fn extend(&mut self, other: &Comparisons) {
         self.overlap.extend(&other.overlap);
         self.kendall_tau.extend(&other.kendall_tau);
@@ -255,7 +263,7 @@ impl Comparisons {
 pub struct Samples {
     values: Vec<f64>,
     window: usize,
-    /// Where the next value goes once the window is full.
+    /// Index at which the next value is stored once the window is full.
     next: usize,
 }
 
@@ -277,7 +285,7 @@ impl Samples {
         }
     }
 
-    /// Takes another worker's values along.
+    /// Adds another worker's values.
     pub fn extend(&mut self, other: &Samples) {
         other.values.iter().for_each(|value| self.push(*value));
     }
@@ -290,7 +298,8 @@ impl Samples {
         let mut sorted = self.values.clone();
         sorted.sort_unstable_by(f64::total_cmp);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
-        // Nearest rank: the smallest value that at least this share of the samples does not exceed.
+        // Nearest rank: the smallest value that at least this share of the samples does not
+        // exceed.
         let quantile = |share: f64| {
             let rank = (share * sorted.len() as f64).ceil() as usize;
             sorted[rank.clamp(1, sorted.len()) - 1]
@@ -308,7 +317,7 @@ impl Samples {
     }
 }
 
-/// Quantiles by nearest rank: each is a value that was measured.
+/// Summary of the samples. The quantiles use the nearest rank, so each is a measured value.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Distribution {
     pub count: u64,

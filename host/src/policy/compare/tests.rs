@@ -1,4 +1,4 @@
-//! Comparisons against their definitions, in their plainest form.
+//! Tests of comparisons against direct implementations of the definitions.
 
 use super::*;
 use proptest::prelude::*;
@@ -36,7 +36,7 @@ fn naive_concentration(authors: &[u64], page: &[u32]) -> Concentration {
     }
 }
 
-/// Authors of some candidates, and two orders that each keep some of them.
+/// Authors of some candidates, and two orders that each contain some of them.
 fn two_orders() -> impl Strategy<Value = (Vec<u64>, Vec<u32>, Vec<u32>)> {
     (0_usize..40).prop_flat_map(|rows| {
         let order = || {
@@ -91,7 +91,7 @@ proptest! {
 }
 
 #[test]
-fn an_order_compared_with_itself_and_with_its_reverse() {
+fn an_order_has_tau_1_against_itself_and_minus_1_against_its_reverse() {
     let authors = [1, 1, 2, 3];
     let (order, reverse) = ([0, 1, 2, 3], [3, 2, 1, 0]);
     let same = compare(&authors, &order, &order, 2);
@@ -109,7 +109,7 @@ fn an_order_compared_with_itself_and_with_its_reverse() {
 }
 
 #[test]
-fn quantiles_are_values_that_were_measured() {
+fn quantiles_are_measured_values() {
     let mut samples = Samples::latest(1_000);
     assert_eq!(samples.distribution(), None);
     (1..=100).for_each(|value| samples.push(f64::from(value)));
