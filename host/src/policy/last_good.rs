@@ -250,7 +250,7 @@ mod tests {
     use crate::policy::testing::{Fleet, active};
 
     #[tokio::test]
-    async fn a_host_that_starts_while_the_registry_is_cut_off_serves_what_it_last_gave() {
+    async fn a_host_that_starts_without_the_registry_serves_the_last_saved_state() {
         let f = Fleet::new().await;
         let timeline = "timeline@1.0.0".parse().unwrap();
         f.host("here")
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_that_never_saw_a_registry_serves_the_built_in_baseline_until_it_answers() {
+    async fn a_host_without_a_saved_state_serves_the_baseline_until_the_registry_answers() {
         let f = Fleet::new().await;
         f.cut_off("here", true);
         let host = f.host("here").await;
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_registry_that_answered_once_and_then_fails_is_an_error_and_not_the_disk() {
+    async fn a_registry_that_answered_once_and_then_fails_is_an_error_and_the_disk_is_not_used() {
         let f = Fleet::new().await;
         drop(f.host("here").await);
         let registry = f.last_good("here");
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_state_or_module_on_disk_is_not_believed() {
+    async fn a_damaged_state_or_module_on_disk_is_not_used() {
         let f = Fleet::new().await;
         drop(f.host("here").await);
         let digest = *needed_modules(&f.registry.load().await.unwrap())

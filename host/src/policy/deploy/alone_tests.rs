@@ -261,7 +261,7 @@ async fn a_host_that_stops_before_it_removes_a_reconciled_change_does_not_apply_
 }
 
 #[tokio::test]
-async fn a_damaged_file_of_local_changes_is_put_aside_and_the_host_starts() {
+async fn a_damaged_file_of_local_changes_is_renamed_and_the_host_starts() {
     let fleet = Fleet::new().await;
     let host = cut_off_host(&fleet).await;
     roll_back(&host).await;

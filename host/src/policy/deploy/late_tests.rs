@@ -94,7 +94,7 @@ async fn a_policy_that_loads_late_delays_no_other_and_serves_without_another_cha
     let_through.send(true).unwrap();
     let begun = Instant::now();
     while here.serving().canary.is_none() {
-        assert!(begun.elapsed() < WITHIN, "it is never taken up");
+        assert!(begun.elapsed() < WITHIN, "the canary never serves");
         here.look().await.unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
