@@ -92,7 +92,7 @@ async fn drained(producer: &Producer, events: &[AcceptedEvent]) -> anyhow::Resul
         batch_events: BROKER_BATCH_EVENTS,
     };
     let stop = CancellationToken::new();
-    // With `stop` set, the drain ends when the spool is empty.
+    // The drain ends when the spool is empty, because `stop` is set.
     stop.cancel();
     let begun = Instant::now();
     drain.run(stop, Duration::from_secs(60)).await;
