@@ -1,4 +1,4 @@
-//! Removes what the viewer has seen, unless that would leave too little.
+//! Removes posts that the viewer has seen, unless too few others would remain.
 
 use nova_policy_sdk::{Request, deduper};
 
@@ -11,7 +11,7 @@ deduper! {
     dedup: unseen
 }
 
-/// Indices to keep. The host refuses an answer that leaves nothing of something.
+/// Returns the indices to keep. The host refuses an empty result if there are candidates.
 fn unseen(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<u32> {
     let all = 0..posts.len as u32;
     let unseen: Vec<u32> = all
