@@ -22,13 +22,13 @@
 //! [`scorer!`], [`deduper!`] and [`saturator!`] generate these items in the module that calls them:
 //!
 //! - `Params`, the declared parameters as `f64` fields, and `Columns`, the declared features as
-//!   `&[f32]` fields next to `post_ids`, `author_ids`, `created_at_ms` (and, after scoring, `scores`);
+//!   `&[f32]` fields, plus `post_ids`, `author_ids`, `created_at_ms` (and `scores` after scoring);
 //!   for a scorer also `Post`, one candidate with its features as `f64` fields;
 //! - `describe`, from the declarations and the crate's own name and version;
 //! - the stage function (`score`, `dedup` or `saturate`) and `explain`, callable from native code;
 //! - on wasm32 only, the component's exports and the unsafe code that they need.
 //!
-//! [`math`] has `exp` and `ln_1p` that compile to SIMD code. [`Groups`] groups candidates by author.
+//! [`math`] has `exp` and `ln_1p` that become SIMD code. [`Groups`] groups candidates by author.
 //!
 //! Names become column positions at compile time, so ranking needs no look-up.
 //!
