@@ -12,7 +12,7 @@
 
 import { scorer } from "./nova-policy/index.js";
 
-/** Returns the lower bound of the true share of successes, `z` standard deviations down; 0 … 1. */
+/** Returns the lower bound of the true success rate, `z` standard deviations down; 0 … 1. */
 export function wilsonLowerBound(successes, trials, z) {
   if (trials <= 0) return 0;
   const share = successes / trials;

@@ -15,7 +15,7 @@ from nova_policy import Parameter, scorer
 
 
 def wilson_lower_bound(successes, trials, z):
-    """Returns the lower bound of the true share of successes, `z` standard deviations down; 0 … 1."""
+    """Returns the lower bound of the true success rate, `z` standard deviations down; 0 … 1."""
     if trials <= 0.0:
         return 0.0
     share = successes / trials

@@ -14,8 +14,8 @@
  *       each: parts,
  *     });
  *
- * `scorer`, `deduper` and `saturator` return a policy with its stage's function (`score`, `dedup` or
- * `saturate`), `explain` and `describe`. A rule gets these arguments:
+ * `scorer`, `deduper` and `saturator` return a policy with its stage's function (`score`, `dedup`
+ * or `saturate`), `explain` and `describe`. A rule gets these arguments:
  *
  * - `post`, one candidate: `postId`, `authorId`, `createdAtMs` and the declared features; or
  *   `posts`, all candidates as columns: `posts.length`, `posts.postIds`, `posts.authorIds`,
@@ -85,7 +85,7 @@ class Scorer extends Policy {
       rows.forEach((row, index) => take(index, row));
       return;
     }
-    // Plain indices, because this code is interpreted and an iterator would cost as much as the rule.
+    // Plain indices, because this code is interpreted: an iterator costs as much as the rule.
     const { postIds, authorIds, createdAtMs } = posts;
     const [each, names] = [this.each, this.features];
     const columns = names.map((name) => posts[name]);
@@ -189,8 +189,8 @@ class Saturator extends Order {
 export const scorer = (declared) => new Scorer(declared);
 
 /**
- * Creates a deduper. `dedup(posts, params, request)` returns the indices to keep, each at most once,
- * and at least one if there are candidates.
+ * Creates a deduper. `dedup(posts, params, request)` returns the indices to keep, each at most
+ * once, and at least one if there are candidates.
  *
  * Reasons are optional. With `reasons: { seen: "seen within a day", … }`,
  * `explain(posts, params, request)` returns one of these names for each candidate.
@@ -198,8 +198,8 @@ export const scorer = (declared) => new Scorer(declared);
 export const deduper = (declared) => new Deduper(declared);
 
 /**
- * Creates a saturator. `saturate(posts, params, request)` returns the index to show at each position,
- * every index once. Candidates come in the order of their scores, best first.
+ * Creates a saturator. `saturate(posts, params, request)` returns the index to show at each
+ * position, every index once. Candidates come in the order of their scores, best first.
  *
  * Reasons are optional. With `reasons: { deferred: "its author was just shown", … }`,
  * `explain(posts, params, request)` returns one of these names for each candidate, by index.

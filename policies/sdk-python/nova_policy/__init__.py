@@ -1,4 +1,4 @@
-"""The Python SDK for ranking policies of Nova: declare the inputs, then write the rule as a function.
+"""The Python SDK for ranking policies of Nova: declare the inputs, then write a rule function.
 
     from nova_policy import Parameter, scorer
 
@@ -193,11 +193,12 @@ class Saturator(_Order):
 
 
 def scorer(*, explains, features=(), parameters=(), each=None, batch=None):
-    """Creates a scorer. The rule returns the parts of a candidate's score in the order of `explains`.
-    The score is their sum.
+    """Creates a scorer. The rule returns the parts of a candidate's score in the order of
+    `explains`. The score is their sum.
 
-    `each(post, params, request)` returns the parts of one candidate. `batch(posts, params, request)`
-    returns a list with the parts of every candidate, for scores that depend on the others.
+    `each(post, params, request)` returns the parts of one candidate. `batch(posts, params,
+    request)` returns a list with the parts of every candidate, for scores that depend on the
+    others.
     """
     return Scorer(features, parameters, explains, each, batch)
 

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn membership_tells_kept_from_removed_and_survives_an_index_out_of_range() {
+    fn indices_are_kept_or_removed_and_one_out_of_range_is_ignored() {
         assert_eq!(reasons_by_membership(4, &[3, 0, 9]), [0, 1, 1, 0]);
     }
 }

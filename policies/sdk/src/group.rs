@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_are_numbered_by_first_appearance_whatever_the_seed() {
+    fn groups_are_numbered_by_first_appearance_for_any_seed() {
         for seed in [0, 1, 0x9e37_79b9_7f4a_7c15, u64::MAX] {
             let groups = Groups::of(&[7, 3, 7, u64::MAX, 0, 3], seed);
             assert_eq!((groups.of_row, groups.count), (vec![0, 1, 0, 2, 3, 1], 4));

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn movement_compares_position_with_rank_and_survives_an_index_out_of_range() {
+    fn movement_compares_position_with_rank_and_ignores_an_index_out_of_range() {
         assert_eq!(reasons_by_movement(4, &[0, 2, 1, 9]), [0, 2, 1, 0]);
     }
 }

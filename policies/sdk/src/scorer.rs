@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_become_columns_and_their_sum_the_score() {
+    fn parts_become_columns_and_their_sum_is_the_score() {
         let rows = vec![[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]];
         assert_eq!(total(&rows[1]), 22.0);
         assert_eq!(

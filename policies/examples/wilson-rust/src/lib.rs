@@ -24,7 +24,7 @@ scorer! {
     each: parts
 }
 
-/// Returns the lower bound of the true share of successes, `z` standard deviations down; 0 … 1.
+/// Returns the lower bound of the true success rate, `z` standard deviations down; 0 … 1.
 pub fn wilson_lower_bound(successes: f64, trials: f64, z: f64) -> f64 {
     if trials <= 0.0 {
         return 0.0;
@@ -51,7 +51,7 @@ mod tests {
     use nova_policy_sdk::testing::Sample;
 
     #[test]
-    fn the_bound_is_that_of_the_published_tables() {
+    fn the_bound_matches_published_tables() {
         // Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29 at 95 %.
         for (successes, trials, lower) in [
             (81.0, 263.0, 0.2553),
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_post_nobody_saw_has_only_its_freshness() {
+    fn a_post_without_exposures_has_only_its_freshness() {
         let parts = Sample::new(describe())
             .row(&[("age_hours", 0.0)])
             .row(&[("age_hours", 24.0)])

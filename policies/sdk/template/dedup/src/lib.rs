@@ -31,7 +31,7 @@ mod tests {
     use nova_policy_sdk::testing::Sample;
 
     #[test]
-    fn seen_posts_go_only_while_enough_others_remain() {
+    fn seen_posts_are_removed_only_while_enough_others_remain() {
         let posts = Sample::new(describe())
             .row(&[("seen", 1.0)])
             .row(&[("seen", 0.0)]);
