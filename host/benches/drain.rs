@@ -1,6 +1,7 @@
 //! Throughput of accepted events from the spool into the broker, compared with librdkafka's own
-//! producer with the same messages, settings and broker. Run with `KAFKA_BROKERS=… cargo bench
-//! --bench drain`.
+//! producer with the same messages, settings and broker.
+//!
+//! Run it with `KAFKA_BROKERS=… cargo bench --bench drain`.
 
 use nova::clock::unix_ms;
 use nova::events::drain::{BROKER_BATCH_EVENTS, Drain};

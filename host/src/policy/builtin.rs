@@ -10,7 +10,7 @@ macro_rules! component {
     };
 }
 
-/// Names for `builtin:` references, and their bytes in this binary.
+/// Modules that `builtin:` references name, with their bytes in this binary.
 const MODULES: [(&str, &[u8]); 3] = [
     ("seen-dedup", component!("seen_dedup.wasm")),
     ("weighted-scorer", component!("weighted_scorer.wasm")),

@@ -35,11 +35,11 @@ pub struct ClassLimits {
     pub slots: u32,
     /// Maximum number of slots that may hold idle instances.
     pub idle: usize,
-    /// Limit per component.
+    /// Maximum number of core instances in one component.
     pub core_instances: u32,
-    /// Limit per component.
+    /// Maximum number of tables in one component.
     pub tables: u32,
-    /// Limit per table. Each element takes eight bytes.
+    /// Maximum number of elements in one table. Each takes eight bytes.
     pub table_elements: usize,
     /// Memory that the host needs for one component instance, in addition to its linear memory.
     pub instance_bytes: usize,
@@ -69,8 +69,8 @@ const STANDARD: ClassLimits = ClassLimits {
 
 /// Observed sizes: Python has 38 core instances, 2 tables of up to 5,670 elements and 12 MiB of
 /// initial memory. JavaScript has 1 core instance, 1 table of 7,688 elements and 9 MiB. Idle
-/// instances keep their memory: 24 instances at the 64 MB that such policies request take 1.5
-/// GiB.
+/// instances keep their memory: 24 instances at the 64 MB that such policies request take
+/// 1.5 GiB.
 const LARGE: ClassLimits = ClassLimits {
     slots: 64,
     idle: 24,

@@ -108,8 +108,8 @@ impl Engine {
         Ok(self)
     }
 
-    /// Requires every policy to be signed with one of these keys. If there are none, signatures
-    /// are not required.
+    /// Accepts only policies that are signed with one of these keys. If there are none, no
+    /// signature is required.
     pub fn with_trusted_keys(mut self, keys: TrustedKeys) -> Self {
         self.trusted_keys = Arc::new(keys);
         self
@@ -232,7 +232,7 @@ impl ClassEngine {
         })
     }
 
-    /// Returns the settings common to all engines. They determine the output of a guest.
+    /// Returns the settings common to all engines. These settings affect the output of a guest.
     fn config(limits: &ClassLimits) -> Config {
         let mut config = Config::new();
         config

@@ -20,8 +20,8 @@ const FIND_STAGE: &str = r#"const { policy } = await import("./policy.js");
 if (policy === undefined) throw new Error("policy.js exports no `policy`");
 console.log(policy.stage);"#;
 
-/// Runs componentize-js. The features are disabled because each would import something. The paths
-/// must be absolute, because the tool resolves them from another directory.
+/// Runs componentize-js. The features are disabled because each would import something. The path of
+/// the WIT must be absolute, because the tool reads it from another directory.
 const COMPONENTIZE: &str = r#"import { componentize } from "@bytecodealliance/componentize-js";
 import { writeFile } from "node:fs/promises";
 import { resolve } from "node:path";
