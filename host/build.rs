@@ -1,5 +1,5 @@
 //! Builds `policies/` and `tests/guests/` to WebAssembly components, so that one `cargo build`
-//! gives a host with `baseline` inside and a test run with its hostile guests.
+//! gives a host that contains `baseline` and test runs find their hostile guests.
 
 #[path = "src/policy/toolchain.rs"]
 mod toolchain;
@@ -17,7 +17,7 @@ const POLICIES: [&str; 5] = [
 ];
 
 fn main() -> ExitCode {
-    // Asked now, not when this was compiled: checkouts may share a target directory.
+    // Read at run time, not at compile time, because checkouts may share a target directory.
     let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
     let root = Path::new(&manifest_dir).join("..");
     for watched in [
@@ -47,7 +47,8 @@ fn build(root: &Path) -> Result<PathBuf, String> {
     let out = std::env::var_os("OUT_DIR")
         .map(PathBuf::from)
         .ok_or("OUT_DIR is not set")?;
-    // A target directory of its own: the outer build holds the lock of its own for as long as this runs.
+    // This build needs its own target directory, because the outer build holds the lock of its
+    // directory while this runs.
     let target = out.join("policies-target");
     let packages = POLICIES.iter().flat_map(|name| ["-p", name]).chain([
         "-p",
@@ -78,7 +79,7 @@ fn encode_all(from: &Path, to: &Path) -> Result<(), String> {
         let is_module = path
             .extension()
             .is_some_and(|extension| extension == "wasm");
-        // Beside each example lies a copy whose name carries a hash.
+        // Cargo leaves a second copy of each example, with a hash in its name.
         let is_copy = path
             .file_stem()
             .is_some_and(|stem| stem.to_string_lossy().contains('-'));

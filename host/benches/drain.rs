@@ -1,5 +1,7 @@
-//! The way of accepted events from the spool into the broker, beside librdkafka's own producer with the same messages,
-//! settings and broker: `KAFKA_BROKERS=… cargo bench --bench drain`.
+//! Throughput of accepted events from the spool into the broker, compared with librdkafka's own
+//! producer with the same messages, settings and broker.
+//!
+//! Run it with `KAFKA_BROKERS=… cargo bench --bench drain`.
 
 use nova::clock::unix_ms;
 use nova::events::drain::{BROKER_BATCH_EVENTS, Drain};
@@ -41,7 +43,8 @@ fn rate(took: Duration) -> f64 {
     EVENTS as f64 / took.as_secs_f64()
 }
 
-/// Messages made beforehand, so that only the producer is measured.
+/// Measures librdkafka's producer. The messages are made beforehand, so only the producer is
+/// measured.
 fn bare(settings: &KafkaSettings, events: &[AcceptedEvent]) -> anyhow::Result<f64> {
     let messages: Vec<_> = events.iter().map(message::event).collect();
     let producer: BaseProducer = ClientConfig::new()
@@ -53,7 +56,7 @@ fn bare(settings: &KafkaSettings, events: &[AcceptedEvent]) -> anyhow::Result<f6
         .set("compression.type", "lz4")
         .create()?;
     let topic = settings.topic(Topic::Events);
-    // Connections and metadata, as the other side has them.
+    // Opens connections and fetches metadata first, because the other producer has done so too.
     producer
         .send(BaseRecord::<(), [u8]>::to(&topic).payload(b"{}"))
         .map_err(|(error, _)| error)?;
@@ -90,7 +93,7 @@ async fn drained(producer: &Producer, events: &[AcceptedEvent]) -> anyhow::Resul
         batch_events: BROKER_BATCH_EVENTS,
     };
     let stop = CancellationToken::new();
-    // Ends when the spool is empty.
+    // The drain ends when the spool is empty, because `stop` is set.
     stop.cancel();
     let begun = Instant::now();
     drain.run(stop, Duration::from_secs(60)).await;

@@ -1,6 +1,6 @@
 //! The three stages over N candidates: the native copy, the same code as WebAssembly with a fresh
 //! instance per call, and with reused instances. One run measures all three, so their ratios hold
-//! whatever the machine is doing.
+//! under any load of the machine.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nova::policy::admission::{NothingKnown, PolicyFiles, admit};
@@ -21,7 +21,8 @@ use std::time::Duration;
 
 const SIZES: [usize; 5] = [100, 500, 900, 2_000, 5_000];
 const NOW_MS: u64 = 1_750_000_000_000;
-/// Generous: what is measured is the time taken, not whether it fits.
+/// Generous limit, because the benchmark measures the time taken and not the adherence to a
+/// limit.
 const BUDGET: Duration = Duration::from_secs(1);
 
 fn baseline(engine: &Engine, instance: &str) -> Arc<LoadedPolicy> {
@@ -40,7 +41,8 @@ fn baseline(engine: &Engine, instance: &str) -> Arc<LoadedPolicy> {
         .loaded
 }
 
-/// Candidates as a feed has them: a fifth of the authors write most posts, some posts are seen.
+/// Creates candidates like those of a real feed: a fifth of the authors write most posts, and
+/// some posts are seen.
 fn candidates(n: usize) -> (CandidateSet, Vec<bool>) {
     let mut random = StdRng::seed_from_u64(n as u64);
     let mut set = CandidateSet::default();
@@ -118,7 +120,8 @@ fn ranking(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Each stage alone over 900 candidates: where the time of a ranking goes.
+/// Measures each stage alone over 900 candidates, which shows the share of each in the time of a
+/// ranking.
 fn stages(criterion: &mut Criterion) {
     const N: usize = 900;
     let engine = Engine::start().expect("the engine starts");

@@ -29,7 +29,7 @@ test("a row of another length than declared is an error", () => {
   assert.throws(() => new Sample(policy).row().score(), /2 parts/);
 });
 
-test("what is declared wrongly is an error at once", () => {
+test("an invalid declaration is an error at once", () => {
   const each = () => [0];
   const outside = { default: 3, min: 0, max: 2, doc: "Too large." };
   for (const wrong of [
@@ -50,7 +50,7 @@ test("values and features that are not declared are errors", () => {
   assert.throws(() => new Sample(policy).param("w", 1));
 });
 
-test("without reasons a deduper says what it kept, a saturator what moved", () => {
+test("without reasons a deduper reports kept and removed, a saturator reports movements", () => {
   const keeping = new Sample(deduper({ dedup: () => [2, 0] })).row().row().row();
   assert.deepEqual(keeping.dedup(), [2, 0]);
   assert.deepEqual(keeping.explain(), ["kept", "removed", "kept"]);
@@ -58,7 +58,7 @@ test("without reasons a deduper says what it kept, a saturator what moved", () =
   assert.deepEqual(moving.explain(), ["stayed", "moved down", "moved up"]);
 });
 
-test("own reasons are told by name", () => {
+test("declared reasons are returned as their texts", () => {
   const policy = saturator({
     saturate: (posts) => [...Array(posts.length).keys()],
     reasons: { good: "scored above 1", rest: "the rest" },

@@ -29,7 +29,7 @@ class Scorer(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "2 parts"):
             Sample(policy).row().score()
 
-    def test_what_is_declared_wrongly_is_an_error_at_once(self):
+    def test_an_invalid_declaration_is_an_error_at_once(self):
         outside = Parameter(3.0, min=0.0, max=2.0, doc="Too large.")
         for wrong in [
             {"explains": ["a"]},
@@ -50,16 +50,16 @@ class Scorer(unittest.TestCase):
 
 
 class Reasons(unittest.TestCase):
-    def test_without_reasons_a_deduper_says_what_it_kept(self):
+    def test_a_deduper_without_reasons_reports_kept_and_removed(self):
         policy = deduper(dedup=lambda posts, params, request: [2, 0])
         posts = Sample(policy).row().row().row()
         self.assertEqual((posts.dedup(), posts.explain()), ([2, 0], ["kept", "removed", "kept"]))
 
-    def test_without_reasons_a_saturator_says_what_moved(self):
+    def test_a_saturator_without_reasons_reports_movements(self):
         policy = saturator(saturate=lambda posts, params, request: [0, 2, 1])
         self.assertEqual(Sample(policy).row().row().row().explain(), ["stayed", "moved down", "moved up"])
 
-    def test_own_reasons_are_told_by_name(self):
+    def test_declared_reasons_are_returned_as_their_texts(self):
         policy = saturator(
             saturate=lambda posts, params, request: range(posts.len),
             reasons={"good": "scored above 1", "rest": "the rest"},

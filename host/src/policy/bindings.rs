@@ -1,5 +1,5 @@
-//! Typed calls into the three worlds of `wit/`, generated. Arguments are borrowed, so columns are
-//! copied once: into the guest.
+//! Generated, typed calls into the three worlds of `wit/`. Arguments are borrowed, so columns are
+//! copied only once, into the guest.
 
 pub mod deduper {
     wasmtime::component::bindgen!({

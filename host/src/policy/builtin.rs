@@ -1,4 +1,4 @@
-//! The policies compiled into the binary, so that a host with an empty disk still ranks.
+//! The policies compiled into the binary, so that a host with an empty disk can rank.
 
 use super::admission::PolicyFiles;
 use super::artifact::PolicyRef;
@@ -10,14 +10,14 @@ macro_rules! component {
     };
 }
 
-/// `builtin:` names, and the bytes they stand for in this binary.
+/// Modules that `builtin:` references name, with their bytes in this binary.
 const MODULES: [(&str, &[u8]); 3] = [
     ("seen-dedup", component!("seen_dedup.wasm")),
     ("weighted-scorer", component!("weighted_scorer.wasm")),
     ("author-saturation", component!("author_saturation.wasm")),
 ];
 
-/// Modules that only a shipped recipe uses, by file name.
+/// Modules that only a bundled recipe uses, by file name.
 const RECIPE_FILES: [(&str, &[u8]); 2] = [
     ("timeline_scorer.wasm", component!("timeline_scorer.wasm")),
     ("decay_saturation.wasm", component!("decay_saturation.wasm")),
@@ -40,7 +40,7 @@ pub fn module_names() -> impl Iterator<Item = &'static str> {
     MODULES.iter().map(|(name, _)| *name)
 }
 
-/// The shipped recipes, `baseline` first.
+/// Returns the bundled recipes, `baseline` first.
 pub fn recipes() -> impl Iterator<Item = PolicyFiles> {
     RECIPES.into_iter().map(|manifest| PolicyFiles {
         manifest: manifest.to_owned(),
@@ -52,7 +52,7 @@ pub fn recipes() -> impl Iterator<Item = PolicyFiles> {
     })
 }
 
-/// What a host ranks with until somebody activates something else.
+/// Returns the policy that a host ranks with until another one is activated.
 pub fn baseline() -> PolicyRef {
     PolicyRef {
         name: "baseline".to_owned(),

@@ -1,46 +1,53 @@
-//! Resource classes: how many instances of a kind of policy may exist at once, and how large each may be.
+//! Resource classes: the number of policy instances that may exist at once, and the size limits
+//! of each.
 //!
-//! A policy compiled from Rust is one small core module; one that carries a Python or JavaScript
-//! interpreter is a dozen megabytes with tens of megabytes of memory and many core modules linked
-//! together. Slots wide enough for both would make every return of a Rust instance's slot dearer,
-//! and a few interpreters could starve all other policies of slots; so each class is an engine of its own.
+//! A policy compiled from Rust is one small core module. A policy with a Python or JavaScript
+//! interpreter is a dozen megabytes of code, with tens of megabytes of memory and many core
+//! modules linked together. Slots large enough for both would make returning a Rust instance's
+//! slot more expensive, and a few interpreters could take all the slots. So each class has its
+//! own engine.
 //!
-//! The class follows from the component itself ([`Shape::class`](super::shape::Shape::class)), not
-//! from the manifest: an author cannot choose wrongly, and one digest is compiled one way on every host.
+//! The class follows from the component itself ([`Shape::class`](super::shape::Shape::class)),
+//! not from the manifest. An author therefore cannot choose the wrong one, and a digest is
+//! compiled in the same way on every host.
 
-/// Address space, not memory: what an instance can grow to at most, whatever its class. A policy's own limit is lower.
+/// Maximum memory of an instance in any class, in MiB. It reserves address space, not memory. A
+/// policy's own limit is lower.
 pub const MEMORY_MB_MAX: u32 = 256;
 
-/// In one component: the cap on memory is for each, so a guest with several would multiply it.
+/// Maximum number of memories in one component. The memory cap applies to each memory, so several
+/// would multiply it.
 pub const MEMORIES_MAX: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// One module and an adapter or two: what `nova policy build` makes from Rust.
+    /// One module and one or two adapters, as `nova policy build` produces from Rust.
     Standard,
-    /// A language with its interpreter.
+    /// A policy with its language's interpreter.
     Large,
 }
 
-/// Everything a class bounds.
+/// All limits of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassLimits {
-    /// Instances that can exist at once: running calls (one per worker) and idle ones kept for reuse.
+    /// Maximum number of instances: running calls (one per worker) and idle instances kept for
+    /// reuse.
     pub slots: u32,
-    /// Of the slots, those that may be idle.
+    /// Maximum number of slots that may hold idle instances.
     pub idle: usize,
-    /// In one component.
+    /// Maximum number of core instances in one component.
     pub core_instances: u32,
-    /// In one component.
+    /// Maximum number of tables in one component.
     pub tables: u32,
-    /// In one table; eight bytes each.
+    /// Maximum number of elements in one table. Each takes eight bytes.
     pub table_elements: usize,
-    /// What the host keeps of one component instance beside its memory.
+    /// Memory that the host needs for one component instance, in addition to its linear memory.
     pub instance_bytes: usize,
     pub guest_stack_bytes: usize,
-    /// Pages that stay mapped in a returned slot: page faults were the gap between fresh and reused instances.
+    /// Bytes of pages that stay mapped in a returned slot. Without this, page faults caused the
+    /// difference in time between fresh and reused instances.
     pub keep_resident_bytes: usize,
-    /// Returned slots that keep those pages.
+    /// Number of returned slots that keep those pages mapped.
     pub warm_slots: u32,
     pub describe_memory_bytes: usize,
 }
@@ -50,18 +57,20 @@ const STANDARD: ClassLimits = ClassLimits {
     idle: 128,
     core_instances: 8,
     tables: 8,
-    // Far more than a policy's function table.
+    // Far more than a policy's function table needs.
     table_elements: 20_000,
     instance_bytes: 1 << 20,
-    // The default, ample for flat loops; stated because it is a bound.
+    // Wasmtime's default, which is ample for flat loops. It is stated here because it is a bound.
     guest_stack_bytes: 512 << 10,
     keep_resident_bytes: 1 << 20,
     warm_slots: 64,
     describe_memory_bytes: 64 << 20,
 };
 
-/// Seen: Python 38 core instances, 2 tables of up to 5,670 entries, 12 MiB to begin with; JavaScript 1, 1 of 7,688, 9 MiB.
-/// Idle instances hold their memory: 24 of them with the 64 MB such policies ask for are 1.5 GiB.
+/// Observed sizes: Python has 38 core instances, 2 tables of up to 5,670 elements and 12 MiB of
+/// initial memory. JavaScript has 1 core instance, 1 table of 7,688 elements and 9 MiB. Idle
+/// instances keep their memory: 24 instances at the 64 MB that such policies request take
+/// 1.5 GiB.
 const LARGE: ClassLimits = ClassLimits {
     slots: 64,
     idle: 24,
@@ -69,7 +78,7 @@ const LARGE: ClassLimits = ClassLimits {
     tables: 16,
     table_elements: 40_000,
     instance_bytes: 8 << 20,
-    // An interpreter recurses; the threads that run policies have 2 MiB.
+    // An interpreter recurses. The threads that run policies have a stack of 2 MiB.
     guest_stack_bytes: 1 << 20,
     keep_resident_bytes: 4 << 20,
     warm_slots: 8,

@@ -1,7 +1,8 @@
-//! Compiled modules on disk, so that a host that starts again does not compile again:
-//! `data_dir/compiled/<engine>/<module digest>`, each file sealed ([`super::sealed`]).
+//! The cache of compiled modules on disk, which spares a restarted host from compiling them
+//! again. Files are `data_dir/compiled/<engine>/<module digest>`, each sealed
+//! ([`super::sealed`]).
 //!
-//! It is a cache: whatever is wrong with it costs a compilation and nothing else.
+//! It is only a cache: any problem with it costs a compilation and nothing else.
 
 use super::artifact::Digest;
 use super::sealed::{Origin, Seal};
@@ -18,7 +19,7 @@ use wasmtime::component::Component;
 
 const DIRECTORY: &str = "compiled";
 const KEY_FILE: &str = "compiled.key";
-/// Thirty policies in Python, or some ten thousand in Rust.
+/// Enough for thirty policies in Python or about ten thousand in Rust.
 const BYTES_MAX: u64 = 1 << 30;
 
 #[derive(Debug)]
@@ -29,10 +30,11 @@ pub struct CompileCache {
 }
 
 impl CompileCache {
-    /// Removes what engines other than `engines` compiled: an older version of this program.
+    /// Opens the cache and removes code compiled by engines other than `engines`, which an older
+    /// version of this program left.
     ///
     /// # Errors
-    /// When the directory or its key cannot be made or read.
+    /// Fails if the directory or its key cannot be created or read.
     pub fn open<'a>(
         data_dir: &Path,
         engines: impl IntoIterator<Item = &'a Engine>,
@@ -51,17 +53,18 @@ impl CompileCache {
         for entry in std::fs::read_dir(&cache.directory)?.flatten() {
             let name = entry.file_name();
             if !current.iter().any(|current| name == current.as_str()) {
-                tracing::info!(directory = %entry.path().display(), "removing what another version compiled");
-                // Whatever it is, and whoever else removes it at this moment: it costs some disk.
+                tracing::info!(directory = %entry.path().display(), "removing compiled code of another version or engine configuration");
+                // A failure costs only disk space. Another process may be removing the same entry
+                // at this moment.
                 if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                    tracing::warn!(directory = %entry.path().display(), %error, "cannot be removed");
+                    tracing::warn!(directory = %entry.path().display(), %error, "could not remove compiled code of another version; it keeps taking disk space");
                 }
             }
         }
         Ok(cache)
     }
 
-    /// What was compiled from this module for this engine before, by this host.
+    /// Returns the code that this host compiled earlier from this module for this engine.
     pub fn load(&self, engine: &Engine, module: Digest) -> Option<Component> {
         let origin = origin(engine, module);
         let path = self.path(origin);
@@ -72,7 +75,7 @@ impl CompileCache {
         let component = self.seal.open(engine, origin, &sealed).unwrap_or_else(|_| {
             tracing::error!(
                 file = %path.display(),
-                "a file of compiled code is not as this host wrote it; it is not loaded, and compiled again"
+                "a file of compiled code is not as this host wrote it; ignoring it and compiling the module again"
             );
             None
         });
@@ -81,17 +84,18 @@ impl CompileCache {
         } else {
             "refused"
         });
-        // The oldest go first when the cache is full. A file that cannot be marked is only less lucky.
+        // When the cache is full, the files unused for longest are removed first. If the time
+        // cannot be set, the file is only removed earlier than it should be.
         let _ = std::fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         component
     }
 
-    /// Keeps what was compiled. A disk that will not have it costs the next start some time.
+    /// Stores compiled code. If that fails, the next start has to compile it again.
     pub fn keep(&self, engine: &Engine, module: Digest, component: &Component) {
         if let Err(error) = self.try_to_keep(engine, module, component) {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "compiled code could not be kept; the next start compiles again"
+                "could not store compiled code in the cache; the next start compiles the module again"
             );
         }
     }
@@ -115,7 +119,7 @@ impl CompileCache {
         self.shrink()
     }
 
-    /// Removes the files unused for longest until the rest fits.
+    /// Removes the least recently used files until the rest fits.
     fn shrink(&self) -> anyhow::Result<()> {
         let mut files = Vec::new();
         for engine in std::fs::read_dir(&self.directory)?.flatten() {
@@ -149,8 +153,9 @@ fn origin(engine: &Engine, module: Digest) -> Origin {
     }
 }
 
-/// Not a digest, only a name: an engine checks again what it is given. A toolchain that hashes
-/// otherwise finds nothing and compiles.
+/// Returns the hash that names an engine's directory. It need not be cryptographic, because an
+/// engine checks again that loaded code is compatible with it. If another toolchain hashes
+/// differently, it finds no code and compiles.
 fn hash_of(engine: &Engine) -> u64 {
     let mut hasher = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
@@ -183,7 +188,7 @@ mod tests {
         PolicyEngine::start().unwrap().with_cache(data_dir).unwrap()
     }
 
-    /// The one file that the cache holds.
+    /// Returns the only file in the cache.
     fn only_file(data_dir: &Path) -> PathBuf {
         let mut files = files(data_dir);
         assert_eq!(files.len(), 1, "{files:?}");
@@ -196,7 +201,7 @@ mod tests {
         files.map(|file| file.unwrap().path()).collect()
     }
 
-    /// Writes code under a name it was not compiled from, sealed by the host's own key as if it had been.
+    /// Stores code under the name of another module, sealed with the host's own key.
     fn forge(data_dir: &Path, name: &str, code_of: &str) {
         let engine = engine(data_dir);
         let cache = CompileCache::open(data_dir, [engine.standard()]).unwrap();
@@ -205,10 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_compiled_once_is_loaded_from_disk_and_not_compiled_again() {
+    fn a_compiled_module_is_loaded_from_disk_and_not_compiled_again() {
         let dir = tempfile::tempdir().unwrap();
         forge(dir.path(), "seen-dedup", "author-saturation");
-        // Only what came from the disk can be something else than the bytes say.
+        // Only code from the disk can differ from the module's bytes.
         let loaded = engine(dir.path()).load(bytes("seen-dedup")).unwrap();
         assert_eq!(loaded.description.name, "author-saturation");
         let compiled = PolicyEngine::start()
@@ -219,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_changed_anywhere_is_compiled_again_and_replaced() {
+    fn a_file_changed_at_any_byte_is_compiled_again_and_replaced() {
         let dir = tempfile::tempdir().unwrap();
         forge(dir.path(), "seen-dedup", "author-saturation");
         let path = only_file(dir.path());
@@ -245,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_code_of_one_module_or_host_is_nothing_under_another_name_or_key() {
+    fn code_of_another_module_or_sealed_with_another_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         forge(dir.path(), "seen-dedup", "seen-dedup");
         let path = only_file(dir.path());
@@ -262,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_engine_compiled_is_removed_and_compiled_again() {
+    fn code_of_another_engine_is_removed_and_the_module_compiled_again() {
         let dir = tempfile::tempdir().unwrap();
         forge(dir.path(), "seen-dedup", "author-saturation");
         let ours = only_file(dir.path());
@@ -275,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cache_forgets_what_was_unused_for_longest() {
+    fn a_full_cache_removes_the_least_recently_used_file() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
         let mut cache = CompileCache::open(dir.path(), [engine.standard()]).unwrap();
@@ -295,7 +300,7 @@ mod tests {
             .iter()
             .map(|file| file.metadata().unwrap().len())
             .sum();
-        // A third one of any size is too much.
+        // The limit leaves no room for a third file of any size.
         cache.bytes_max = both;
         keep(&cache, "weighted-scorer");
         let left = files(dir.path());
@@ -308,7 +313,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn the_key_is_for_the_owner_alone() {
+    fn only_the_owner_can_read_the_key() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         drop(engine(dir.path()));

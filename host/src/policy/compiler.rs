@@ -1,11 +1,12 @@
-//! Where components are compiled: threads of their own, below everything that serves.
+//! The compiler of components: low-priority threads of its own, and a bounded queue for uploads.
 //!
-//! The compiler is not built to withstand hostile input: a few megabytes can be made to take minutes.
-//! So what was uploaded is looked at before ([`Shape::too_complex`](super::shape::Shape::too_complex)),
-//! waits in a short queue, is compiled one at a time, and refused when it takes too long. A compiler
-//! cannot be stopped half-way; the thread finishes what nobody waits for, and the bounds on the
-//! component see to it that it does. What is published already was compiled before, so it goes past
-//! that queue: nobody can hold up an activation by uploading.
+//! The compiler is not built to withstand hostile input: a few megabytes can be made to take
+//! minutes. So an upload is checked first
+//! ([`Shape::too_complex`](super::shape::Shape::too_complex)), waits in a short queue, is
+//! compiled one at a time and is refused if it takes too long. A compilation cannot be stopped
+//! half-way. The thread finishes it even if its caller has given up, and the bounds on the
+//! component guarantee that it does finish. Published components were compiled before, so they
+//! bypass that queue, and no upload can hold up an activation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +15,14 @@ use std::time::{Duration, Instant};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// A policy with an interpreter in it takes ten seconds on two idle cores, and forty on busy ones.
+/// Time limit of an upload, including its time in the queue. A policy with an interpreter takes
+/// ten seconds to compile on two idle cores and forty on busy ones.
 pub const COMPILE_TIME_MAX: Duration = Duration::from_secs(180);
-/// Uploads that wait for the one that is being compiled.
+/// Maximum number of uploads that wait for the one being compiled.
 const QUEUE_LENGTH: usize = 8;
-/// Serving threads have 0. At 19 a compilation would never end on a busy host, and an activation
-/// may wait for it; at 10 it gets a tenth of what a serving thread gets.
+/// Niceness of the compiler threads; serving threads have 0. At 19 a compilation would never end
+/// on a busy host, and an activation may wait for it. At 10 it gets a tenth of a serving thread's
+/// share.
 const NICENESS: i32 = 10;
 
 #[derive(Debug)]
@@ -40,17 +43,17 @@ pub enum CompileError {
     #[error(transparent)]
     Invalid(wasmtime::Error),
     #[error(
-        "not compiled within {} s, queue included; make it smaller, or try again when the host has less to do",
+        "compilation did not finish within {} s, including the time in the queue; make the component smaller, or try again when the host is less busy",
         .0.as_secs()
     )]
     TimedOut(Duration),
-    #[error("{QUEUE_LENGTH} other uploads wait to be compiled; try again in a minute")]
+    #[error("{QUEUE_LENGTH} other uploads are waiting to be compiled; try again in a minute")]
     Busy,
 }
 
 impl Compiler {
     /// # Errors
-    /// When the threads cannot be started.
+    /// Fails if the threads cannot be started.
     pub fn start() -> anyhow::Result<Self> {
         let threads = rayon::ThreadPoolBuilder::new()
             .thread_name(|index| format!("compiler-{index}"))
@@ -65,15 +68,16 @@ impl Compiler {
         Ok(Self { threads, uploads })
     }
 
-    /// Compiles what is known to compile, for as long as it takes.
+    /// Compiles a component that is known to compile, without a time limit.
     pub fn compile(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
         self.threads.install(|| Component::new(engine, bytes))
     }
 
-    /// Compiles what somebody sent.
+    /// Compiles an uploaded component.
     ///
     /// # Errors
-    /// When it is no component, takes longer than `time_max`, or too many others wait.
+    /// Fails if the bytes are not a component, compilation takes longer than `time_max`, or the
+    /// queue is full.
     pub fn compile_upload(
         &self,
         engine: &Engine,
@@ -99,25 +103,27 @@ impl Compiler {
                 Err(CompileError::TimedOut(time_max))
             }
             Err(RecvTimeoutError::Disconnected) => Err(CompileError::Invalid(
-                wasmtime::Error::msg("the compiler panicked on it"),
+                wasmtime::Error::msg("the compiler panicked on this component"),
             )),
         }
     }
 }
 
-/// Of the calling thread. A system that will not lower a priority works at the ordinary one.
+/// Lowers the priority of the calling thread. If the system refuses, the thread keeps its normal
+/// priority.
 pub(super) fn lower_priority() {
     let _ = rustix::process::nice(NICENESS);
 }
 
-/// Ends with the last handle to the queue.
+/// Compiles queued uploads one at a time. Returns when the last handle to the queue is dropped.
 fn compile_uploads(threads: &rayon::ThreadPool, queue: &Receiver<Upload>) {
     for upload in queue {
         if upload.given_up.load(Ordering::Relaxed) {
             continue;
         }
         let compile = || Component::new(&upload.engine, &upload.bytes);
-        // A panic is this upload's end, not the queue's: its sender is dropped, which its waiter hears.
+        // A panic fails only this upload and not the queue: its sender is dropped, so its caller
+        // gets an error.
         let compiled =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| threads.install(compile)));
         if let Ok(compiled) = compiled {
@@ -133,7 +139,7 @@ mod tests {
     use crate::policy::builtin;
 
     #[test]
-    fn what_takes_too_long_is_refused_and_the_next_one_is_compiled() {
+    fn an_upload_that_takes_too_long_is_refused_and_the_next_one_is_compiled() {
         let (compiler, engine) = (Compiler::start().unwrap(), Engine::default());
         let bytes = builtin::module("weighted-scorer").unwrap();
         let slow = compiler.compile_upload(&engine, bytes, Duration::ZERO);
@@ -146,7 +152,8 @@ mod tests {
     fn a_full_queue_refuses_instead_of_growing() {
         let (compiler, engine) = (Compiler::start().unwrap(), Engine::default());
         let bytes = builtin::module("weighted-scorer").unwrap();
-        // Nobody waits for these, so all but the one in work are still queued or already skipped.
+        // The caller gives up on each of these at once, so all but the one being compiled are
+        // either still queued or already skipped.
         let answers: Vec<_> = (0..100 * QUEUE_LENGTH)
             .map(|_| compiler.compile_upload(&engine, bytes, Duration::ZERO))
             .collect();

@@ -1,4 +1,5 @@
-//! The WebAssembly engines: one for each resource class, with everything that is decided once.
+//! The WebAssembly engines, one per resource class, and the settings that are fixed when they
+//! start.
 
 use super::admission::record::StageRecord;
 use super::admission::signature::TrustedKeys;
@@ -18,14 +19,14 @@ use std::time::{Duration, Instant};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-/// The clock of policy deadlines. Fine enough for a 20 ms deadline, and 1,000 wake-ups a second
-/// of one thread cost less than 0.1 % of a core.
+/// Resolution of policy deadlines. It is fine enough for a 20 ms deadline, and 1,000 wake-ups per
+/// second of one thread cost less than 0.1 % of a core.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 
-/// What `describe` may use where fuel is the clock.
+/// Fuel limit of one `describe` call on a metered engine, where fuel replaces the deadline.
 const DESCRIBE_FUEL_MAX: u64 = 1_000_000_000;
 
-/// Trials remembered, some hundred bytes each.
+/// Maximum number of remembered trials. Each takes a few hundred bytes.
 const TRIALS_MAX: u64 = 1_000;
 
 #[derive(Clone)]
@@ -35,26 +36,27 @@ pub struct Engine {
     compiler: Arc<Compiler>,
     cache: Option<Arc<CompileCache>>,
     trusted_keys: Arc<TrustedKeys>,
-    /// Of stages that passed, by everything that their trial depended on: one module serves many policies.
+    /// Records of the stages that passed their trial. The key covers everything that the trial
+    /// depended on, so policies that share a module share its trial.
     pub(super) trials: Cache<Digest, StageRecord>,
 }
 
-/// Who says that a component is worth compiling.
+/// Origin of a component, which decides how carefully it is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
-    /// The registry: it was compiled before.
+    /// It comes from the registry, so it was compiled before.
     Published,
-    /// Nobody yet.
+    /// It was uploaded and has never been compiled.
     Uploaded,
 }
 
-/// The engine of one class, and how many of its slots hold idle instances.
+/// The engine of one class, with the number of its slots that hold idle instances.
 pub(super) struct ClassEngine {
     pub limits: &'static ClassLimits,
     pub inner: wasmtime::Engine,
     linker: Linker<Sandbox>,
     idle: AtomicUsize,
-    /// Only where calls are measured, never where they serve.
+    /// Set only on engines that measure calls, never on those that serve.
     pub meter: Option<Meter>,
 }
 
@@ -68,7 +70,7 @@ impl Engine {
     /// Starts the engines and the thread that ticks their epochs.
     ///
     /// # Errors
-    /// When the address space for the pools cannot be reserved, or no thread can be started.
+    /// Fails if the address space for the pools cannot be reserved or a thread cannot be started.
     pub fn start() -> anyhow::Result<Self> {
         let engine = Self {
             standard: Arc::new(ClassEngine::new(Class::Standard)?),
@@ -78,8 +80,9 @@ impl Engine {
             trusted_keys: Arc::default(),
             trials: Cache::new(TRIALS_MAX),
         };
-        // A thread of its own, not a timer of the async runtime: a guest that spins must not be able to
-        // stop the clock that is meant to stop it. The thread ends with the last engine handle.
+        // The ticker has its own thread instead of a timer of the async runtime, because a guest
+        // that spins must not be able to stop the clock that interrupts it. The thread ends when
+        // the last engine handle is dropped.
         let engines = [engine.standard.inner.weak(), engine.large.inner.weak()];
         std::thread::Builder::new()
             .name("policy-epoch".into())
@@ -95,17 +98,18 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Keeps what it compiles in a data directory, and looks there before it compiles.
+    /// Adds a cache of compiled code in `data_dir`, which is consulted before compiling.
     ///
     /// # Errors
-    /// When the cache cannot be made there.
+    /// Fails if the cache cannot be created there.
     pub fn with_cache(mut self, data_dir: &Path) -> anyhow::Result<Self> {
         let engines = [&self.standard.inner, &self.large.inner];
         self.cache = Some(Arc::new(CompileCache::open(data_dir, engines)?));
         Ok(self)
     }
 
-    /// Runs only what is signed with one of these keys, if there are any.
+    /// Accepts only policies that are signed with one of these keys. If there are none, no
+    /// signature is required.
     pub fn with_trusted_keys(mut self, keys: TrustedKeys) -> Self {
         self.trusted_keys = Arc::new(keys);
         self
@@ -127,27 +131,30 @@ impl Engine {
         }
     }
 
-    /// Compiles a published component, checks what it imports and exports, and reads its description.
-    /// Takes tens of milliseconds for a small module: never call it on the serving path.
+    /// Compiles a published component, checks its imports and exports, and reads its description.
+    /// This takes tens of milliseconds for a small module, so never call it on the serving path.
     ///
     /// # Errors
-    /// Why the bytes are not a module.
+    /// Fails with the reason if the bytes are not a valid module.
     pub fn load(&self, bytes: &[u8]) -> Result<Module, ModuleError> {
         self.load_as(Trust::Published, bytes)
     }
 
-    /// The same for a component that somebody sent: within bounds of size, complexity and time.
+    /// Does the same as [`Engine::load`] for an uploaded component, within bounds on its size,
+    /// complexity and compile time.
     ///
     /// # Errors
-    /// Why the bytes are not a module that this host would compile.
+    /// Fails with the reason if the bytes are not a module that this host accepts for
+    /// compilation.
     pub fn load_upload(&self, bytes: &[u8]) -> Result<Module, ModuleError> {
         self.load_as(Trust::Uploaded, bytes)
     }
 
-    /// The same again, compiled so that each call counts what it uses; too slow to serve.
+    /// Compiles the component so that each call counts the fuel and memory it uses. The result is
+    /// too slow to serve.
     ///
     /// # Errors
-    /// When no such engine can be made, or the component cannot be compiled for it.
+    /// Fails if the metered engine cannot be created or the component cannot be compiled for it.
     pub fn load_metered(&self, bytes: &[u8]) -> Result<Module, ModuleError> {
         let shape = Shape::read(bytes).map_err(ModuleError::Invalid)?;
         let engine = ClassEngine::metered(shape.class())
@@ -199,8 +206,9 @@ impl ClassEngine {
         Self::of(limits, &config, None)
     }
 
-    /// Fuel is the only clock here: the same call uses the same fuel on every machine, and every
-    /// byte that a bulk operation touches is charged for, so it bounds time as well.
+    /// Creates an engine that limits calls by fuel alone. The same call uses the same fuel on
+    /// every machine. Every byte that a bulk operation touches costs fuel, so fuel bounds time as
+    /// well.
     fn metered(class: Class) -> anyhow::Result<Self> {
         let limits = class.limits();
         let mut config = Self::config(limits);
@@ -224,12 +232,12 @@ impl ClassEngine {
         })
     }
 
-    /// Settled for all engines: what decides the answers of a guest.
+    /// Returns the settings common to all engines. These settings affect the output of a guest.
     fn config(limits: &ClassLimits) -> Config {
         let mut config = Config::new();
         config
             .concurrency_support(false)
-            .wasm_relaxed_simd(false) // the same bits on every processor
+            .wasm_relaxed_simd(false) // gives the same bits on every processor
             .max_wasm_stack(limits.guest_stack_bytes);
         config
     }
@@ -248,7 +256,7 @@ impl ClassEngine {
             .max_memory_size((MEMORY_MB_MAX as usize) << 20)
             .linear_memory_keep_resident(limits.keep_resident_bytes)
             .table_keep_resident(64 << 10)
-            // Where the kernel can say which pages were touched, only those are cleared.
+            // If the kernel can report which pages were touched, only those are cleared.
             .pagemap_scan(Enabled::Auto)
             .max_unused_warm_slots(limits.warm_slots);
         InstanceAllocationStrategy::Pooling(pool)
@@ -275,7 +283,8 @@ impl ClassEngine {
         Module::link(self.clone(), origin, pre)
     }
 
-    /// Whether one more instance may be kept idle; it then counts until [`ClassEngine::end_idle`].
+    /// Reserves a slot for one more idle instance. Returns false if the limit is reached. The
+    /// reservation lasts until [`ClassEngine::end_idle`].
     pub fn begin_idle(&self) -> bool {
         let grow = |idle| (idle < self.limits.idle).then_some(idle + 1);
         self.idle
@@ -287,7 +296,8 @@ impl ClassEngine {
         self.idle.fetch_sub(instances, Ordering::Relaxed);
     }
 
-    /// No imports, and the interface of exactly one stage.
+    /// Checks that the component imports nothing and returns the stage whose interface it
+    /// exports.
     fn check_world(&self, component: &Component) -> Result<Stage, ModuleError> {
         let ty = component.component_type();
         let imports: Vec<String> = ty
@@ -308,7 +318,8 @@ impl ClassEngine {
     }
 }
 
-/// A stage of an ABI that this host does not speak.
+/// Returns an error if a stage's interface is exported in an ABI version that this host does not
+/// support.
 fn other_abi(exports: &[String]) -> Option<ModuleError> {
     Stage::ALL.into_iter().find_map(|stage| {
         let (interface, offered) = stage.interface().split_once('@')?;
@@ -324,7 +335,8 @@ fn other_abi(exports: &[String]) -> Option<ModuleError> {
     })
 }
 
-/// The first eight bytes tell WebAssembly from other files, and components from core modules.
+/// Checks the first eight bytes, which distinguish WebAssembly from other files and components
+/// from core modules.
 fn refuse_core_module(bytes: &[u8]) -> Result<(), ModuleError> {
     match bytes {
         [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(()),

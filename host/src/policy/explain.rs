@@ -1,4 +1,5 @@
-//! A ranking, told stage by stage: what each module saw, what it answered and why. Off the hot path.
+//! The explanation of a ranking, stage by stage: each module's input, its answer and its reasons.
+//! It runs off the hot path.
 
 use super::artifact::Stage;
 use super::failure::PolicyFailure;
@@ -8,33 +9,34 @@ use super::ranking::{Columns, RankInput, Trace, trace};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// One candidate's way through the stages.
+/// One candidate's path through the stages.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct ExplainedPost {
     pub post_id: u64,
     pub author_id: u64,
-    /// followees, affinity, trending or recent.
+    /// One of followees, affinity, trending and recent.
     pub source: &'static str,
-    /// Every feature that a stage of this policy reads. Widened: the shortest text of an `f32` is
-    /// another number, too far off to recompute an old post's score from.
+    /// Every feature that a stage of this policy reads. Values are widened to `f64`, because the
+    /// shortest decimal text of an `f32` reads as another `f64`, too far off to recompute an old
+    /// post's score.
     pub features: BTreeMap<String, f64>,
     pub dedup: String,
-    /// Among what dedup kept, from 0; null when it removed it.
+    /// Position among the posts that dedup kept, from 0. Null if dedup removed the post.
     pub position_after_dedup: Option<usize>,
-    /// Null when dedup removed it.
+    /// Null if dedup removed the post.
     pub score: Option<f32>,
     pub score_components: BTreeMap<String, f32>,
-    /// By score alone, from 0.
+    /// Position by score alone, from 0.
     pub position_by_score: Option<usize>,
     pub saturation: Option<String>,
-    /// As shown, from 0.
+    /// Position as shown, from 0.
     pub position: Option<usize>,
 }
 
-/// Explains a ranking. The stages are run as they would be served, and asked for their reasons beside.
+/// Explains a ranking. Runs the stages as for serving and then asks each for its reasons.
 ///
 /// # Errors
-/// The first failure of a stage.
+/// Returns the first failure of a stage.
 pub fn explain(
     policy: &LoadedPolicy,
     budget: CallBudget,
@@ -59,7 +61,7 @@ pub fn explain(
     Ok(posts)
 }
 
-/// Every candidate, with what dedup says of it.
+/// Returns every candidate with the reason that dedup gives for it.
 fn explain_dedup(
     policy: &LoadedPolicy,
     budget: CallBudget,
@@ -116,7 +118,8 @@ fn explain_scores(
     posts: &mut [ExplainedPost],
 ) -> Result<(), PolicyFailure> {
     let module = &policy.modules.score;
-    // In dedup's order, as it was scored: a scorer may look at its neighbours.
+    // The rows are in dedup's order, as they were scored, because a scorer may look at
+    // neighbouring rows.
     let columns = Columns::gather(&module.features, input, trace.kept.clone());
     let params = policy.params(Stage::Score);
     let parts = module.explain_score(budget, input.request, params, &columns.candidates())?;

@@ -1,5 +1,5 @@
-//! The kinds of policy failure. A failure is counted by kind and answered by the next rung of the
-//! ladder; it never becomes a bad page.
+//! The kinds of policy failure. A failure is counted by its kind, and the next step of the
+//! fallback chain answers instead, so a failure never produces an invalid page.
 
 use super::artifact::Stage;
 
@@ -18,7 +18,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// In the order of their discriminants.
+    /// All kinds, in the order of their discriminants.
     pub const ALL: [Self; 9] = [
         Self::Trap,
         Self::Deadline,
@@ -31,7 +31,7 @@ impl FailureKind {
         Self::Pool,
     ];
 
-    /// The `outcome` label of `policy_calls_total`.
+    /// Returns the value of the `outcome` label of `policy_calls_total`.
     pub fn as_str(self) -> &'static str {
         match self {
             FailureKind::Trap => "trap",

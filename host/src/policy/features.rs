@@ -1,9 +1,9 @@
-//! The features the host offers to policies (ABI 1.0) and how each becomes a column.
+//! The features that the host offers to policies (ABI 1.0), and the computation of their columns.
 
 use crate::stores::{Counters, UnixMs};
 use serde::{Deserialize, Serialize};
 
-/// Which sources found a candidate; the flags of all of them are or'ed.
+/// Set of the sources that found a candidate, as bit flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sources(u8);
 
@@ -21,7 +21,7 @@ impl Sources {
         self.0 & other.0 != 0
     }
 
-    /// The first of followees, affinity, trending, recent that applies.
+    /// Returns the first that applies of followees, affinity, trending and recent.
     pub fn reason(self) -> &'static str {
         if self.contains(Self::FOLLOWEES) {
             "followees"
@@ -43,9 +43,9 @@ pub struct CandidateSet {
     pub created_at_ms: Vec<UnixMs>,
     pub sources: Vec<Sources>,
     pub counters: Vec<Counters>,
-    /// Viewer → author interactions, 90 days.
+    /// Viewer → author interactions in the last 90 days.
     pub affinity: Vec<u64>,
-    /// Impressions of this author to this viewer, 24 h.
+    /// Impressions of this author's posts to this viewer in the last 24 h.
     pub author_recent_impressions: Vec<u64>,
 }
 
@@ -99,7 +99,7 @@ impl Feature {
             .find(|feature| feature.name() == name)
     }
 
-    /// Appends this feature's column for the candidates `rows` of `set`.
+    /// Appends this feature's values for the candidates `rows` of `set` to `column`.
     pub fn append_column(
         self,
         set: &CandidateSet,
@@ -143,7 +143,7 @@ impl Feature {
     }
 }
 
-/// Hours between two instants; a post dated in the future is 0 h old.
+/// Returns the hours between two instants. A post dated in the future is 0 h old.
 fn age_hours(now_ms: UnixMs, created_at_ms: UnixMs) -> f32 {
     (now_ms.saturating_sub(created_at_ms) as f64 / 3_600_000.0) as f32
 }

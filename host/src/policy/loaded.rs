@@ -18,14 +18,14 @@ pub struct LoadedPolicy {
     pub spec: PolicySpec,
     /// The digest of the published version.
     pub digest: Digest,
-    /// The digest of what runs: differs from `digest` when an experiment overrides parameters.
+    /// The digest of what runs. It differs from `digest` when an experiment overrides parameters.
     pub effective_digest: Digest,
-    /// The same, written.
+    /// `effective_digest` as hexadecimal text.
     pub digest_hex: Arc<str>,
     pub modules: PerStage<Arc<Module>>,
-    /// How its calls went, shared by all that behave alike.
+    /// Outcomes of its calls, shared by all policies with the same effective digest.
     pub outcomes: Arc<Outcomes>,
-    /// In the order each module declares.
+    /// Parameter values in the order that each module declares.
     params: PerStage<Vec<f64>>,
     metrics: PolicyMetrics,
 }
@@ -34,7 +34,8 @@ impl LoadedPolicy {
     /// Binds a spec to its compiled modules.
     ///
     /// # Errors
-    /// Every parameter that no module declares, lacks a value or is out of range; every module of the wrong stage.
+    /// Returns one reason for each module of the wrong stage and for each parameter that its
+    /// module does not declare or whose value is out of range.
     pub fn bind(
         published: Digest,
         spec: PolicySpec,
@@ -75,18 +76,20 @@ impl LoadedPolicy {
         self.params.get(stage)
     }
 
-    /// What the three stages may take together.
+    /// Returns the time limit of the three stages together.
     pub fn deadline(&self) -> Duration {
         Duration::from_millis(self.spec.limits.deadline_ms.into())
     }
 
-    /// What the three stages together may use, from now, within `left` of the request's own time.
+    /// Returns the budget of the three stages together, starting now. `left` is the time that the
+    /// request has left and caps the deadline.
     pub fn budget(&self, left: Duration) -> CallBudget {
         self.budget_without_deadline(self.deadline().min(left))
     }
 
-    /// What a run that nobody is served from may use: `time` as it is, because telling a ranking
-    /// takes many more calls than making it, and its own deadline is for the latter.
+    /// Returns a budget of `time`, without the policy's own deadline, for runs that serve no
+    /// viewer. Explaining a ranking takes many more calls than making it, and the policy's
+    /// deadline applies to the latter.
     pub fn budget_without_deadline(&self, time: Duration) -> CallBudget {
         CallBudget {
             deadline: Instant::now() + time,
@@ -95,7 +98,7 @@ impl LoadedPolicy {
         }
     }
 
-    /// The stages of one ranking, under one deadline.
+    /// Returns the stages of one ranking, which share one deadline.
     pub fn running(&self, budget: CallBudget) -> Running<'_> {
         Running {
             policy: self,
@@ -110,8 +113,8 @@ impl LoadedPolicy {
     }
 }
 
-/// Why a module cannot be this stage with these values: it is of another stage, does not declare a
-/// parameter, or declares a range that a value is not in.
+/// Returns the reasons that prevent `module` from serving `stage` with these values: it is of
+/// another stage, does not declare a parameter, or declares a range that excludes a value.
 pub fn misfits(stage: Stage, module: &Module, values: &BTreeMap<String, f64>) -> Vec<Reason> {
     if module.stage != stage {
         let message = format!("{stage}: the module is a {} module", module.stage);

@@ -1,8 +1,10 @@
-//! What a call used, where calls are measured: fuel, the deterministic unit of work, and memory.
+//! Measurement of a call on a metered engine: fuel, which is the deterministic unit of work, and
+//! memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The last call's use. One admission has its meter to itself, so there is one call at a time.
+/// The resource use of the last call. Each admission has its own meter, so there is only one call
+/// at a time.
 #[derive(Debug)]
 pub struct Meter {
     fuel_max: AtomicU64,
@@ -13,7 +15,7 @@ pub struct Meter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Used {
     pub fuel: u64,
-    /// Linear memory at its largest.
+    /// Peak size of linear memory.
     pub memory_bytes: u64,
 }
 
@@ -26,12 +28,12 @@ impl Meter {
         }
     }
 
-    /// A call that uses more is stopped.
+    /// Returns the fuel limit of a call. A call that uses more is stopped.
     pub fn fuel_max(&self) -> u64 {
         self.fuel_max.load(Ordering::Relaxed)
     }
 
-    /// For the calls from now on.
+    /// Sets the fuel limit of all later calls.
     pub fn set_fuel_max(&self, fuel_max: u64) {
         self.fuel_max.store(fuel_max, Ordering::Relaxed);
     }

@@ -1,9 +1,18 @@
-//! Policies: what they are (`artifact`), how they are admitted (`admission`) and measured (`bench`, `meter`),
-//! compiled (`compiler`, `compile_cache`, `sealed`), run (`shape`, `class`, `engine`, `module`, `loaded`, `pool`,
-//! `sandbox`, `bindings`, `ranking`), compared (`compare`), kept (`registry`, `last_good`, `local`, `kept`) and audited
-//! (`audit`), what may become of them (`lifecycle`, `budget`) and how they are swapped (`deploy`, `watcher`).
+//! Policies, independent of viewers, stores and HTTP. Each concern has its own modules:
 //!
-//! Nothing here knows viewers, stores or HTTP.
+//! - definition: `artifact`, `features`, `builtin`
+//! - admission: `admission`
+//! - measurement: `bench`, `meter`
+//! - compilation: `compiler`, `compile_cache`, `sealed`
+//! - execution: `shape`, `class`, `engine`, `module`, `loaded`, `pool`, `sandbox`, `bindings`,
+//!   `ranking`, `native`
+//! - explanation: `explain`
+//! - comparison: `compare`
+//! - storage: `registry`, `last_good`, `local`, `kept`
+//! - audit log: `audit`
+//! - state transitions and failure limits: `lifecycle`, `budget`
+//! - deployment and the watched directory: `deploy`, `watcher`
+//! - building from source: `project`, `toolchain`
 
 pub mod admission;
 pub mod artifact;

@@ -1,6 +1,7 @@
-//! The shipped logic compiled into the host: the last rung that still ranks when every module
-//! failed, and the reference beside which modules are measured. It runs the same crates that are
-//! shipped as modules, so there is no second implementation to keep in step.
+//! The bundled policies compiled into the host as native code. They are the last step of the
+//! fallback chain that still ranks when every module has failed, and the reference in
+//! measurements of modules. They use the same crates as the bundled modules, so there is no
+//! second implementation to maintain.
 
 use super::artifact::Stage;
 use super::failure::{FailureKind, PolicyFailure};
@@ -94,7 +95,7 @@ impl Stages for Native {
     }
 }
 
-/// Runs native code so that even a bug in it is a failure with a kind, not a lost request.
+/// Runs native code so that a panic in it becomes a policy failure instead of a lost request.
 pub fn guarded<T>(
     run: impl FnOnce() -> Result<T, PolicyFailure> + std::panic::UnwindSafe,
 ) -> Result<T, PolicyFailure> {

@@ -1,5 +1,5 @@
-//! The bounded pool of threads on which policies run. Ranking is pure computation, so more threads
-//! than cores would only add waiting, and none of it may happen on the async reactor.
+//! The bounded pool of threads that run policies. Ranking is pure computation, so more threads
+//! than cores would only add waiting, and none of it may run on the async reactor.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,8 +8,9 @@ use tokio::sync::{Semaphore, oneshot};
 #[derive(Clone)]
 pub struct CpuPool {
     threads: Arc<rayon::ThreadPool>,
-    /// One permit for each running or queued job: the queue is as long as the pool is wide, the
-    /// rest waits here, where waiting can be timed out.
+    /// One permit per running or queued job. There are twice as many as threads, so the queue is
+    /// as long as the number of threads. All other jobs wait for a permit, because that wait can
+    /// time out.
     permits: Arc<Semaphore>,
 }
 
@@ -33,7 +34,7 @@ impl CpuPool {
         let threads_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("policy-{index}"))
-            .panic_handler(|_| tracing::error!("a policy worker's job panicked"))
+            .panic_handler(|_| tracing::error!("a policy job panicked; its caller gets an error"))
             .build()?;
         Ok(Self {
             threads: Arc::new(threads_pool),
@@ -41,7 +42,7 @@ impl CpuPool {
         })
     }
 
-    /// Runs `job` on a worker; gives up when it is not done after `wait`.
+    /// Runs `job` on a worker. Returns [`Busy`] if it is not done after `wait`.
     pub async fn run<T: Send + 'static>(
         &self,
         wait: Duration,
@@ -57,10 +58,10 @@ impl CpuPool {
         self.threads.spawn(move || {
             let result = job();
             drop(permit);
-            // The request may have gone away meanwhile; its answer is then nobody's.
+            // The request may have been cancelled meanwhile, so a failed send is ignored.
             let _ = send.send(result);
         });
-        // Behind a job that takes long, the queue is waiting too.
+        // A job queued behind a slow one still waits here, so this wait is limited as well.
         let left = wait.saturating_sub(asked.elapsed());
         tokio::time::timeout(left, receive)
             .await

@@ -1,4 +1,5 @@
-//! One ranking, whoever runs its stages: dedup → score → sort → saturation, each answer checked.
+//! The ranking pipeline: dedup → score → sort → saturation, with each answer checked. It is the
+//! same for a loaded policy and for the native copy.
 
 use super::artifact::Stage;
 use super::failure::{FailureKind, PolicyFailure};
@@ -6,40 +7,40 @@ use super::features::{CandidateSet, Feature};
 use nova_policy_sdk::{Candidates, Ranked, Request};
 use std::time::{Duration, Instant};
 
-/// What is ranked: the candidates of one viewer and which of them the viewer has seen.
+/// Input of a ranking: the candidates of one viewer and which of them the viewer has seen.
 #[derive(Debug, Clone, Copy)]
 pub struct RankInput<'a> {
     pub request: &'a Request,
     pub set: &'a CandidateSet,
-    /// One flag for each candidate.
+    /// One flag per candidate.
     pub seen: &'a [bool],
 }
 
-/// The order to show, as rows of the candidate set, and the score of each.
+/// The order to show, as rows of the candidate set, and the score of each row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ranking {
     pub rows: Vec<u32>,
     pub scores: Vec<f32>,
     /// Candidates that dedup removed.
     pub removed: u32,
-    /// Posts that saturation put elsewhere than their score would.
+    /// Posts that saturation moved from their position by score.
     pub moved: u32,
 }
 
-/// A ranking with the steps to it; rows are rows of the candidate set.
+/// A ranking and its intermediate results. All rows are rows of the candidate set.
 #[derive(Debug, Default)]
 pub struct Trace {
-    /// What dedup kept, in its order.
+    /// Rows that dedup kept, in the order it returned them.
     pub kept: Vec<u32>,
-    /// The same by score, best first, and the score of each.
+    /// The same rows by score, best first. `scores` is parallel to it.
     pub by_score: Vec<u32>,
     pub scores: Vec<f32>,
     pub ranking: Ranking,
 }
 
-/// The three decisions. Implemented by a loaded policy and by the native copy.
+/// The three stages of a ranking, implemented by a loaded policy and by the native copy.
 pub trait Stages {
-    /// The columns this stage reads, in its order.
+    /// Returns the features that the stage reads, in the order it declares them.
     fn features(&self, stage: Stage) -> &[Feature];
     fn dedup(
         &self,
@@ -52,22 +53,23 @@ pub trait Stages {
         candidates: &Candidates<'_>,
     ) -> Result<Vec<f32>, PolicyFailure>;
     fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure>;
-    /// Called after each stage, its answer checked.
+    /// Called after each stage, once its answer has been checked.
     fn observe(&self, _stage: Stage, _took: Duration, _failure: Option<FailureKind>) {}
 }
 
-/// Ranks. Nothing that was not a candidate comes out, and nothing comes out twice.
+/// Ranks the candidates. The result contains only candidates, each at most once.
 ///
 /// # Errors
-/// The first failure of a stage, breaches of its contract included.
+/// Returns the first failure of a stage, including breaches of its contract.
 pub fn rank(stages: &impl Stages, input: RankInput<'_>) -> Result<Ranking, PolicyFailure> {
     Ok(trace(stages, input)?.ranking)
 }
 
-/// The same, with its steps, which cost nothing more: each was a column of the next stage.
+/// Ranks like [`rank`] and also returns the intermediate results. They cost nothing extra,
+/// because each is an input column of the next stage.
 ///
 /// # Errors
-/// As [`rank`].
+/// Fails as [`rank`] does.
 pub fn trace(stages: &impl Stages, input: RankInput<'_>) -> Result<Trace, PolicyFailure> {
     if input.set.is_empty() {
         return Ok(Trace::default());
@@ -136,8 +138,8 @@ fn observed<T>(
     result
 }
 
-/// Indices by score descending, then higher post id. Scores are finite here; `total_cmp` keeps
-/// the order total whatever they are.
+/// Returns indices by score descending, then by higher post id. Scores are finite here, but
+/// `total_cmp` keeps the order total for any value.
 pub fn best_first(scores: &[f32], post_ids: &[u64]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     order.sort_unstable_by(|&a, &b| {
@@ -149,7 +151,7 @@ pub fn best_first(scores: &[f32], post_ids: &[u64]) -> Vec<u32> {
     order
 }
 
-/// Some rows of a candidate set with the columns one stage wants.
+/// Some rows of a candidate set, with the feature columns that one stage reads.
 #[derive(Debug)]
 pub struct Columns {
     pub rows: Vec<u32>,
@@ -200,13 +202,14 @@ impl Columns {
         }
     }
 
-    /// The rows behind indices into these columns.
+    /// Maps indices into these columns to rows of the candidate set.
     pub fn select(&self, indices: &[u32]) -> Vec<u32> {
         indices.iter().map(|&at| self.rows[at as usize]).collect()
     }
 }
 
-/// Unique indices in range, and not nothing from something.
+/// Checks that the indices are unique and in range, and that dedup kept at least one candidate if
+/// there were any.
 pub(super) fn check_kept(kept: &[u32], candidates: usize) -> Result<(), PolicyFailure> {
     if kept.is_empty() && candidates > 0 {
         return Err(PolicyFailure::new(
@@ -218,7 +221,7 @@ pub(super) fn check_kept(kept: &[u32], candidates: usize) -> Result<(), PolicyFa
     check_unique(Stage::Dedup, kept, candidates)
 }
 
-/// One finite number each.
+/// Checks that there is one finite number per candidate.
 pub(super) fn check_scores(scores: &[f32], candidates: usize) -> Result<(), PolicyFailure> {
     check_length(Stage::Score, scores.len(), candidates)?;
     match scores.iter().position(|score| !score.is_finite()) {
@@ -231,7 +234,7 @@ pub(super) fn check_scores(scores: &[f32], candidates: usize) -> Result<(), Poli
     }
 }
 
-/// Every index once.
+/// Checks that every index occurs exactly once.
 pub(super) fn check_permutation(shown: &[u32], ranked: usize) -> Result<(), PolicyFailure> {
     check_length(Stage::Saturation, shown.len(), ranked)?;
     check_unique(Stage::Saturation, shown, ranked)

@@ -1,8 +1,8 @@
-//! What surrounds one instance: its memory cap and the record of why growth was refused.
+//! The resource limits of one instance, and the record of whether memory growth was refused.
 
 use super::class::{ClassLimits, MEMORIES_MAX};
 
-/// State of a store: one policy instance lives in it.
+/// State of a wasmtime store, which holds one policy instance.
 #[derive(Debug)]
 pub struct Sandbox {
     memory_cap_bytes: usize,
@@ -21,20 +21,20 @@ impl Sandbox {
         }
     }
 
-    /// A refusal in an earlier call says nothing about this one, and the earlier one may have been another policy's, with
-    /// another cap.
+    /// Prepares for the next call. A refusal in an earlier call says nothing about this one, and
+    /// the earlier call may have come from another policy with another cap.
     pub fn begin_call(&mut self, memory_cap_bytes: usize) {
         self.memory_cap_bytes = memory_cap_bytes;
         self.memory_denied = false;
     }
 
-    /// Whether the guest asked for more memory than it may have. A guest that is refused memory
-    /// traps like any other, so this is how the two are told apart.
+    /// Reports if the guest requested more memory than it may have. A guest traps in the same way
+    /// when memory is refused, so this flag distinguishes the two failures.
     pub fn memory_denied(&self) -> bool {
         self.memory_denied
     }
 
-    /// Linear memory as it is, which is as large as it ever was.
+    /// Returns the current size of linear memory, which never shrinks.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }

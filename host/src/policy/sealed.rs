@@ -1,14 +1,15 @@
-//! Compiled code that this host wrote itself, and the only place that believes in it.
+//! Authentication of compiled code that this host stored itself, and the only place that loads it
+//! as trusted code.
 //!
-//! `Component::deserialize` runs what it is given: wasmtime checks that the file was made by the same
-//! engine, not that its machine code is harmless. So bytes get there only if their HMAC-SHA256 is
-//! right under a key that this host made and keeps readable for its owner alone. The tag also covers
-//! what the code was compiled from and for, so one file cannot stand in for another. The bytes that
-//! were checked are those that are loaded: they are in memory by then, and no change of the file
-//! reaches them.
+//! `Component::deserialize` runs the code it is given: wasmtime checks that the file was made by
+//! the same engine, not that its machine code is harmless. So bytes reach it only if their
+//! HMAC-SHA256 is correct under a key that this host created and that only its owner can read.
+//! The tag also covers the module and the engine of the code, so one file cannot replace another.
+//! The checked bytes are the loaded bytes: they are in memory by then, so a later change of the
+//! file has no effect.
 #![expect(
     unsafe_code,
-    reason = "loading compiled code is unsafe; the one call is here, behind the check of its tag"
+    reason = "loading compiled code is unsafe; the only call is in this module, after its tag was checked"
 )]
 
 use super::artifact::Digest;
@@ -18,20 +19,20 @@ use wasmtime::component::Component;
 
 const TAG_BYTES: usize = 32;
 
-/// What a file of compiled code is the translation of.
+/// The module and the engine that a file of compiled code belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
     pub module: Digest,
-    /// Of the engine: its version, its settings, the processor's features.
+    /// Hash of the engine's version, its settings and the processor's features.
     pub engine_hash: u64,
 }
 
 #[derive(Debug)]
 pub struct Seal(hmac::Key);
 
-/// Not written by this host for this purpose.
+/// The bytes were not sealed by this host for this module and engine.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the tag is wrong")]
+#[error("the authentication tag does not match")]
 pub struct NotOurs;
 
 impl Seal {
@@ -39,7 +40,7 @@ impl Seal {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key))
     }
 
-    /// The tag, and the compiled code after it.
+    /// Returns the tag followed by the compiled code.
     pub fn close(&self, origin: Origin, code: &[u8]) -> Vec<u8> {
         let mut sealed = Vec::with_capacity(TAG_BYTES + code.len());
         sealed.extend_from_slice(self.tag(origin, code).as_ref());
@@ -47,10 +48,11 @@ impl Seal {
         sealed
     }
 
-    /// `None` inside: it is ours, but this engine will not have it.
+    /// Checks the tag and loads the code. Returns `Ok(None)` if the tag is correct but this
+    /// engine rejects the code.
     ///
     /// # Errors
-    /// When anybody else wrote or changed it.
+    /// Fails if the bytes were written or changed by anything other than this host.
     pub fn open(
         &self,
         engine: &Engine,
@@ -61,8 +63,9 @@ impl Seal {
         let expected = self.tag(origin, code);
         aws_lc_rs::constant_time::verify_slices_are_equal(tag, expected.as_ref())
             .map_err(|_| NotOurs)?;
-        // SAFETY: `code` is what `Component::serialize` returned to whoever holds the key, which is
-        // this host alone: the tag over it was just found right, and it cannot change any more.
+        // SAFETY: `code` is what `Component::serialize` returned to the holder of the key, which
+        // is this host alone: its tag was verified just above, and the bytes cannot change any
+        // more.
         Ok(unsafe { Component::deserialize(engine, code) }.ok())
     }
 

@@ -1,57 +1,61 @@
-//! What a component is made of, read from its sections in milliseconds: enough to say which class of
-//! slots it needs, and whether it is worth compiling, before a compiler has seen it.
+//! The structure of a component, read from its sections in milliseconds. It decides which
+//! resource class the component needs and whether it is simple enough to compile, before the
+//! compiler runs.
 
 use super::class::{self, Class};
 use wasmparser::{ComponentInstance, Instance, Parser, Payload};
 
 const PAGE_BYTES: u64 = 64 << 10;
-/// An interpreter alone is larger; a policy compiled from Rust is a hundredth of it.
+/// An interpreter alone is larger than this. A policy compiled from Rust is about a hundredth of
+/// an interpreter.
 const STANDARD_BYTES_MAX: u64 = 2 << 20;
-/// What a policy may ask for by default.
+/// The memory that a policy may use by default.
 const STANDARD_MEMORY_BYTES_MAX: u64 = 16 << 20;
 
-/// An interpreter has 14,000.
+/// An interpreter has 14,000 functions.
 const FUNCTIONS_MAX: u64 = 50_000;
-/// The largest in an interpreter has 430 KB.
+/// The largest function in an interpreter has 430 KB.
 const FUNCTION_BYTES_MAX: u64 = 2 << 20;
-/// Encoders use one.
+/// Encoders use one level.
 const NESTING_MAX: u64 = 3;
-/// Encoders use one for each exported interface. Siblings can instantiate each other: so many steps of a chain in which
-/// each does so several times are some hundred instances, and thirty would be a billion.
+/// Encoders use one instance for each exported interface. Siblings can instantiate each other, so
+/// a chain grows exponentially. If each link instantiates the previous one several times, the
+/// links that this bound allows make a few hundred instances; thirty links would make a billion.
 const COMPONENT_INSTANCES_MAX: u64 = 16;
 
-/// Sums over the component and everything nested in it.
+/// Totals over the component and everything nested in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shape {
     pub bytes: u64,
-    /// Of core modules; what is only a bundle of exports is none.
+    /// Instances of core modules. An instance that is only a bundle of exports does not count.
     pub core_instances: u32,
-    /// Written down, not made: a nested component's count once, however often it is instantiated itself.
+    /// Component instances as written in the file. Those of a nested component count once, no
+    /// matter how often it is instantiated.
     pub component_instances: u32,
-    /// With a body.
+    /// Functions with a body.
     pub functions: u32,
-    /// Of the largest function: what a compiler's time grows with faster than linearly.
+    /// Size of the largest function body. Compile time grows faster than linearly with it.
     pub function_bytes_max: u64,
     pub memories: u32,
-    /// All memories together, before the first call.
+    /// Initial size of all memories together, before the first call.
     pub memory_bytes: u64,
     pub tables: u32,
-    /// Of the largest table, to begin with.
+    /// Initial size of the largest table.
     pub table_elements: u64,
-    /// Components inside each other. Each level can instantiate the one below many times, so a
-    /// deep nest is an explosion in few bytes.
+    /// Depth to which components are nested. Each level can instantiate the one below many times,
+    /// so a few bytes of deep nesting can expand to a huge number of instances.
     pub nesting: u32,
 }
 
 impl Shape {
     /// # Errors
-    /// What is wrong with the bytes.
+    /// Fails with the reason if the bytes are not valid WebAssembly.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let mut shape = Self {
             bytes: bytes.len() as u64,
             ..Self::default()
         };
-        // `true`: a component, `false`: a core module.
+        // One entry per open section: `true` for a component, `false` for a core module.
         let mut open = vec![true];
         for payload in Parser::new(0).parse_all(bytes) {
             match payload.map_err(|error| error.to_string())? {
@@ -105,7 +109,8 @@ impl Shape {
         Ok(())
     }
 
-    /// What no policy needs and a compiler might choke on.
+    /// Returns the first bound that the component exceeds. No policy needs more than these
+    /// bounds, and a compiler might take too long beyond them.
     pub fn too_complex(&self) -> Option<String> {
         let limits = Class::Large.limits();
         let bounds = [
@@ -149,7 +154,7 @@ impl Shape {
         exceeded.map(|(what, actual, allowed)| format!("{actual} {what}; {allowed} are allowed"))
     }
 
-    /// The smallest class that it fits.
+    /// Returns the smallest class that the component fits.
     pub fn class(&self) -> Class {
         let limits = Class::Standard.limits();
         let fits = self.core_instances <= limits.core_instances
@@ -182,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_exceeds_one_limit_of_the_standard_class_is_large() {
+    fn a_component_that_exceeds_one_limit_of_the_standard_class_is_large() {
         let small = Shape::default();
         let python = Shape {
             bytes: 18_370_992,
@@ -210,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_choke_a_compiler_is_named_before_it_is_compiled() {
+    fn a_component_that_is_too_complex_is_refused_with_the_exceeded_bound() {
         let bombs = [
             (
                 Shape {
@@ -241,7 +246,8 @@ mod tests {
         assert_eq!(Shape::default().too_complex(), None);
     }
 
-    /// Components that each instantiate the one before twice, which they reach through their parent.
+    /// Encodes sibling components that each instantiate the one before twice, reached through
+    /// their parent.
     fn chain(links: usize) -> Vec<u8> {
         use wasm_encoder::{Alias, ComponentOuterAliasKind, NestedComponentSection};
         use wasm_encoder::{Component, ComponentAliasSection, ComponentInstanceSection};
@@ -270,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_siblings_that_doubles_at_each_link_is_refused_by_its_links() {
+    fn a_chain_of_siblings_that_doubles_at_each_link_is_refused_by_its_instance_count() {
         let bomb = Shape::read(&chain(30)).unwrap();
         assert_eq!((bomb.component_instances, bomb.nesting), (61, 1));
         assert!(bomb.too_complex().unwrap().contains("component instances"));
@@ -283,22 +289,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_has_no_shape() {
+    fn a_truncated_component_has_no_shape() {
         let bytes = builtin::module("seen-dedup").unwrap();
         assert!(Shape::read(&bytes[..bytes.len() / 2]).is_err());
     }
 
-    /// The same component with a custom section of three megabytes of zeros at its end.
+    /// Returns the same component with a custom section of three megabytes of zeros at its end.
     fn padded(component: &[u8]) -> Vec<u8> {
         let mut padded = component.to_vec();
-        // Section 0, its length 0x300000 in LEB128, a name of length 0.
+        // Encodes section id 0, length 0x300000 in LEB128, and a name of length 0.
         padded.extend([0, 0x80, 0x80, 0xc0, 0x01, 0]);
         padded.resize(padded.len() + 0x30_0000 - 1, 0);
         padded
     }
 
     #[test]
-    fn both_classes_run_and_answer_alike() {
+    fn both_classes_give_the_same_answers() {
         let engine = Engine::start().unwrap();
         let small = engine
             .load(builtin::module("weighted-scorer").unwrap())

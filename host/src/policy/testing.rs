@@ -1,4 +1,5 @@
-//! Several hosts on one registry, each of which can be cut off from it.
+//! A test fleet: several hosts that share one registry, each of which can be disconnected from
+//! it.
 
 use super::artifact::Digest;
 use super::audit::{AuditEntry, AuditPage};
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// A registry that can be cut off.
+/// A registry that a test can make unavailable.
 #[derive(Debug, Clone)]
 pub struct Distant {
     registry: SqliteRegistry,
@@ -59,7 +60,7 @@ impl Registry for Distant {
     }
 }
 
-/// Hosts by name, each with a directory of its own.
+/// Hosts by name, each with its own data directory.
 #[derive(Debug)]
 pub struct Fleet {
     pub registry: SqliteRegistry,
@@ -106,7 +107,7 @@ impl Fleet {
             .unwrap()
     }
 
-    /// The whole log, oldest first.
+    /// Returns the whole audit log, oldest entry first.
     pub async fn log(&self) -> Vec<AuditEntry> {
         self.registry.audit(AuditPage::OLDEST, 1_000).await.unwrap()
     }

@@ -1,18 +1,19 @@
-//! From a policy crate to a component: cargo for `wasm32-unknown-unknown`, then the component
-//! encoding. The build script includes this file too, so shipped and authored policies are built alike.
+//! The build of a policy crate into a component: cargo for `wasm32-unknown-unknown`, then the
+//! component encoding. The build script includes this file too, so bundled policies and those of
+//! authors are built in the same way.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
-/// How policies are compiled, beside their profile.
+/// Compiler flags of policies, in addition to their profile.
 ///
-/// A fresh instance costs what its memory costs to map and to clear, so the stack is 64 KiB instead
-/// of the linker's 1 MiB. Fixed-width SIMD gives the same bits on every processor.
+/// The cost of a fresh instance is the cost of mapping and clearing its memory, so the stack is
+/// 64 KiB instead of the linker's 1 MiB. Fixed-width SIMD gives the same bits on every processor.
 const RUSTFLAGS: [&str; 2] = ["-Clink-arg=-zstack-size=65536", "-Ctarget-feature=+simd128"];
 
-/// One run of cargo.
+/// The arguments of one cargo run.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
     pub directory: &'a Path,
@@ -24,11 +25,12 @@ pub struct Job<'a> {
 /// Builds core modules and returns the directory they are in.
 ///
 /// # Errors
-/// One line that says what to do: the target is missing, or what the compiler said.
+/// Fails with one line that says what to do if the target is missing, or with the compiler's
+/// output.
 pub fn build_component_modules(job: Job<'_>) -> Result<PathBuf, String> {
     require_target(job.directory)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // An outer cargo describes its own build in these; they mean nothing good to another target.
+    // These variables describe the outer cargo's own build and are wrong for another target.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let outer = (text.starts_with("CARGO_")
@@ -72,8 +74,8 @@ pub fn build_component_modules(job: Job<'_>) -> Result<PathBuf, String> {
     Ok(job.target.join(TARGET).join(profile_directory))
 }
 
-/// The flags, with the directories of this machine taken out of panic messages: the same sources
-/// give the same bytes, and so the same digest, wherever they are built.
+/// Returns the flags, including those that remove this machine's directories from panic messages.
+/// So the same sources give the same bytes, and the same digest, on every machine.
 fn rustflags(directory: &Path) -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home =
@@ -92,7 +94,8 @@ fn rustflags(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The standard library for the target must be installed; cargo's own message for that is 20 lines long.
+/// Checks that the standard library for the target is installed, because cargo's own message for
+/// that is 20 lines long.
 fn require_target(directory: &Path) -> Result<(), String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
@@ -116,7 +119,7 @@ fn require_target(directory: &Path) -> Result<(), String> {
 /// Turns a core module that carries its WIT world into a component.
 ///
 /// # Errors
-/// When the file cannot be read or carries no valid world.
+/// Fails if the file cannot be read or carries no valid world.
 pub fn encode_component(module: &Path) -> Result<Vec<u8>, String> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", module.display());
     let bytes = std::fs::read(module).map_err(|error| named(&error))?;

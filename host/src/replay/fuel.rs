@@ -1,4 +1,5 @@
-//! What a policy costs in fuel, the unit of work that is the same on every machine, over the first records of a replay.
+//! The cost of policies in fuel, the unit of work that is the same on every machine, over the
+//! first records of a replay.
 
 use super::policies::{Contender, Library, Server};
 use super::record::Record;
@@ -11,21 +12,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Records that are metered: fuel varies with the candidates alone, and counting it is slow.
+/// Maximum number of metered records. Fuel depends only on the candidates, and counting it is
+/// slow.
 pub const METERED_MAX: u32 = 200;
-/// A ranking that is metered must end, but may take its time.
+/// Generous fuel limit of a metered ranking, which only guarantees that it ends.
 const FUEL_MAX: u64 = 50_000_000_000;
-/// Fuel ends a run, not the clock.
+/// Generous time limit of a metered ranking, so that fuel ends a run and not the clock.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Fuel of a ranking, three stages, of the policies that served and of each contender.
+/// Fuel of one ranking (all three stages), for the policies that served and for each contender.
 #[derive(Debug, Clone)]
 pub struct Fuel {
     pub served: Option<Distribution>,
     pub contenders: Vec<Option<Distribution>>,
 }
 
-/// Policies that count what they use, compiled when they are first needed; `None` where that is not possible.
+/// Policies compiled for metering when they are first needed. `None` if such a compilation
+/// failed.
 struct Meters<'a> {
     library: &'a Library,
     policies: HashMap<Digest, Option<LoadedPolicy>>,
@@ -41,7 +44,7 @@ impl Meters<'_> {
                 let metered = library.metered(policy);
                 metered
                     .inspect_err(|error| {
-                        tracing::warn!(policy = %policy.spec.policy, error = format!("{error:#}"), "fuel");
+                        tracing::warn!(policy = %policy.spec.policy, error = format!("{error:#}"), "could not compile a policy for metering; reporting no fuel for it");
                     })
                     .ok()
             });
@@ -59,7 +62,8 @@ fn used(policy: &LoadedPolicy, input: RankInput<'_>) -> Option<u64> {
     Some(meters.iter().flatten().map(|meter| meter.used().fuel).sum())
 }
 
-/// Rankings that fail use no fuel that says anything, and are left out.
+/// Measures the fuel of each policy over `records`. Rankings that fail are left out, because
+/// their fuel is meaningless.
 pub fn measure(library: &Library, contenders: &[Contender], records: &[Record]) -> Fuel {
     let mut meters = Meters {
         library,

@@ -1,7 +1,9 @@
-//! Recorded rankings: what one is (`record`), where they are kept (`store`), how a host records them (`recorder`), and
-//! how they are run again, bit for bit or under another policy (`run`, `report`, `html`).
+//! Recorded rankings: their format (`record`), their storage (`store`), their recording by a host
+//! (`recorder`), and their replay, bit for bit or under another policy (`run`, `policies`,
+//! `fuel`, `report`, `html`).
 //!
-//! A file of records has everything a replay needs, the modules included, so it means the same on another machine.
+//! A file of records contains everything a replay needs, including the modules, so it gives the
+//! same results on another machine.
 
 pub mod fuel;
 pub mod html;

@@ -1,5 +1,6 @@
-//! The policies of a replay, compiled: those that the records were ranked by, and those to compare them with. They come
-//! from the file of records, the registry, the shipped recipes, a policy directory or a `.wasm` file.
+//! The compiled policies of a replay: those that made the recorded rankings, and those to compare
+//! them with. They come from the file of records, the registry, the bundled recipes, a policy
+//! directory or a `.wasm` file.
 
 use super::record::PolicyIdentity;
 use super::store::RecordStore;
@@ -19,15 +20,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A policy that the records are run under beside the one that served.
+/// A policy to compare with the one that served.
 #[derive(Debug, Clone)]
 pub struct Contender {
-    /// As it was asked for, or `name@version`.
+    /// The text by which the user named it, or `name@version` for a directory.
     pub label: String,
     pub policy: Arc<LoadedPolicy>,
 }
 
-/// What can rank again what was served.
+/// The policy or native copy that made a recorded ranking.
 #[derive(Debug)]
 pub enum Server {
     Policy(Arc<LoadedPolicy>),
@@ -41,15 +42,16 @@ pub struct Library {
     modules: HashMap<Digest, Arc<Module>>,
     bytes: HashMap<Digest, Vec<u8>>,
     served: HashMap<Digest, Arc<LoadedPolicy>>,
-    /// Why policies that the records name cannot run here, by label.
+    /// Reasons why policies named by the records cannot run here, by label.
     unavailable: BTreeMap<String, String>,
 }
 
 impl Library {
-    /// Compiles what the records were ranked by.
+    /// Compiles the policies that made the recorded rankings.
     ///
     /// # Errors
-    /// When the file cannot be read. A policy that cannot run is no error: its records are not checked, and it is named.
+    /// Fails if the file cannot be read. A policy that cannot run is not an error: it is listed
+    /// by [`Library::unavailable`], and its records are not checked.
     pub async fn open(
         engine: Engine,
         store: &mut RecordStore,
@@ -83,7 +85,8 @@ impl Library {
         &self.unavailable
     }
 
-    /// `None` when it cannot run here: its modules are missing, or it is the native copy of another version.
+    /// Returns `None` if the policy cannot run here: its modules are missing, or it is the native
+    /// copy of another version.
     pub fn served(&self, identity: &PolicyIdentity) -> Option<Server> {
         if let Some(policy) = self.served.get(&identity.effective_digest) {
             return Some(Server::Policy(policy.clone()));
@@ -92,10 +95,11 @@ impl Library {
         (identity.effective_digest == native).then(|| Server::Native(Native::get()))
     }
 
-    /// A policy to compare with: `name@version`, a policy directory or a `.wasm` file.
+    /// Returns a policy to compare with, given as `name@version`, a policy directory or a `.wasm`
+    /// file.
     ///
     /// # Errors
-    /// When there is none, or it would not be admitted.
+    /// Fails if there is no such policy or admission would refuse it.
     pub async fn contender(
         &mut self,
         store: &mut RecordStore,
@@ -110,7 +114,7 @@ impl Library {
             self.around(text, bytes)?
         } else {
             let policy: PolicyRef = text.parse().map_err(|error| {
-                anyhow!("{error}; or a policy directory, or a .wasm file, that is there")
+                anyhow!("{error}; or give an existing policy directory or .wasm file")
             })?;
             let policy = self.published(store, &policy).await?;
             return Ok(Contender {
@@ -126,14 +130,15 @@ impl Library {
         Ok(Contender { label, policy })
     }
 
-    /// Modules that count what they use, for the fuel of a policy that [`Library::served`] or [`Library::contender`] gave.
+    /// Compiles a policy from [`Library::served`] or [`Library::contender`] so that its calls
+    /// count fuel.
     ///
     /// # Errors
-    /// When a module cannot be compiled so.
+    /// Fails if a module cannot be compiled for metering.
     pub fn metered(&self, policy: &LoadedPolicy) -> anyhow::Result<LoadedPolicy> {
         let module = |stage: Stage| {
             let bytes = self.bytes.get(&policy.modules.get(stage).digest);
-            let bytes = bytes.with_context(|| format!("{stage}: no bytes"))?;
+            let bytes = bytes.with_context(|| format!("{stage}: no module bytes"))?;
             anyhow::Ok(Arc::new(self.engine.load_metered(bytes)?))
         };
         let modules = PerStage::try_build(module)?;
@@ -151,7 +156,7 @@ impl Library {
         }
     }
 
-    /// One module, with the shipped ones in the other two stages.
+    /// Builds a policy from one module, with bundled modules in the other two stages.
     fn around(&mut self, name: &str, bytes: Vec<u8>) -> anyhow::Result<Arc<LoadedPolicy>> {
         const FILE: &str = "module.wasm";
         let module = self
@@ -179,7 +184,9 @@ impl Library {
         self.admit(name, &files)
     }
 
-    /// The registry knows best, then this binary. Records know a policy only as it ran, which an experiment may have changed.
+    /// Looks for a published policy in the registry, then in this binary, then in the records.
+    /// The records come last, because they contain a policy as it ran, possibly with parameters
+    /// overridden by an experiment.
     async fn published(
         &mut self,
         store: &mut RecordStore,
@@ -202,10 +209,10 @@ impl Library {
         match (recorded.next(), recorded.next()) {
             (Some(only), None) => Ok(only.clone()),
             (Some(_), Some(_)) => bail!(
-                "the records know {policy} with several parameter values; name its directory, or use --data-dir"
+                "the records contain {policy} with several sets of parameter values; give its directory, or use --data-dir"
             ),
             (None, _) => bail!(
-                "no policy {policy} in the records, in the registry or in this program; see: nova policy list"
+                "the policy {policy} is not in the records, the registry or this program; to see what there is, run: nova policy list"
             ),
         }
     }
@@ -236,7 +243,7 @@ impl Library {
         if let (None, Some(registry)) = (&bytes, &self.registry) {
             bytes = registry.module(digest).await?;
         }
-        let bytes = bytes.with_context(|| format!("module {digest} is nowhere"))?;
+        let bytes = bytes.with_context(|| format!("module {digest} is missing"))?;
         let module = Arc::new(self.engine.load(&bytes)?);
         self.modules.insert(digest, module.clone());
         self.bytes.insert(digest, bytes);
@@ -249,7 +256,8 @@ fn texts(reasons: &[Reason]) -> String {
     texts.join("; ")
 }
 
-/// Nothing is tried: how a policy ranks may be what its author wants to see before admission would take it.
+/// Knows every module of the replay and treats every policy as tried, because an author may want
+/// to see how a policy ranks before admission would accept it.
 impl KnownModules for Library {
     fn compiled(&self, digest: Digest) -> Option<Arc<Module>> {
         self.modules.get(&digest).cloned()

@@ -1,7 +1,8 @@
-//! One ranking as it was made, whole: same request, candidates, parameters, seed and modules, same answer. And its form
-//! on disk: a format version, a checksum, and the record in postcard.
+//! The complete record of one ranking: the same request, candidates, parameters, seed and modules
+//! give the same answer. On disk it is a format version, a checksum and the record in postcard.
 //!
-//! Not compressed: the columns are varints already, and a replay is meant to spend its time in policies.
+//! Records are not compressed: their columns already use varints, and a replay should spend its
+//! time in policies.
 
 use crate::experiments::routing::Assignment;
 use crate::feed::decision::Decision;
@@ -15,18 +16,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-/// Raised when a reader of the former format would misread the new one.
+/// Format version. It is raised when a reader of the previous format would misread the new one.
 const FORMAT: u8 = 1;
-/// Enough of a sha256 to tell damage from content.
+/// Length of the truncated sha256, which is enough to detect damage.
 const CHECKSUM_BYTES: usize = 8;
 
-/// Why a ranking was recorded.
+/// Reason for recording a ranking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
-    /// The routed policy did not answer: another rung did.
+    /// The routed policy did not serve the request; another step of the fallback chain did.
     Failure,
-    /// Its viewer is one whose rankings are all recorded.
+    /// All rankings of this viewer are recorded.
     Viewer,
     Sampled,
 }
@@ -50,28 +51,29 @@ pub struct Record {
     pub now_ms: u64,
     pub seed: u64,
     pub limit: u32,
-    /// The policy that was to rank; `None` when no policy was in service.
+    /// The routed policy. `None` if no policy was in service.
     pub routed: Option<PolicyIdentity>,
     /// Experiment and variation.
     pub assignment: Option<(String, String)>,
     pub answer: Answer,
     pub candidates: CandidateSet,
-    /// One flag for each candidate.
+    /// One flag per candidate.
     pub seen: Vec<bool>,
 }
 
-/// What was shown, and which policy of which rung decided it.
+/// The order that was shown, the policy that decided it and the step of the fallback chain that
+/// used it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     pub served_by: ServedBy,
     pub policy: PolicyIdentity,
-    /// Rows of the candidate set in the order shown.
+    /// Rows of the candidate set, in the order shown.
     pub rows: Vec<u32>,
-    /// The score of each.
+    /// Scores, parallel to `rows`.
     pub scores: Vec<f32>,
 }
 
-/// A policy as it ran: modules, parameter values and limits are those of the effective digest.
+/// A policy as it ran. The effective digest covers its modules, parameter values and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyIdentity {
     /// `name@version`, or `native`.
@@ -156,7 +158,8 @@ impl Record {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![FORMAT];
         bytes.extend([0; CHECKSUM_BYTES]);
-        // Plain data into memory cannot fail; were it to, the checksum of nothing refuses the record when it is read.
+        // Serialization of plain data into memory cannot fail. If it did, the record would be
+        // refused when it is read, because it would lack a valid checksum.
         let mut bytes = postcard::to_extend(self, bytes).unwrap_or_default();
         if let Some((head, body)) = bytes.split_at_mut_checked(1 + CHECKSUM_BYTES) {
             head[1..].copy_from_slice(&checksum(body));
@@ -165,7 +168,7 @@ impl Record {
     }
 
     /// # Errors
-    /// Bytes of another format, or that are not as they were written.
+    /// Fails if the bytes have another format or are damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let (format, rest) = bytes.split_first().ok_or(RecordError::Damaged("empty"))?;
         if *format != FORMAT {
@@ -173,9 +176,9 @@ impl Record {
         }
         let (sum, body) = rest
             .split_at_checked(CHECKSUM_BYTES)
-            .ok_or(RecordError::Damaged("cut short"))?;
+            .ok_or(RecordError::Damaged("truncated"))?;
         if sum != checksum(body) {
-            return Err(RecordError::Damaged("its checksum does not fit"));
+            return Err(RecordError::Damaged("its checksum does not match"));
         }
         let record: Record =
             postcard::from_bytes(body).map_err(|_| RecordError::Damaged("not a record"))?;
@@ -183,7 +186,7 @@ impl Record {
         Ok(record)
     }
 
-    /// What everybody who reads a record indexes by.
+    /// Checks the lengths and rows that all readers of a record index by.
     fn check(&self) -> Result<(), RecordError> {
         let (set, n) = (&self.candidates, self.candidates.len());
         let lengths = [
@@ -201,7 +204,7 @@ impl Record {
         let Answer { rows, scores, .. } = &self.answer;
         if rows.len() != scores.len() || rows.iter().any(|&row| row as usize >= n) {
             return Err(RecordError::Damaged(
-                "an answer that is not of its candidates",
+                "an answer with rows outside its candidates",
             ));
         }
         Ok(())
@@ -223,7 +226,7 @@ pub mod tests {
     use crate::stores::Counters;
     use proptest::prelude::*;
 
-    /// A record of `n` candidates, shown in their order.
+    /// Returns a record of `n` candidates, shown in their own order.
     pub fn record(n: u32) -> Record {
         let policy = PolicyIdentity {
             label: "baseline@1.0.0".to_owned(),
@@ -260,7 +263,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_score_comes_back_with_every_bit() {
+    fn decoding_restores_every_bit_of_a_score() {
         let mut written = record(4);
         let odd = [-0.0, f32::MIN_POSITIVE / 2.0, f32::MAX, 0.1];
         written.answer.scores = odd.to_vec();
@@ -271,7 +274,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_record_of_another_format_is_told_from_a_damaged_one() {
+    fn another_format_and_damage_are_different_errors() {
         let mut bytes = record(1).encode();
         bytes[0] = 9;
         assert_eq!(Record::decode(&bytes), Err(RecordError::Format(9)));
@@ -279,7 +282,7 @@ pub mod tests {
     }
 
     #[test]
-    fn an_answer_with_rows_that_no_candidate_has_is_refused() {
+    fn an_answer_with_rows_outside_the_candidates_is_refused() {
         let mut foreign = record(3);
         foreign.answer.rows[1] = 3;
         assert!(Record::decode(&foreign.encode()).is_err());
@@ -290,7 +293,7 @@ pub mod tests {
 
     proptest! {
         #[test]
-        fn no_change_of_a_byte_and_no_cut_goes_unnoticed(n in 0_u32..20, at in any::<prop::sample::Index>(), flip in 1_u8..=255) {
+        fn every_changed_byte_and_every_truncation_is_detected(n in 0_u32..20, at in any::<prop::sample::Index>(), flip in 1_u8..=255) {
             let bytes = record(n).encode();
             let at = at.index(bytes.len());
             let mut changed = bytes.clone();

@@ -1,5 +1,6 @@
-//! Records rankings behind the request: a sampled fraction, every one whose policy failed, and all of chosen viewers.
-//! What the queue does not take is dropped and counted; no viewer waits for a record.
+//! The recorder of rankings, which works in the background: it records a sampled fraction, every
+//! ranking whose policy failed, and all rankings of chosen viewers. If its queue is full, a
+//! record is dropped and counted, so no viewer waits for a record.
 
 use super::record::{Record, Why};
 use super::store::{Bounds, Encoded, RecordStore};
@@ -20,15 +21,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Rankings that may wait to be written; their candidates are shared with the cache, so each holds some 10 KiB of its own.
+/// Maximum number of rankings that wait to be written. They share their candidates with the
+/// cache, so each holds about 10 KiB of its own.
 const QUEUE_MAX: usize = 512;
 const BATCH_MAX: usize = 64;
-/// Records gather for this long: commits of many cost little more than commits of one.
+/// Time for which records gather in a batch. Committing many costs little more than committing
+/// one.
 const LINGER: Duration = Duration::from_millis(200);
-/// How often age is looked at while nothing is recorded.
+/// Interval between checks of the records' age while nothing is recorded.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Of failures: a policy that fails always would push out every other record within minutes, and its first failures tell all.
+/// Maximum number of failures recorded per second. A policy that always fails would displace
+/// every other record within minutes, and its first failures are enough to diagnose it.
 const FAILURES_PER_SECOND_MAX: u32 = 20;
 
 #[derive(Debug)]
@@ -38,12 +42,12 @@ pub struct Recorder {
     failures: PerSecond,
 }
 
-/// So many of something in each second.
+/// Limit on events per second.
 #[derive(Debug)]
 struct PerSecond {
     max: u32,
     began: Instant,
-    /// The second, and how many were in it.
+    /// The current second and the number of events in it.
     counted: Mutex<(u64, u32)>,
 }
 
@@ -68,7 +72,7 @@ impl PerSecond {
 }
 
 impl Recorder {
-    /// Starts the writer; it ends when `stop` is set and the queue is empty.
+    /// Starts the writer, which ends when `stop` is set and the queue is empty.
     pub fn start(
         data_dir: PathBuf,
         settings: Records,
@@ -94,11 +98,11 @@ impl Recorder {
                     };
                     writer.run(decisions, stop).await;
                 }
-                // A feed must not depend on its evidence.
+                // A feed must not depend on its records, so the host runs without them.
                 Err(error) => {
                     tracing::error!(
                         error = format!("{error:#}"),
-                        "nothing is recorded; remove the directory `records` of the data directory and start again"
+                        "could not open the record store; recording nothing. Remove the directory `records` of the data directory and restart"
                     );
                     refuse(decisions, stop).await;
                 }
@@ -113,7 +117,7 @@ impl Recorder {
         }
     }
 
-    /// Takes a ranking if it is one to record.
+    /// Queues the ranking if it should be recorded.
     pub fn offer(&self, decision: &Arc<Decision>) {
         let Some(why) = self.wanted(decision) else {
             return;
@@ -159,9 +163,9 @@ struct Writer {
     store: RecordStore,
     registry: Arc<dyn Registry>,
     settings: Arc<ArcSwap<Records>>,
-    /// Effective digests of policies that the store has.
+    /// Effective digests of policies that are in the store.
     known: HashSet<Digest>,
-    /// What the store holds, as of the last look and everything written since.
+    /// Size of the store: the size at the last pruning plus everything written since.
     bytes: u64,
 }
 
@@ -191,7 +195,7 @@ impl Writer {
                 self.prune().await;
                 pruned = tokio::time::Instant::now();
             }
-            // A full batch means that more are waiting.
+            // After a full batch, more records are waiting, so the writer continues at once.
             if !full && !stop.is_cancelled() {
                 tokio::time::sleep(LINGER).await;
             }
@@ -200,7 +204,7 @@ impl Writer {
 
     async fn write(&mut self, batch: Vec<(Why, Arc<Decision>)>) {
         for (why, decision) in &batch {
-            // What the last good policy is matters only where it had to answer.
+            // The last good policy is needed for a replay only if it had to serve.
             let last_good = decision.last_good.iter().filter(|_| *why == Why::Failure);
             for policy in decision.routed.iter().chain(last_good) {
                 self.keep_policy(policy).await;
@@ -225,7 +229,7 @@ impl Writer {
                 tracing::warn!(
                     error = format!("{error:#}"),
                     records,
-                    "rankings cannot be recorded"
+                    "could not write recorded rankings; dropping them"
                 );
                 count("store", records);
             }
@@ -233,7 +237,8 @@ impl Writer {
         METRICS.records_bytes.set(self.bytes as i64);
     }
 
-    /// A record without its policy is still one: the registry may have it at the time of the replay.
+    /// Stores a policy with its records. A record without its policy is still useful, because the
+    /// registry may have the policy when it is replayed.
     async fn keep_policy(&mut self, policy: &LoadedPolicy) {
         if self.known.contains(&policy.effective_digest) {
             return;
@@ -243,7 +248,7 @@ impl Writer {
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 policy = %policy.spec.policy,
-                "a policy cannot be kept with its records"
+                "could not store a policy with its records; trying again with its next record"
             ),
         }
     }
@@ -275,7 +280,7 @@ impl Writer {
         let pruned = async {
             let removed = self.store.prune(unix_ms(), bounds).await?;
             if removed > 0 {
-                // With the last record of a policy the policy went as well.
+                // Pruning the last record of a policy removes the policy as well.
                 self.known.clear();
             }
             self.bytes = self.store.bytes().await?;
@@ -284,7 +289,7 @@ impl Writer {
         if let Err(error) = pruned.await {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "old records cannot be removed"
+                "could not remove old records; trying again later"
             );
         }
         METRICS.records_bytes.set(self.bytes as i64);
@@ -296,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_has_its_share_of_failures_and_the_next_one_has_it_again() {
+    fn the_limit_on_failures_applies_to_each_second() {
         let limit = PerSecond::new(2);
         let at = |ms| limit.began + Duration::from_millis(ms);
         let admitted = [0, 10, 20, 999, 1_000, 1_001, 1_002].map(|ms| limit.admit(at(ms)));

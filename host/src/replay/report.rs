@@ -1,5 +1,6 @@
-//! What a replay found, as data: the exact check against what was served, and the comparison with each other policy.
-//! Workers fill one each; they are merged at the end.
+//! The results of a replay as data: the exact check against what was served, and the comparison
+//! with each other policy. Each worker fills a tally of its own, and the tallies are merged at
+//! the end.
 
 use super::fuel::Fuel;
 use super::record::Record;
@@ -12,15 +13,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Mismatches that are told one by one; the rest is counted.
+/// Maximum number of mismatches listed in detail. The others are only counted.
 const MISMATCHES_TOLD_MAX: usize = 20;
-/// Pages that are shown side by side.
+/// Maximum number of pages shown side by side.
 const PAGES_MAX: usize = 6;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub records: RecordsReport,
-    /// The policy that served, run again.
+    /// Results of running the policy that served again.
     pub check: CheckReport,
     pub policies: Vec<PolicyReport>,
     pub threads: usize,
@@ -31,7 +32,7 @@ pub struct Report {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RecordsReport {
     pub read: u64,
-    /// Records that could not be replayed, by reason.
+    /// Number of records that could not be replayed, by reason.
     pub skipped: BTreeMap<String, u64>,
 }
 
@@ -40,14 +41,15 @@ pub struct CheckReport {
     pub checked: u64,
     pub exact: u64,
     pub mismatched: u64,
-    /// The first of them.
+    /// The first mismatches.
     pub mismatches: Vec<Mismatch>,
-    /// Records that were not checked because their policy cannot run here, by policy.
+    /// Number of records that were not checked because their policy cannot run here, by policy.
     pub unavailable: BTreeMap<String, u64>,
-    /// Time of one ranking, three stages, µs. On instances of the policy's own class where other policies are compared, so
-    /// that their times stand beside each other; else on kept ones.
+    /// Time of one ranking (all three stages) in µs. If other policies are compared, it is
+    /// measured on instances of the policy's own mode, so that the times are comparable;
+    /// otherwise on reused instances.
     pub latency_us: Option<Distribution>,
-    /// Fuel of one ranking, over some of the records; null when nothing was compared.
+    /// Fuel of one ranking, over some of the records. Null if no policies were compared.
     pub fuel: Option<Distribution>,
 }
 
@@ -64,29 +66,29 @@ pub struct PolicyReport {
     pub policy: String,
     pub effective_digest: Digest,
     pub runs: u64,
-    /// Runs that gave no ranking, by kind.
+    /// Number of runs that gave no ranking, by kind of failure.
     pub failures: BTreeMap<&'static str, u64>,
-    /// Runs that took longer here than the policy's own deadline allows.
+    /// Number of runs that took longer here than the policy's own deadline.
     pub over_deadline: u64,
-    /// Time of one ranking, three stages, µs.
+    /// Time of one ranking (all three stages) in µs.
     pub latency_us: Option<Distribution>,
     /// Fuel of one ranking, over some of the records.
     pub fuel: Option<Distribution>,
-    /// Against what was served.
+    /// Comparison with what was served.
     pub comparison: ComparisonSummary,
     pub most_moved: Vec<PageMove>,
     #[serde(skip)]
     pub samples: PolicySamples,
 }
 
-/// What the plots are drawn from.
+/// Data of the plots.
 #[derive(Debug, Clone)]
 pub struct PolicySamples {
     pub comparisons: Comparisons,
     pub latency_us: Samples,
 }
 
-/// One page as it was and as it would have been.
+/// One page as it was served and as the other policy would have ranked it.
 #[derive(Debug, Clone, Serialize)]
 pub struct PageMove {
     pub record: i64,
@@ -105,13 +107,13 @@ pub struct PagePost {
     pub post_id: u64,
     pub author_id: u64,
     pub score: f32,
-    /// followees, affinity, trending or recent.
+    /// One of followees, affinity, trending and recent.
     pub reason: &'static str,
-    /// Its position in the other ranking, from 0; null when dedup removed it there.
+    /// Its position in the other ranking, from 0. Null if dedup removed it there.
     pub other_position: Option<usize>,
 }
 
-/// Everything one worker counted.
+/// The counts of one worker.
 #[derive(Debug)]
 pub struct Tally {
     pub records: RecordsReport,
@@ -186,7 +188,8 @@ impl CheckTally {
         *self.unavailable.entry(policy.to_owned()).or_default() += 1;
     }
 
-    /// Counts one record that was ranked again, and where its answer parts from what was served, if it does.
+    /// Counts one record that was ranked again, and the difference to what was served, if there
+    /// is one.
     pub fn checked(
         &mut self,
         id: i64,
@@ -233,11 +236,12 @@ impl CheckTally {
     }
 }
 
-/// Where two answers part; `None` when every row and every bit of every score is the same.
+/// Describes the first difference between two answers. `None` if every row and every bit of every
+/// score is the same.
 pub fn difference(record: &Record, answer: &Result<Ranking, PolicyFailure>) -> Option<String> {
     let ranking = match answer {
         Ok(ranking) => ranking,
-        Err(failure) => return Some(format!("it fails now: {failure}")),
+        Err(failure) => return Some(format!("fails now: {failure}")),
     };
     let (rows, scores) = (&record.answer.rows, &record.answer.scores);
     if rows.len() != ranking.rows.len() {
@@ -329,7 +333,8 @@ impl ContenderTally {
     }
 }
 
-/// The less, the more a page moved: fewer posts kept, then another order.
+/// Returns a sort key that is lower the more a page changed: first by posts in common, then by
+/// order.
 fn nearness(overlap: f64, kendall_tau: Option<f64>) -> (f64, f64) {
     (overlap, kendall_tau.unwrap_or(1.0))
 }

@@ -1,4 +1,5 @@
-//! Runs recorded requests again: one reader, and a worker on each core that decodes, ranks and compares.
+//! The replay of recorded requests: one reader, and one worker per core that decodes, ranks and
+//! compares.
 
 use super::fuel::{self, Fuel, METERED_MAX};
 use super::policies::{Contender, Library, Server};
@@ -16,14 +17,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 
-/// Records that are read and handed on at once.
+/// Number of records read and passed to a worker at once.
 const BATCH: u32 = 64;
-/// Batches that may wait for a worker.
+/// Maximum number of batches that wait for a worker.
 const BATCHES_AHEAD: usize = 8;
-/// A replay is no request: a policy may take its time, and what its deadline would have cut off is counted instead.
+/// Time limit of one ranking. A replay may take longer than a request, so rankings beyond the
+/// policy's own deadline are not cut off but counted.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Told of records as they are done.
+/// Callback with the number of records just completed.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
 struct Work {
@@ -33,20 +35,21 @@ struct Work {
     progress: Progress,
 }
 
-/// What the check against what was served runs on.
+/// The instances on which the check against what was served runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Instances {
-    /// What the policy was served by: so its time stands beside a contender's.
+    /// Instances of the mode that served, so that the time is comparable with a contender's.
     AsServed,
-    /// Kept from record to record, which costs less. A record that comes out otherwise is run again as it was served, and
-    /// that answer counts.
+    /// Instances reused from record to record, which is cheaper. If the answer differs, the
+    /// record is run again on instances as served, and that answer counts.
     Kept,
 }
 
-/// Checks each record of a selection against what was served, and compares it with every contender's ranking.
+/// Checks each selected record against what was served, and compares it with every contender's
+/// ranking.
 ///
 /// # Errors
-/// When the records cannot be read.
+/// Fails if the records cannot be read.
 pub async fn run(
     store: &mut RecordStore,
     selection: Selection,
@@ -96,7 +99,7 @@ pub async fn run(
     Ok(report)
 }
 
-/// Apart from the rest: metered modules are too slow to time.
+/// Measures fuel in a separate pass, because metered modules are too slow to time.
 async fn meter(
     store: &mut RecordStore,
     selection: Selection,
@@ -175,7 +178,7 @@ impl Work {
         }
     }
 
-    /// Where the answer parts from what was served, and how long it took to make.
+    /// Returns the difference between the new answer and what was served, and the time taken.
     fn check(
         &self,
         server: &Server,
@@ -202,7 +205,7 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     (answer, started.elapsed())
 }
 
-/// On instances of the policy's own class, if no other is asked for.
+/// Ranks again, on instances of the policy's own mode unless `instances` gives another.
 fn rank_again(
     server: &Server,
     input: RankInput<'_>,

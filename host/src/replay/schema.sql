@@ -3,7 +3,7 @@ CREATE TABLE IF NOT EXISTS records (
     recorded_ms INTEGER NOT NULL,
     user_id INTEGER NOT NULL,
     why TEXT NOT NULL,
-    -- Effective digests: of the policy that was to rank, and of the one that did.
+    -- Effective digests of the routed policy and of the policy that served.
     routed TEXT NOT NULL,
     served TEXT NOT NULL,
     bytes INTEGER NOT NULL,
@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS records (
 );
 CREATE INDEX IF NOT EXISTS records_by_policy ON records (routed, served);
 
--- What the records were ranked by, so that this file is all that a replay needs.
+-- The policies that made the rankings, so that a replay needs only this file.
 CREATE TABLE IF NOT EXISTS policies (
     effective_digest TEXT PRIMARY KEY,
     spec TEXT NOT NULL

@@ -1,5 +1,6 @@
-//! Where records are kept: one SQLite file, `records/records.db` in the data directory, with the policies and modules
-//! that the records were ranked by. Bounded in bytes and in age; the oldest go first.
+//! The storage of records: one SQLite file, `records/records.db` in the data directory, with the
+//! policies and modules that made the rankings. Its size and the records' age are bounded, and
+//! the oldest records are removed first.
 
 use super::record::Record;
 use crate::policy::artifact::{Digest, PolicySpec};
@@ -14,24 +15,25 @@ const DIRECTORY: &str = "records";
 const FILE_NAME: &str = "records.db";
 const SCHEMA: &str = include_str!("schema.sql");
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bookkeeping beside a record itself.
+/// Overhead per record, in addition to the record itself.
 const ROW_OVERHEAD_BYTES: usize = 128;
-/// A full store is emptied a little further than it must, so that not every write is followed by a deletion.
+/// Fraction of the size limit to which a full store is pruned, so that not every write is
+/// followed by a deletion.
 const LOW_WATER: f64 = 0.95;
 
-/// The file of a data directory.
+/// Returns the path of the file in a data directory.
 pub fn file_in(data_dir: &Path) -> PathBuf {
     data_dir.join(DIRECTORY).join(FILE_NAME)
 }
 
-/// What may be kept.
+/// Limits of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     pub bytes_max: u64,
     pub age_max: Duration,
 }
 
-/// A record in the form it is written in, with what it is found by.
+/// An encoded record with its index columns.
 #[derive(Debug)]
 pub struct Encoded {
     recorded_ms: UnixMs,
@@ -61,20 +63,20 @@ impl Encoded {
     }
 }
 
-/// A record as it lies in the file: it may not be one any more.
+/// A record as stored. Its bytes may be damaged.
 #[derive(Debug)]
 pub struct Stored {
     pub id: i64,
     pub bytes: Vec<u8>,
 }
 
-/// Which records to read.
+/// Filter for the records to read.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Selection {
     pub user_id: Option<u64>,
-    /// Only where the routed policy failed.
+    /// Selects only records whose routed policy failed.
     pub failures: bool,
-    /// The newest ones, this many.
+    /// Selects only the newest records, this many.
     pub limit: Option<u64>,
 }
 
@@ -86,10 +88,10 @@ pub struct RecordStore {
 }
 
 impl RecordStore {
-    /// Opens a data directory's records for writing, and makes the file when there is none.
+    /// Opens a data directory's records for writing. Creates the file if there is none.
     ///
     /// # Errors
-    /// When the file cannot be opened or is none of records.
+    /// Fails if the file cannot be opened or is not a file of records.
     pub async fn open(data_dir: &Path) -> anyhow::Result<Self> {
         let path = file_in(data_dir);
         std::fs::create_dir_all(data_dir.join(DIRECTORY))?;
@@ -97,35 +99,38 @@ impl RecordStore {
             .create_if_missing(true)
             .auto_vacuum(SqliteAutoVacuum::Incremental)
             .journal_mode(SqliteJournalMode::Wal)
-            // A record is evidence, not a promise: a power cut may take the last ones.
+            // Losing the last records in a power cut is acceptable, because they are evidence and
+            // not a promise.
             .synchronous(SqliteSynchronous::Normal);
         let mut connection = options.connect().await?;
         sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
         Ok(Self { connection, path })
     }
 
-    /// Opens a file of records, a directory with one, or a data directory, to read.
+    /// Opens a file of records for reading. `path` is the file, its directory or a data
+    /// directory.
     ///
     /// # Errors
-    /// When there is no such file, or it is none of records.
+    /// Fails if there is no such file or it is not a file of records.
     pub async fn open_to_read(path: &Path) -> anyhow::Result<Self> {
         let places = [path.to_owned(), path.join(FILE_NAME), file_in(path)];
         let Some(path) = places.into_iter().find(|place| place.is_file()) else {
             bail!(
-                "no records at {}; name a data directory, or a file that `nova policy replay --export FILE` wrote",
+                "no records at {}; give a data directory, or a file written by `nova policy replay --export FILE`",
                 path.display()
             );
         };
-        // Not a read-only file: a reader beside a running host must be able to write the index of its log.
+        // The file is not opened read-only, because a reader next to a running host must be able
+        // to write the index of the write-ahead log.
         let mut connection = options(&path).pragma("query_only", "ON").connect().await?;
         let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_master")
             .fetch_one(&mut connection)
             .await
             .with_context(|| format!("{} is not a file of records", path.display()))?;
-        // A host that has just started has made the file and nothing in it yet.
+        // A host that has just started may have created the file but nothing in it yet.
         if tables == 0 {
             bail!(
-                "no records at {} yet; hosts keep them as NOVA_RECORD_SAMPLE_RATIO says",
+                "no records at {} yet; set NOVA_RECORD_SAMPLE_RATIO on the host to record rankings",
                 path.display()
             );
         }
@@ -140,10 +145,10 @@ impl RecordStore {
         &self.path
     }
 
-    /// Bytes that count against the bound: records and modules.
+    /// Returns the bytes that count against the size limit: records and modules.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn bytes(&mut self) -> anyhow::Result<u64> {
         let bytes: i64 = sqlx::query_scalar(
             "SELECT (SELECT coalesce(sum(bytes), 0) FROM records) + (SELECT coalesce(sum(octet_length(bytes)), 0) FROM modules)",
@@ -153,10 +158,10 @@ impl RecordStore {
         Ok(bytes.max(0) as u64)
     }
 
-    /// Writes records, all or none.
+    /// Writes all records or none.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub async fn append(&mut self, records: &[Encoded]) -> anyhow::Result<()> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         for record in records {
@@ -175,7 +180,7 @@ impl RecordStore {
     }
 
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn has_policy(&mut self, effective_digest: Digest) -> anyhow::Result<bool> {
         let found = sqlx::query("SELECT 1 FROM policies WHERE effective_digest = ?")
             .bind(effective_digest.to_string())
@@ -184,10 +189,10 @@ impl RecordStore {
         Ok(found.is_some())
     }
 
-    /// Keeps a policy with its modules; what is there already stays.
+    /// Stores a policy with its modules. Existing entries are not changed.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub async fn put_policy(
         &mut self,
         spec: &PolicySpec,
@@ -212,10 +217,11 @@ impl RecordStore {
         Ok(tx.commit().await?)
     }
 
-    /// Removes what is too old or too much, with the policies that no record names any more. Returns the records removed.
+    /// Removes records beyond the age and size limits, and the policies that no record refers to
+    /// any more. Returns the number of records removed.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub async fn prune(&mut self, now_ms: UnixMs, bounds: Bounds) -> anyhow::Result<u64> {
         let oldest_ms = now_ms.saturating_sub(bounds.age_max.as_millis() as u64);
         let excess = match self.bytes().await? {
@@ -230,7 +236,7 @@ impl RecordStore {
             .execute(&mut *tx)
             .await?
             .rows_affected();
-        // A record goes while those before it are together less than the excess.
+        // A record is removed if the records before it add up to less than the excess.
         let surplus = sqlx::query(
             "DELETE FROM records WHERE id IN (SELECT id FROM (SELECT id, sum(bytes) OVER (ORDER BY id) - bytes AS before FROM records) WHERE before < ?)",
         );
@@ -254,10 +260,10 @@ impl RecordStore {
         Ok(aged + crowded)
     }
 
-    /// How many records a selection has.
+    /// Returns the number of records in a selection.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn count(&mut self, selection: Selection) -> anyhow::Result<u64> {
         let count: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM records WHERE (?1 IS NULL OR user_id = ?1) AND (NOT ?2 OR why = 'failure')",
@@ -270,10 +276,10 @@ impl RecordStore {
         Ok(selection.limit.map_or(count, |limit| count.min(limit)))
     }
 
-    /// The id after which the newest `limit` records of a selection begin.
+    /// Returns the id that precedes the newest `limit` records of a selection.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn start_of(&mut self, selection: Selection) -> anyhow::Result<i64> {
         let Some(limit) = selection.limit else {
             return Ok(0);
@@ -289,10 +295,10 @@ impl RecordStore {
         Ok(before.unwrap_or(0))
     }
 
-    /// At most `count` records of a selection after `id`, oldest first.
+    /// Returns at most `count` records of a selection with ids above `id`, oldest first.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn read_after(
         &mut self,
         id: i64,
@@ -315,10 +321,10 @@ impl RecordStore {
         Ok(rows.iter().map(stored).collect())
     }
 
-    /// The policies that records name, as they ran. One that is not as it was written is left out.
+    /// Returns the policies that records refer to, as they ran. A damaged entry is left out.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn policies(&mut self) -> anyhow::Result<Vec<PolicySpec>> {
         let rows = sqlx::query("SELECT effective_digest, spec FROM policies");
         let rows = rows.fetch_all(&mut self.connection).await?;
@@ -329,10 +335,11 @@ impl RecordStore {
         Ok(rows.iter().filter_map(spec).collect())
     }
 
-    /// A module's bytes; `None` also when they are not those of their digest.
+    /// Returns a module's bytes. `None` if it is not in the file or its bytes do not match the
+    /// digest.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub async fn module(&mut self, digest: Digest) -> anyhow::Result<Option<Vec<u8>>> {
         let bytes: Option<Vec<u8>> =
             sqlx::query_scalar("SELECT bytes FROM modules WHERE digest = ?")
@@ -342,16 +349,16 @@ impl RecordStore {
         Ok(bytes.filter(|bytes| Digest::of(bytes) == digest))
     }
 
-    /// Writes a copy that is one file, whole as of now.
+    /// Writes a consistent copy of the records as a single file.
     ///
     /// # Errors
-    /// When `to` exists or cannot be written.
+    /// Fails if `to` exists or cannot be written.
     pub async fn export(&mut self, to: &Path) -> anyhow::Result<()> {
         if to.exists() {
-            bail!("{} exists; name another file", to.display());
+            bail!("{} already exists; give another file name", to.display());
         }
         let name = to.to_str().context("the file's name is not Unicode")?;
-        // A copy is a write as well, if of another file.
+        // SQLite treats the copy as a write, even though it writes to another file.
         sqlx::query("PRAGMA query_only = OFF")
             .execute(&mut self.connection)
             .await?;
@@ -360,7 +367,7 @@ impl RecordStore {
             .execute(&mut self.connection)
             .await
             .with_context(|| to.display().to_string())?;
-        // Without a log beside it: it is meant to be copied.
+        // The copy has no write-ahead log, so that it is a single file to pass on.
         let options = options(to).journal_mode(SqliteJournalMode::Delete);
         Ok(options.connect().await?.close().await?)
     }

@@ -1,16 +1,16 @@
-//! The greedy rule: for each position in turn the best-ranked remaining post that breaks no rule.
+//! The greedy rule: each position gets the best-ranked remaining post that breaks no rule.
 //!
-//! Trying the posts in order for each position would be quadratic, and the answer is due within
-//! milliseconds for thousands of candidates. Both rules speak of authors only, so it is enough to
-//! compare the best remaining post of each *free* author, one whom no rule bars at this position.
-//! These posts wait in a set of ranks; a barred author's post is not in it. Authors come back when their
-//! bar ends, and as one post is placed per position, at most one author's distance ends there.
+//! Trying the posts in order at each position would be quadratic, and the answer for thousands of
+//! posts is due within milliseconds. Both rules concern authors only, so it is enough to compare
+//! the best remaining post of each *free* author, to whom no rule applies at this position. A set
+//! of ranks holds these posts. Authors return to it when a rule no longer applies to them. One post
+//! is placed per position, so the distance rule ends for at most one author there.
 
 use crate::ranks::Ranks;
 use crate::{Columns, Params, Reason};
 use nova_policy_sdk::{Groups, Request};
 
-/// Position by position, the index to show there.
+/// Returns the index to show at each position.
 pub fn saturate(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<u32> {
     place(posts.author_ids, Rules::new(params), request.seed)
         .into_iter()
@@ -18,7 +18,7 @@ pub fn saturate(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<
         .collect()
 }
 
-/// What became of each post.
+/// Returns the reason for the position of each post.
 pub fn reasons(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<Reason> {
     let mut reasons = vec![Reason::Stayed; posts.len];
     for (position, placed) in
@@ -58,14 +58,14 @@ impl Rules {
     }
 }
 
-/// How a post got its position.
+/// Reason that a post got its position.
 #[derive(Clone, Copy)]
 enum Fit {
-    /// Without breaking a rule.
+    /// The post breaks no rule.
     Rules,
-    /// With a lower distance for this position.
+    /// The distance was lowered for this position.
     Closer,
-    /// Without distance and top rule.
+    /// Distance and top rule were both dropped.
     TopDropped,
 }
 
@@ -82,7 +82,7 @@ fn place(author_ids: &[u64], rules: Rules, seed: u64) -> Vec<Placed> {
         .collect()
 }
 
-/// One author's progress through the ranking.
+/// The state of one author during the ranking.
 #[derive(Clone, Copy)]
 struct Author {
     /// Rank of the best remaining post.
@@ -91,20 +91,20 @@ struct Author {
     in_top: u32,
 }
 
-/// The posts in waiting, and what has been placed so far.
+/// The remaining posts, and the posts placed so far.
 struct Line {
     rules: Rules,
     authors: Vec<Author>,
-    /// Whose post it is, by rank: an index into `authors`.
+    /// The author of each post, by rank: an index into `authors`.
     author_of: Vec<u32>,
     /// The same author's next post, by rank.
     successor: Vec<Option<u32>>,
-    /// The best remaining posts of the free authors.
+    /// The best remaining post of each free author.
     free: Ranks,
-    /// The author at each position filled.
+    /// The author at each filled position.
     placed: Vec<u32>,
     is_placed: Vec<bool>,
-    /// No rank below this one remains.
+    /// No lower rank remains.
     first_remaining: usize,
 }
 
@@ -122,7 +122,7 @@ impl Line {
         };
         let mut authors = vec![unknown; count];
         let mut successor = vec![None; len];
-        // From the last rank to the first, so that each author ends at the best post.
+        // Iterates from the last rank to the first, so that each author ends with the best post.
         for (rank, &author) in author_of.iter().enumerate().rev() {
             successor[rank] = authors[author as usize].next.replace(rank as u32);
         }
@@ -142,7 +142,7 @@ impl Line {
         }
     }
 
-    /// Fills the next position; `None` when no post remains.
+    /// Fills the next position. Returns `None` if no post remains.
     fn place_next(&mut self) -> Option<Placed> {
         self.free_authors();
         let (rank, fit) = match self.free.pop_best() {
@@ -156,11 +156,11 @@ impl Line {
         Some(Placed { rank, fit })
     }
 
-    /// Takes those authors back whose bar ends at this position.
+    /// Adds the authors who become free at this position.
     fn free_authors(&mut self) {
         let position = self.placed.len();
         if position == self.rules.top_k {
-            // The top rule ends for everybody at once.
+            // The top rule ends for all authors at once.
             for author in self
                 .authors
                 .iter()
@@ -177,8 +177,8 @@ impl Line {
         }
     }
 
-    /// The first post that fits when the distance is lowered by one, and by one again, down to 1.
-    /// Each step admits a single author: the one whose last post is exactly that far above.
+    /// Returns the first post that fits when the distance is lowered by one at a time, down to 1.
+    /// Each step admits a single author, whose last post is exactly that far above.
     fn fitting_at_lower_distance(&self) -> Option<u32> {
         let position = self.placed.len();
         let distances = 1..self.rules.min_distance.min(position + 1);

@@ -1,5 +1,5 @@
-//! Keeps posts of one author apart: few at the top, and never close together. It defers posts and
-//! drops none; the saturator of the `baseline` recipe.
+//! The saturator of the `baseline` recipe. It keeps posts of one author apart: few at the top, and
+//! never close together. It defers posts and drops none.
 
 mod greedy;
 mod ranks;

@@ -1,10 +1,10 @@
-//! A set of ranks that gives up its best one.
+//! A set of ranks from which the best one can be taken.
 
-/// Ranks below a bound, as bits. Taking the best one looks at a word of 64 ranks at a time, from
-/// the last one taken on: for thousands of candidates that is several times faster than a heap.
+/// Ranks below a bound, as bits. Taking the best one scans words of 64 ranks, from the last one
+/// taken. For thousands of candidates this is several times faster than a heap.
 pub struct Ranks {
     words: Vec<u64>,
-    /// No word before this one has a rank in it.
+    /// No earlier word contains a rank.
     first: usize,
 }
 
@@ -16,7 +16,7 @@ impl Ranks {
         }
     }
 
-    /// Takes the lowest rank out.
+    /// Removes and returns the lowest rank.
     pub fn pop_best(&mut self) -> Option<u32> {
         let ahead = self
             .words

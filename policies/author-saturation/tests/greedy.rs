@@ -29,8 +29,8 @@ fn order(authors: &[u64], rules: Rules) -> Vec<u32> {
     sample(authors, rules).saturate(saturate)
 }
 
-/// The rule as it is written down, one sentence after the other, without regard to cost. Also says
-/// for each position what it took: the distance kept, and whether the top rule held.
+/// Implements the rule literally, one sentence after the other, without regard to cost. Also
+/// returns what each position required: the distance kept, and whether the top rule held.
 fn model(authors: &[u64], rules: Rules) -> (Vec<u32>, Vec<(usize, bool)>) {
     let mut order: Vec<u32> = Vec::new();
     let mut taken = Vec::new();
@@ -77,7 +77,7 @@ fn a_second_post_of_an_author_waits_until_the_top_is_full() {
 }
 
 #[test]
-fn below_the_top_posts_of_an_author_stand_three_positions_apart() {
+fn below_the_top_posts_of_an_author_are_three_positions_apart() {
     let rules = Rules {
         top_k: 0,
         ..SHIPPED
@@ -87,10 +87,11 @@ fn below_the_top_posts_of_an_author_stand_three_positions_apart() {
 
 #[test]
 fn the_distance_is_relaxed_before_the_top_rule() {
-    // Two authors, five top positions: each has its one top post, then the top rule has to go, and
-    // with it the distance. Author 1 must not come second, though its post ranks there.
+    // Two authors share five top positions. Each gets its one top post; then the top rule has to
+    // be dropped, and the distance with it. Author 1 must not get position 1, though its post
+    // ranks there.
     assert_eq!(order(&[1, 1, 1, 2, 2], SHIPPED), [0, 3, 1, 2, 4]);
-    // With two top posts each, distance 2 is enough for positions 2 and 3.
+    // If each may have two top posts, distance 2 is enough for positions 2 and 3.
     let two_each = Rules {
         max_in_top: 2,
         ..SHIPPED
@@ -100,8 +101,8 @@ fn the_distance_is_relaxed_before_the_top_rule() {
 
 #[test]
 fn the_distance_is_lowered_one_by_one() {
-    // At position 2 distance 3 fits nobody and distance 2 fits author 1; author 2, the better
-    // ranked, would need distance 1.
+    // At position 2, no author fits at distance 3. Author 1 fits at distance 2; author 2, the
+    // better ranked, would need distance 1.
     let rules = Rules {
         top_k: 0,
         ..SHIPPED
@@ -110,17 +111,17 @@ fn the_distance_is_lowered_one_by_one() {
 }
 
 #[test]
-fn one_author_alone_keeps_the_order_of_the_ranks() {
+fn posts_of_a_single_author_keep_their_ranks() {
     assert_eq!(order(&[7; 9], SHIPPED), (0..9).collect::<Vec<u32>>());
 }
 
 #[test]
-fn no_posts_no_order() {
+fn without_posts_the_order_is_empty() {
     assert!(order(&[], SHIPPED).is_empty());
 }
 
 #[test]
-fn each_post_is_told_why() {
+fn each_post_gets_the_reason_for_its_position() {
     use Reason::{Deferred, DistanceRelaxed, MovedUp, Stayed, TopRelaxed};
     let reasons = |authors: &[u64], rules| sample(authors, rules).saturate(explain);
     let codes = |reasons: &[Reason]| {
@@ -147,7 +148,8 @@ fn each_post_is_told_why() {
 
 #[test]
 fn five_thousand_posts_of_few_authors_take_milliseconds() {
-    // The bound is loose, for slow machines and unoptimised builds; a quadratic rule needs seconds.
+    // The bound is loose, to allow for slow machines and unoptimised builds. A quadratic rule
+    // needs seconds.
     let authors: Vec<u64> = (0..5000).map(|i| i * i % 7).collect();
     let sample = sample(
         &authors,
@@ -172,7 +174,7 @@ fn rules() -> impl Strategy<Value = Rules> {
     prop_oneof![Just(SHIPPED), rules]
 }
 
-/// From one author who wrote everything to hardly anybody who wrote twice.
+/// Generates cases from one author who wrote everything to many authors who rarely wrote twice.
 fn authors() -> impl Strategy<Value = Vec<u64>> {
     (1u64..30).prop_flat_map(|authors| prop::collection::vec(1..=authors, 0..60))
 }
@@ -181,7 +183,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn the_order_is_that_of_the_greedy_rule_written_out(authors in authors(), rules in rules()) {
+    fn the_order_equals_that_of_the_literal_rule(authors in authors(), rules in rules()) {
         prop_assert_eq!(order(&authors, rules), model(&authors, rules).0);
     }
 
@@ -193,7 +195,7 @@ proptest! {
     }
 
     #[test]
-    fn a_rule_is_relaxed_only_where_nothing_that_remains_fits(authors in authors(), rules in rules()) {
+    fn a_rule_is_relaxed_only_if_no_remaining_post_fits(authors in authors(), rules in rules()) {
         let (order, taken) = model(&authors, rules);
         let reasons = sample(&authors, rules).saturate(explain);
         for (index, (distance, top)) in order.into_iter().zip(taken) {

@@ -1,20 +1,20 @@
 //! The greedy order by effective score: `score · author_decay^k · impression_decay^impressions`,
-//! where `k` counts the posts of the author that stand further up.
+//! where `k` is the number of posts by the author that are ranked higher.
 //!
-//! Multiplied out, the discount of a prolific author's thousandth post underflows to zero, and all
-//! that remains is tied. So effective scores are compared by their logarithms, which are exact
-//! enough at any depth, and the sign is compared first. A discount must lower a negative score as
-//! well, which means dividing it; and it orders scores of zero, which no factor can.
+//! If multiplied out, the discount of a prolific author's thousandth post would underflow to zero,
+//! and the rest would be tied. So effective scores are compared by sign and then by logarithm,
+//! which is precise enough at any depth. A discount must lower a negative score too, which means
+//! dividing it. It also orders scores of zero, which no factor could.
 
 use crate::{Columns, Params};
 use nova_policy_sdk::Request;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-/// Position by position, the index to show there.
+/// Returns the index to show at each position.
 ///
-/// Within one author the order never changes, as each of their remaining posts bears the same
-/// discount. So only the best remaining post of each author competes: `O(n log n)`.
+/// The order within one author never changes, because all remaining posts have the same discount.
+/// So only the best remaining post of each author competes: `O(n log n)`.
 pub fn saturate(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<u32> {
     let per_post = params.author_decay.ln();
     let queue = by_author_best_first(posts, params);
@@ -62,7 +62,7 @@ fn by_author_best_first(posts: &Columns<'_>, params: &Params) -> Vec<Post> {
     queue
 }
 
-/// The best remaining post of an author, and those behind it.
+/// The best remaining post of an author, and the author's posts after it.
 struct Contender<'a> {
     post: Post,
     effective: Effective,
@@ -93,7 +93,7 @@ impl<'a> Contender<'a> {
     }
 }
 
-/// Of equal effective scores the better rank wins, so that the order never depends on the heap.
+/// If effective scores are equal, the better rank wins, so the order never depends on the heap.
 impl Ord for Contender<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.effective
@@ -117,7 +117,7 @@ impl PartialEq for Contender<'_> {
 impl Eq for Contender<'_> {}
 
 /// A score as sign and logarithm. `level` grows with the score: `ln|score|` for positive scores,
-/// `ln(1/|score|)` for negative ones, 0 for zero; a discount is added to it.
+/// `ln(1/|score|)` for negative ones and 0 for zero. A discount is added to it.
 #[derive(Debug, Clone, Copy)]
 struct Effective {
     sign: i8,
@@ -136,12 +136,12 @@ impl Effective {
                 sign: 0,
                 level: 0.0,
             },
-            // Not `-ln(size)`: that is -0.0 for a score of -1, which is not equal to 0.0 below.
+            // Not `-ln(size)`: that is -0.0 for a score of -1, which does not equal 0.0 below.
             Some(Ordering::Less) => Self {
                 sign: -1,
                 level: size.recip().ln(),
             },
-            // The host lets no such score through; last is where it would put one.
+            // The host lets no NaN through. Last is the position that it would give one.
             None => Self {
                 sign: -2,
                 level: 0.0,

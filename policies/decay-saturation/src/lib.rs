@@ -1,5 +1,5 @@
-//! Discounts each further post of an author instead of forbidding it: the saturator of the
-//! `decay-diversity` recipe. A much better post still wins; a slightly better one makes room.
+//! The saturator of the `decay-diversity` recipe. It discounts each further post of an author
+//! instead of forbidding it, so a much better post still wins and a slightly better one gives way.
 
 mod discount;
 

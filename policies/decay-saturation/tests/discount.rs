@@ -31,7 +31,7 @@ fn order(posts: &[Post], author_decay: f64, impression_decay: f64) -> Vec<u32> {
 }
 
 #[test]
-fn a_slightly_better_second_post_makes_room_and_a_much_better_one_does_not() {
+fn a_slightly_better_second_post_gives_way_and_a_much_better_one_does_not() {
     assert_eq!(
         order(&[post(1, 1.0), post(1, 0.9), post(2, 0.8)], 0.7, 1.0),
         [0, 2, 1]
@@ -44,7 +44,7 @@ fn a_slightly_better_second_post_makes_room_and_a_much_better_one_does_not() {
 
 #[test]
 fn each_further_post_counts_less() {
-    // 8, 4, 2, 1 after the discount: the fourth loses against 1.5, the third does not.
+    // The scores are 8, 4, 2, 1 after the discount. The fourth is below 1.5, the third is not.
     let posts = [
         post(1, 8.0),
         post(1, 8.0),
@@ -56,7 +56,7 @@ fn each_further_post_counts_less() {
 }
 
 #[test]
-fn an_author_shown_often_today_steps_back() {
+fn an_author_shown_often_today_is_ranked_lower() {
     let often = Post {
         impressions: 10.0,
         ..post(1, 1.0)
@@ -87,7 +87,7 @@ fn equal_scores_alternate_between_authors_even_at_zero() {
 }
 
 #[test]
-fn equal_scores_without_discount_stay_even_where_a_logarithm_is_minus_zero() {
+fn equal_scores_without_discount_stay_even_if_a_logarithm_is_minus_zero() {
     for score in [1.0, 0.0, -1.0] {
         let posts = [post(1, score), post(2, score), post(1, score)];
         assert_eq!(order(&posts, 1.0, 0.97), [0, 1, 2], "at {score}");
@@ -95,7 +95,7 @@ fn equal_scores_without_discount_stay_even_where_a_logarithm_is_minus_zero() {
 }
 
 #[test]
-fn a_discount_never_lifts_a_score_over_another_sign() {
+fn a_discount_never_lifts_a_score_above_one_of_higher_sign() {
     let often = Post {
         impressions: 1e9,
         ..post(1, 1e-30)
@@ -108,7 +108,7 @@ fn a_discount_never_lifts_a_score_over_another_sign() {
 
 #[test]
 fn the_thousandth_post_of_an_author_still_has_an_order() {
-    // As products all of these underflow to zero and tie.
+    // If multiplied out, all of these would underflow to zero and tie.
     let mut posts: Vec<Post> = (0..1000).map(|i| post(1, 1.0 - i as f32 * 1e-4)).collect();
     posts.extend((0..1000).map(|i| post(2, 0.9 - i as f32 * 1e-4)));
     let order = order(&posts, 0.01, 1.0);
@@ -120,7 +120,7 @@ fn the_thousandth_post_of_an_author_still_has_an_order() {
 }
 
 #[test]
-fn scores_that_are_no_numbers_come_last_and_lose_nothing() {
+fn nan_scores_come_last_and_no_post_is_lost() {
     let posts = [
         post(1, f32::NAN),
         post(2, f32::NEG_INFINITY),
@@ -138,7 +138,7 @@ fn five_thousand_posts_take_milliseconds() {
     assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
 }
 
-/// Effective scores multiplied out, and the best looked for among all that remain.
+/// Multiplies the effective scores out, and searches all remaining posts for the best.
 fn model(posts: &[Post], author_decay: f64, impression_decay: f64) -> Vec<u32> {
     let mut order: Vec<u32> = Vec::new();
     while order.len() < posts.len() {
@@ -177,7 +177,7 @@ fn posts(scores: impl Strategy<Value = f32> + Clone) -> impl Strategy<Value = Ve
 
 proptest! {
     #[test]
-    fn the_order_is_the_greedy_one_by_discounted_score(
+    fn the_order_equals_the_greedy_order_by_discounted_score(
         posts in posts(0.01f32..10.0), author_decay in 0.1f64..1.0, impression_decay in 0.5f64..1.0,
     ) {
         let wanted = model(&posts, author_decay, impression_decay);
@@ -185,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn every_post_is_shown_once_whatever_the_scores(
+    fn every_post_is_shown_once_for_any_scores(
         posts in posts(any::<f32>()), author_decay in 0.01f64..=1.0, impression_decay in 0.01f64..=1.0,
     ) {
         let mut order = order(&posts, author_decay, impression_decay);

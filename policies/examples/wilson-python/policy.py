@@ -1,10 +1,12 @@
-"""Posts that proved themselves first: how surely viewers who are shown a post react to it, and freshness beside it.
+"""Ranks proven posts first: the rate at which viewers of a post certainly react, plus freshness.
 
-A post with 1 reaction of 1 viewer is not better than one with 90 of 100; a ratio says it is. The lower bound of
-Wilson's score interval says what the ratio is at least, given how few have seen the post.
+A post with 1 reaction of 1 viewer has a higher ratio than one with 90 of 100, but is not better.
+The lower bound of Wilson's score interval says what the ratio is at least, given how few have
+seen the post.
 
-E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
-Statistical Association 22 (1927), 209–212; for ranking: E. Miller, "How Not To Sort By Average Rating" (2009).
+E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of
+the American Statistical Association 22 (1927), 209–212; for ranking: E. Miller, "How Not To Sort
+By Average Rating" (2009).
 """
 
 from math import sqrt
@@ -13,7 +15,7 @@ from nova_policy import Parameter, scorer
 
 
 def wilson_lower_bound(successes, trials, z):
-    """What the true share of successes is at least, `z` standard deviations below what was seen; 0 … 1."""
+    """Returns the lower bound of the true success rate, `z` standard deviations down; 0 … 1."""
     if trials <= 0.0:
         return 0.0
     share = successes / trials
@@ -27,7 +29,7 @@ def parts(post, params, request):
     # One viewer may react more than once.
     reactions = min(post.likes + post.comments + post.shares, post.exposures)
     proven = params.w_proven * wilson_lower_bound(reactions, post.exposures, params.z)
-    # Hyperbolic, and so as exact in every language: it needs no exponential.
+    # The hyperbola needs no exponential, so it gives the same result in every language.
     fresh = params.w_fresh / (1.0 + max(post.age_hours, 0.0) / params.half_life_hours)
     return proven, fresh
 

@@ -1,5 +1,6 @@
 /**
- * Write a ranking policy for Nova in JavaScript: declare what it reads, then write the rule as a function.
+ * The JavaScript SDK for ranking policies of Nova: declare the inputs, then write the rule as a
+ * function.
  *
  *     import { scorer } from "./nova-policy/index.js";
  *
@@ -13,36 +14,37 @@
  *       each: parts,
  *     });
  *
- * `scorer`, `deduper` and `saturator` answer a policy with its stage's function (`score`, `dedup` or
- * `saturate`), `explain` and `describe`. A rule is given
+ * `scorer`, `deduper` and `saturator` return a policy with its stage's function (`score`, `dedup`
+ * or `saturate`), `explain` and `describe`. A rule gets these arguments:
  *
  * - `post`, one candidate: `postId`, `authorId`, `createdAtMs` and the declared features; or
- *   `posts`, all of them, column by column: `posts.length`, `posts.postIds`, `posts.authorIds`,
- *   `posts.createdAtMs` (for a saturator also `posts.scores`) and a Float32Array for each declared feature;
+ *   `posts`, all candidates as columns: `posts.length`, `posts.postIds`, `posts.authorIds`,
+ *   `posts.createdAtMs` (for a saturator also `posts.scores`) and a Float32Array for each declared
+ *   feature;
  * - `params`, the declared parameters by name;
  * - `request`: `userId`, `nowMs`, `seed`, `limit`.
  *
  * Ids, times and the seed are BigInt, as 64-bit numbers are in JavaScript.
  *
- * A policy is pure: the same arguments give the same answer. It keeps nothing from one call to the next,
- * asks no clock, and uses `request.seed` instead of `Math.random`.
+ * A policy is pure: the same arguments give the same result. It keeps no state between calls, reads
+ * no clock, and uses `request.seed` instead of `Math.random`.
  */
 
-/** What the three stages have in common: typed columns, typed parameters, `describe`. */
+/** The common part of the three stages: typed columns, typed parameters and `describe`. */
 class Policy {
   constructor(stage, { features = [], parameters = {} }, explains) {
     Object.assign(this, { stage, features, parameters, explains });
     this.parameterNames = Object.keys(parameters);
     if (new Set(features).size !== features.length) throw new Error("a feature is declared twice");
     for (const [name, parameter] of Object.entries(parameters)) {
-      // Written so that a bound that is missing is an error too.
+      // This form makes a missing bound an error too.
       const inRange = parameter.min <= parameter.default && parameter.default <= parameter.max;
       if (!inRange) throw new Error(`the default of \`${name}\` is outside its range`);
       if (!parameter.doc || parameter.doc.includes("\n")) throw new Error(`\`${name}\` needs a doc of one line`);
     }
   }
 
-  /** What this policy says of itself. The build gives it the package's name and version. */
+  /** Returns the policy's description. The build passes the package's name and version. */
   describe(name = "policy", version = "0.0.0") {
     const parameters = Object.entries(this.parameters).map(([name, parameter]) => ({ name, ...parameter }));
     return { name, version, features: this.features, parameters, explains: this.explains };
@@ -65,7 +67,7 @@ class Policy {
   }
 }
 
-/** Answers one score for each candidate: the sum of its parts. */
+/** Returns one score per candidate: the sum of its parts. */
 class Scorer extends Policy {
   constructor({ each, batch, explains = [], ...declared }) {
     super("score", declared, explains);
@@ -74,16 +76,16 @@ class Scorer extends Policy {
     Object.assign(this, { each, batch });
   }
 
-  /** Calls `take` with each candidate's place and parts. */
+  /** Calls `take` with the index and the parts of each candidate. */
   rows(request, values, candidates, take) {
     const [params, posts] = [this.params(values), this.columns(candidates)];
     if (this.batch !== undefined) {
       const rows = this.batch(posts, params, request);
-      if (rows.length !== posts.length) throw new Error("the rule must answer the parts of every candidate");
+      if (rows.length !== posts.length) throw new Error("the rule must return the parts of every candidate");
       rows.forEach((row, index) => take(index, row));
       return;
     }
-    // Plain indices: nothing compiles this code to machine code, and an iterator costs as much as the rule.
+    // Plain indices, because this code is interpreted: an iterator costs as much as the rule.
     const { postIds, authorIds, createdAtMs } = posts;
     const [each, names] = [this.each, this.features];
     const columns = names.map((name) => posts[name]);
@@ -94,7 +96,7 @@ class Scorer extends Policy {
     }
   }
 
-  /** One score for each candidate; higher is better. */
+  /** Returns one score per candidate. Higher is better. */
   score(request, params, candidates) {
     const scores = new Float32Array(candidates.postIds.length);
     this.rows(request, params, candidates, (index, row) => {
@@ -105,12 +107,12 @@ class Scorer extends Policy {
     return scores;
   }
 
-  /** The parts of the scores, column after column. */
+  /** Returns the parts of the scores, column by column. */
   explain(request, params, candidates) {
     const [n, parts] = [candidates.postIds.length, this.explains.length];
     const columns = new Float32Array(n * parts);
     this.rows(request, params, candidates, (index, row) => {
-      if (row.length !== parts) throw new Error(`the rule must answer ${parts} parts, as \`explains\` declares`);
+      if (row.length !== parts) throw new Error(`the rule must return ${parts} parts, as \`explains\` declares`);
       row.forEach((value, part) => {
         columns[part * n + index] = value;
       });
@@ -119,7 +121,7 @@ class Scorer extends Policy {
   }
 }
 
-/** What a deduper and a saturator have in common: an answer of indices, reasons by name. */
+/** The common part of dedupers and saturators: a result of indices, and reasons by name. */
 class Order extends Policy {
   constructor(stage, rule, whyByItself, ownReasons, { reasons, explain: why, ...declared }) {
     if ((reasons === undefined) !== (why === undefined)) throw new Error("`reasons` and `explain` go together");
@@ -131,7 +133,7 @@ class Order extends Policy {
     return Uint32Array.from(this.rule(this.columns(candidates), this.params(params), request));
   }
 
-  /** One reason code for each candidate: a position in `explains`. */
+  /** Returns one reason code per candidate, which is an index into `explains`. */
   explain(request, params, candidates) {
     const names = this.why
       ? this.why(this.columns(candidates), this.params(params), request)
@@ -144,7 +146,7 @@ class Order extends Policy {
   }
 }
 
-/** Answers the indices of the candidates to keep, each at most once. */
+/** Returns the indices of the candidates to keep, each at most once. */
 class Deduper extends Order {
   constructor({ dedup, ...declared }) {
     const why = (n, kept) => {
@@ -159,7 +161,7 @@ class Deduper extends Order {
   }
 }
 
-/** Answers the order to show: position by position, the index to show there. */
+/** Returns the order to show: the index to show at each position. */
 class Saturator extends Order {
   constructor({ saturate, ...declared }) {
     const why = (n, order) => {
@@ -178,27 +180,28 @@ class Saturator extends Order {
 }
 
 /**
- * A scorer. The rule answers each candidate's parts in the order of `explains`; the score is their sum.
+ * Creates a scorer. The rule returns the parts of a candidate's score in the order of `explains`.
+ * The score is their sum.
  *
- * `each(post, params, request)` answers the parts of one candidate. `batch(posts, params, request)`
- * answers an array with the parts of every candidate, for scores that depend on the others.
+ * `each(post, params, request)` returns the parts of one candidate. `batch(posts, params, request)`
+ * returns an array with the parts of every candidate, for scores that depend on the others.
  */
 export const scorer = (declared) => new Scorer(declared);
 
 /**
- * A deduper. `dedup(posts, params, request)` answers the indices to keep, each at most once, and at
- * least one where there are candidates.
+ * Creates a deduper. `dedup(posts, params, request)` returns the indices to keep, each at most
+ * once, and at least one if there are candidates.
  *
- * Reasons are optional: with `reasons: { seen: "seen within a day", … }`, `explain(posts, params, request)`
- * answers one of these names for each candidate.
+ * Reasons are optional. With `reasons: { seen: "seen within a day", … }`,
+ * `explain(posts, params, request)` returns one of these names for each candidate.
  */
 export const deduper = (declared) => new Deduper(declared);
 
 /**
- * A saturator. `saturate(posts, params, request)` answers, position by position, the index to show
- * there: every index once. Candidates come in the order of their scores, best first.
+ * Creates a saturator. `saturate(posts, params, request)` returns the index to show at each
+ * position, every index once. Candidates come in the order of their scores, best first.
  *
- * Reasons are optional: with `reasons: { deferred: "its author was just shown", … }`,
- * `explain(posts, params, request)` answers one of these names for each candidate, by index.
+ * Reasons are optional. With `reasons: { deferred: "its author was just shown", … }`,
+ * `explain(posts, params, request)` returns one of these names for each candidate, by index.
  */
 export const saturator = (declared) => new Saturator(declared);

@@ -5,7 +5,7 @@
  *     assert.deepEqual(sample.score(), [3, 5]);
  */
 
-/** Candidates written row by row with named features, and parameters at their defaults. */
+/** Candidates given row by row with named features. Parameters have their defaults. */
 export class Sample {
   constructor(policy) {
     this.policy = policy;
@@ -24,13 +24,16 @@ export class Sample {
     return this;
   }
 
-  /** Adds a candidate whose id and author nobody else has, as old as the request. A feature that is not named is 0. */
+  /**
+   * Adds a candidate with an id and an author of its own, created at the time of the request. A
+   * feature that is not named is 0.
+   */
   row(features = {}) {
     const number = this.posts.length + 1;
     return this.post(number, number, this.request.nowMs, features);
   }
 
-  /** Adds a candidate. A feature that is not named is 0; the score is for a saturator. */
+  /** Adds a candidate. A feature that is not named is 0. The score is for a saturator. */
   post(postId, authorId, createdAtMs, features = {}, score = 0) {
     for (const name of Object.keys(features)) {
       if (!this.policy.features.includes(name)) throw new Error(`no feature \`${name}\` is declared`);
@@ -40,23 +43,23 @@ export class Sample {
     return this;
   }
 
-  /** One score for each candidate, in the order they were added. */
+  /** Returns one score per candidate, in the order they were added. */
   score() {
-    this.explain(); // a rule that answers too few or too many parts fails here
+    this.explain(); // fails if the rule returns too few or too many parts
     return [...this.policy.score(...this.arguments())];
   }
 
-  /** The indices that are kept. */
+  /** Returns the indices that are kept. */
   dedup() {
     return [...this.policy.dedup(...this.arguments())];
   }
 
-  /** The order to show; candidates come in the order they were added. */
+  /** Returns the order to show. Candidates come in the order they were added. */
   saturate() {
     return [...this.policy.saturate(...this.arguments())];
   }
 
-  /** A scorer: columns by the names of its parts. The other stages: the reason of each candidate. */
+  /** Returns, for a scorer, columns by part name; for the other stages, each candidate's reason. */
   explain() {
     const answer = [...this.policy.explain(...this.arguments())];
     const [names, n] = [this.policy.explains, this.posts.length];

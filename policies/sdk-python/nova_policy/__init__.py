@@ -1,4 +1,4 @@
-"""Write a ranking policy for Nova in Python: declare what it reads, then write the rule as a function.
+"""The Python SDK for ranking policies of Nova: declare the inputs, then write a rule function.
 
     from nova_policy import Parameter, scorer
 
@@ -12,17 +12,17 @@
         each=parts,
     )
 
-`scorer`, `deduper` and `saturator` answer a policy with its stage's function (`score`, `dedup` or
-`saturate`), `explain` and `describe`. A rule is given
+`scorer`, `deduper` and `saturator` return a policy with its stage's function (`score`, `dedup` or
+`saturate`), `explain` and `describe`. A rule gets these arguments:
 
 - `post`, one candidate: `post_id`, `author_id`, `created_at_ms` and the declared features; or
-  `posts`, all of them, column by column: `posts.len`, `posts.post_ids`, `posts.author_ids`,
+  `posts`, all candidates as columns: `posts.len`, `posts.post_ids`, `posts.author_ids`,
   `posts.created_at_ms` (for a saturator also `posts.scores`) and a list for each declared feature;
 - `params`, the declared parameters by name;
 - `request`: `user_id`, `now_ms`, `seed`, `limit`.
 
-A policy is pure: the same arguments give the same answer. It keeps nothing from one call to the next,
-asks no clock, and where it wants chance it makes a `random.Random(request.seed)`.
+A policy is pure: the same arguments give the same result. It keeps no state between calls, reads no
+clock, and creates a `random.Random(request.seed)` if it needs randomness.
 """
 
 from collections import namedtuple
@@ -37,7 +37,7 @@ _ID_COLUMNS = ("post_ids", "author_ids", "created_at_ms")
 
 
 class Parameter(NamedTuple):
-    """A number that a policy version may set, `min` and `max` included."""
+    """A number that a policy version may set, from `min` to `max` inclusive."""
 
     default: float
     min: float
@@ -45,16 +45,16 @@ class Parameter(NamedTuple):
     doc: str
 
 
-# What the host reads of a policy; the fields of the contract's records.
+# The description that the host reads, with the fields of the contract's records.
 ParameterDescription = namedtuple("ParameterDescription", "name default min max doc")
 Description = namedtuple("Description", "name version features parameters explains")
 
 
 class Policy:
-    """What the three stages have in common: typed columns, typed parameters, `describe`."""
+    """The common part of the three stages: typed columns, typed parameters and `describe`."""
 
     stage = ""
-    # Columns between the ids and the features.
+    # Names of the columns between the ids and the features.
     given = ()
 
     def __init__(self, features, parameters, explains):
@@ -66,13 +66,13 @@ class Policy:
                 raise ValueError(f"the default of `{name}` is outside its range")
             if not parameter.doc or "\n" in parameter.doc:
                 raise ValueError(f"`{name}` needs a doc of one line")
-        # These refuse names that are declared twice, or that are no names.
+        # `namedtuple` rejects duplicate and invalid names.
         self._params = namedtuple("Params", self.parameters)
         self._post = namedtuple("Post", (*_IDS, *self.features))
         self._columns = namedtuple("Columns", ("len", *_ID_COLUMNS, *self.given, *self.features))
 
     def describe(self, name="policy", version="0.0.0"):
-        """What this policy says of itself. The build gives it the project's name and version."""
+        """Returns the policy's description. The build passes the project's name and version."""
         parameters = [ParameterDescription(name, *map(float, p[:3]), p.doc) for name, p in self.parameters.items()]
         return Description(name, version, list(self.features), parameters, list(self.explains))
 
@@ -91,13 +91,13 @@ class Policy:
         return self._columns(len(candidates.post_ids), *columns)
 
     def _each(self, candidates):
-        # Tuples by way of zip are made without a line of Python per candidate.
+        # `zip` creates the tuples without running a line of Python per candidate.
         columns = (*self._ids(candidates), *self._feature_columns(candidates))
         return map(self._post._make, zip(*columns))
 
 
 class Scorer(Policy):
-    """Answers one score for each candidate: the sum of its parts."""
+    """Returns one score per candidate: the sum of its parts."""
 
     stage = "score"
 
@@ -117,20 +117,20 @@ class Scorer(Policy):
         return [rule(post, params, request) for post in self._each(candidates)]
 
     def score(self, request, params, candidates):
-        """One score for each candidate; higher is better."""
-        # Not `sum`: it rounds differently from one Python to the next, and from the other languages.
+        """Returns one score per candidate. Higher is better."""
+        # `sum` rounds differently between Python versions and from the other languages.
         return [reduce(add, row) for row in self._rows(request, params, candidates)]
 
     def explain(self, request, params, candidates):
-        """The parts of the scores, column after column."""
+        """Returns the parts of the scores, column by column."""
         rows = self._rows(request, params, candidates)
         if any(len(row) != len(self.explains) for row in rows):
-            raise ValueError(f"the rule must answer {len(self.explains)} parts, as `explains` declares")
+            raise ValueError(f"the rule must return {len(self.explains)} parts, as `explains` declares")
         return [float(row[part]) for part in range(len(self.explains)) for row in rows]
 
 
 class _Order(Policy):
-    """What a deduper and a saturator have in common: an answer of indices, reasons by name."""
+    """The common part of dedupers and saturators: a result of indices, and reasons by name."""
 
     own_reasons = {}
 
@@ -145,7 +145,7 @@ class _Order(Policy):
         return list(self._rule(self._all(candidates), self._params(*params), request))
 
     def explain(self, request, params, candidates):
-        """One reason code for each candidate: a position in `explains`."""
+        """Returns one reason code per candidate, which is an index into `explains`."""
         if self._why is None:
             names = self._why_by_itself(len(candidates.post_ids), self._indices(request, params, candidates))
         else:
@@ -155,13 +155,13 @@ class _Order(Policy):
 
 
 class Deduper(_Order):
-    """Answers the indices of the candidates to keep, each at most once."""
+    """Returns the indices of the candidates to keep, each at most once."""
 
     stage = "dedup"
     own_reasons = {"kept": "kept", "removed": "removed"}
 
     def dedup(self, request, params, candidates):
-        """Indices to keep."""
+        """Returns the indices to keep."""
         return self._indices(request, params, candidates)
 
     @staticmethod
@@ -171,14 +171,14 @@ class Deduper(_Order):
 
 
 class Saturator(_Order):
-    """Answers the order to show: position by position, the index to show there."""
+    """Returns the order to show: the index to show at each position."""
 
     stage = "saturation"
     given = ("scores",)
     own_reasons = {"stayed": "stayed", "up": "moved up", "down": "moved down"}
 
     def saturate(self, request, params, ranked):
-        """A permutation of the indices."""
+        """Returns a permutation of the indices."""
         return self._indices(request, params, ranked)
 
     @staticmethod
@@ -193,29 +193,31 @@ class Saturator(_Order):
 
 
 def scorer(*, explains, features=(), parameters=(), each=None, batch=None):
-    """A scorer. The rule answers each candidate's parts in the order of `explains`; the score is their sum.
+    """Creates a scorer. The rule returns the parts of a candidate's score in the order of
+    `explains`. The score is their sum.
 
-    `each(post, params, request)` answers the parts of one candidate. `batch(posts, params, request)`
-    answers a list with the parts of every candidate, for scores that depend on the others.
+    `each(post, params, request)` returns the parts of one candidate. `batch(posts, params,
+    request)` returns a list with the parts of every candidate, for scores that depend on the
+    others.
     """
     return Scorer(features, parameters, explains, each, batch)
 
 
 def deduper(*, dedup, features=(), parameters=(), reasons=None, explain=None):
-    """A deduper. `dedup(posts, params, request)` answers the indices to keep, each at most once, and at
-    least one where there are candidates.
+    """Creates a deduper. `dedup(posts, params, request)` returns the indices to keep, each at most
+    once, and at least one if there are candidates.
 
-    Reasons are optional: with `reasons={"seen": "seen within a day", …}`, `explain(posts, params, request)`
-    answers one of these names for each candidate.
+    Reasons are optional. With `reasons={"seen": "seen within a day", …}`,
+    `explain(posts, params, request)` returns one of these names for each candidate.
     """
     return Deduper(features, parameters, dedup, reasons, explain)
 
 
 def saturator(*, saturate, features=(), parameters=(), reasons=None, explain=None):
-    """A saturator. `saturate(posts, params, request)` answers, position by position, the index to show
-    there: every index once. Candidates come in the order of their scores, best first.
+    """Creates a saturator. `saturate(posts, params, request)` returns the index to show at each
+    position, every index once. Candidates come in the order of their scores, best first.
 
-    Reasons are optional: with `reasons={"deferred": "its author was just shown", …}`,
-    `explain(posts, params, request)` answers one of these names for each candidate, by index.
+    Reasons are optional. With `reasons={"deferred": "its author was just shown", …}`,
+    `explain(posts, params, request)` returns one of these names for each candidate, by index.
     """
     return Saturator(features, parameters, saturate, reasons, explain)

@@ -13,12 +13,12 @@ Ranked = namedtuple("Ranked", "post_ids author_ids created_at_ms features scores
 
 
 def single(values):
-    """As the host sends and stores them: rounded to 32 bits."""
+    """Rounds values to 32 bits, as the host does."""
     return array("f", values).tolist()
 
 
 class Sample:
-    """Candidates written row by row with named features, and parameters at their defaults."""
+    """Candidates given row by row with named features. Parameters have their defaults."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -35,8 +35,8 @@ class Sample:
         return self
 
     def row(self, **features):
-        """Adds a candidate whose id and author nobody else has, as old as the request. A feature that
-        is not named is 0."""
+        """Adds a candidate with an id and an author of its own, created at the time of the request.
+        A feature that is not named is 0."""
         number = len(self._posts) + 1
         return self.post(number, number, self.request.now_ms, **features)
 
@@ -50,21 +50,21 @@ class Sample:
         return self
 
     def score(self):
-        """One score for each candidate, in the order they were added."""
-        self.explain()  # a rule that answers too few or too many parts fails here
+        """Returns one score per candidate, in the order they were added."""
+        self.explain()  # fails if the rule returns too few or too many parts
         return single(self.policy.score(*self._arguments()))
 
     def dedup(self):
-        """The indices that are kept."""
+        """Returns the indices that are kept."""
         return self.policy.dedup(*self._arguments())
 
     def saturate(self):
-        """The order to show; candidates come in the order they were added."""
+        """Returns the order to show. Candidates come in the order they were added."""
         return self.policy.saturate(*self._arguments())
 
     def explain(self):
-        """A scorer: a dictionary of columns, by the names of its parts. The other stages: the reason of
-        each candidate."""
+        """Returns, for a scorer, a dictionary of columns by the names of its parts; for the other
+        stages, the reason of each candidate."""
         answer = self.policy.explain(*self._arguments())
         names, n = self.policy.explains, len(self._posts)
         if self.policy.stage != "score":

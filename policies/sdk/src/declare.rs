@@ -1,6 +1,6 @@
-//! What the three stage macros have in common: typed columns, typed parameters, `describe`.
+//! The common part of the three stage macros: typed columns, typed parameters and `describe`.
 
-/// `Params`, `Columns`, `describe` from declarations that a stage macro has already parsed.
+/// Generates `Params`, `Columns` and `describe` from declarations that a stage macro has parsed.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __declare {
@@ -17,7 +17,7 @@ macro_rules! __declare {
         }
 
         impl Params {
-            /// From values in declared order.
+            /// Takes the values in declared order.
             ///
             /// # Panics
             /// If there are more or fewer values than parameters.
@@ -41,7 +41,7 @@ macro_rules! __declare {
             );
         )*
 
-        /// The candidates: one slice per column, all of one length.
+        /// The candidates: one slice per column, all of the same length.
         #[derive(Debug, Clone, Copy)]
         pub struct Columns<'a> {
             /// Length of every column.
@@ -55,16 +55,16 @@ macro_rules! __declare {
         }
 
         impl<'a> Columns<'a> {
-            /// Cuts the feature matrix into its columns.
+            /// Splits the feature matrix into its columns.
             ///
             /// # Panics
-            /// If the columns are not all of one length.
-            // Inlined, so that the loop over `0..len` is compiled with that knowledge.
+            /// If the columns do not all have the same length.
+            // Inlined, so that the compiler knows the lengths in a caller's loop over `0..len`.
             #[inline(always)]
             pub fn new(input: &$crate::$input<'a>) -> Self {
                 let len = input.post_ids.len();
-                // Every slice is cut to `len` by name, so that the compiler knows their lengths to
-                // be equal and drops the bounds checks in a loop over `0..len`.
+                // Every slice is cut to `len` by name, so that the compiler knows that their
+                // lengths are equal and omits the bounds checks in a loop over `0..len`.
                 let rest = input.features;
                 $( let ($feature, rest) = rest.split_at(len); )*
                 assert!(rest.is_empty(), "more feature columns than declared");
@@ -79,7 +79,7 @@ macro_rules! __declare {
             }
         }
 
-        /// What this module says of itself.
+        /// Returns the module's description.
         pub fn describe() -> $crate::Description {
             const DESCRIPTION: $crate::Description = $crate::Description {
                 name: env!("CARGO_PKG_NAME"),

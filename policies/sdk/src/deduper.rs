@@ -1,13 +1,13 @@
-//! `deduper!` and the reasons it gives by itself.
+//! `deduper!` and its default reasons.
 
 /// Declares a deduper.
 ///
-/// `dedup: rule` with `fn rule(&Columns, &Params, &Request) -> Vec<u32>` answers the indices to keep,
-/// each at most once, and at least one where there are candidates.
+/// `dedup: rule` with `fn rule(&Columns, &Params, &Request) -> Vec<u32>` returns the indices to
+/// keep, each at most once, and at least one if there are candidates.
 ///
-/// Reasons are optional. Without them `explain` says `kept` or `removed`. With
-/// `reasons { Kept = "…", Seen = "…" }` an enum `Reason` is generated, and `explain: why` with
-/// `fn why(&Columns, &Params, &Request) -> Vec<Reason>` answers one for each candidate.
+/// Reasons are optional. Without them `explain` says `kept` or `removed`. With `reasons { Kept =
+/// "…", Seen = "…" }` an enum `Reason` is generated, and `explain: why` with `fn why(&Columns,
+/// &Params, &Request) -> Vec<Reason>` returns one for each candidate.
 #[macro_export]
 macro_rules! deduper {
     (
@@ -62,12 +62,12 @@ macro_rules! deduper {
     };
 }
 
-/// The reason codes of a stage as an enum: the code is the position in the declaration.
+/// The reason codes of a stage as an enum. A code is the position in the declaration.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __reason {
     ($($reason:ident = $text:literal),+) => {
-        /// Why a candidate fared as it did.
+        /// Reason for the treatment of a candidate.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Reason {
@@ -76,12 +76,12 @@ macro_rules! __reason {
     };
 }
 
-/// `dedup`, `explain` and the component around them.
+/// Generates `dedup`, `explain` and the component that exports them.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __deduper {
     ($dedup:path, |$request:ident, $params:ident, $candidates:ident| $reasons:expr) => {
-        /// Indices to keep.
+        /// Returns the indices to keep.
         pub fn dedup(
             request: &$crate::Request,
             params: &[f64],
@@ -90,7 +90,7 @@ macro_rules! __deduper {
             $dedup(&Columns::new(candidates), &Params::new(params), request)
         }
 
-        /// One reason code for each candidate: a position in `describe().explains`.
+        /// Returns one reason code per candidate, which is an index into `describe().explains`.
         pub fn explain(
             $request: &$crate::Request,
             $params: &[f64],
@@ -130,11 +130,11 @@ macro_rules! __deduper {
     };
 }
 
-/// 0 for what is among `kept`, 1 for what is not.
+/// Returns 0 for each index in `kept` and 1 for all others.
 pub fn reasons_by_membership(len: usize, kept: &[u32]) -> Vec<u32> {
     let mut reasons = vec![1; len];
     for &index in kept {
-        // An index out of range is the host's to report; explaining must not fail over it.
+        // The host reports an index out of range; explaining must not fail because of it.
         if let Some(reason) = reasons.get_mut(index as usize) {
             *reason = 0;
         }
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn membership_tells_kept_from_removed_and_survives_an_index_out_of_range() {
+    fn indices_are_kept_or_removed_and_one_out_of_range_is_ignored() {
         assert_eq!(reasons_by_membership(4, &[3, 0, 9]), [0, 1, 1, 0]);
     }
 }

@@ -1,4 +1,4 @@
-//! Write a ranking policy for Nova: declare what it reads, then write the rule as a plain function.
+//! The SDK for ranking policies of Nova: declare the inputs, then write the rule as a function.
 //!
 //! ```
 //! use nova_policy_sdk::{Request, scorer};
@@ -19,21 +19,21 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`scorer!`], [`deduper!`] and [`saturator!`] generate, in the module where they stand:
+//! [`scorer!`], [`deduper!`] and [`saturator!`] generate these items in the module that calls them:
 //!
 //! - `Params`, the declared parameters as `f64` fields, and `Columns`, the declared features as
-//!   `&[f32]` fields beside `post_ids`, `author_ids`, `created_at_ms` (and `scores` after scoring);
-//!   a scorer also gets `Post`, one candidate with its features as `f64` fields;
+//!   `&[f32]` fields, plus `post_ids`, `author_ids`, `created_at_ms` (and `scores` after scoring);
+//!   for a scorer also `Post`, one candidate with its features as `f64` fields;
 //! - `describe`, from the declarations and the crate's own name and version;
 //! - the stage function (`score`, `dedup` or `saturate`) and `explain`, callable from native code;
-//! - on wasm32 the component's exports. No other target sees them, nor the unsafe code they need.
+//! - on wasm32 only, the component's exports and the unsafe code that they need.
 //!
-//! [`math`] has `exp` and `ln_1p` that become SIMD code, [`Groups`] groups candidates by author.
+//! [`math`] has `exp` and `ln_1p` that become SIMD code. [`Groups`] groups candidates by author.
 //!
-//! Names become column positions when the policy is compiled, so nothing is looked up while ranking.
+//! Names become column positions at compile time, so ranking needs no look-up.
 //!
 //! A policy is pure. It imports nothing; time and randomness come with the [`Request`]. So it must
-//! not keep state in statics, and not use `std`'s `HashMap`, whose seed cannot be drawn here.
+//! not keep state in statics, nor use `std`'s `HashMap`, which needs a random seed from the system.
 
 mod declare;
 mod deduper;
@@ -50,7 +50,7 @@ pub mod wasm;
 pub use group::Groups;
 pub use types::{Candidates, Description, Parameter, Ranked, Request};
 
-/// What the macros call. Not for authors.
+/// Functions that the macros call. Authors do not call them.
 #[doc(hidden)]
 pub mod support {
     pub use crate::deduper::reasons_by_membership;

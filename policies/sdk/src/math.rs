@@ -1,40 +1,40 @@
 //! `exp` and `ln_1p` without branches and tables, so that a loop over candidates becomes SIMD code,
-//! in WebAssembly as natively, and gives the same bits in both. The standard library's call one
-//! function per value, and another one on each target.
+//! and the results have the same bits in WebAssembly and natively. The standard library's versions
+//! call a function per value, and a different one on each target.
 //!
-//! Inlined always: a call in a loop would keep it scalar.
+//! Always inlined, because a call in a loop would keep the loop scalar.
 //!
 //! Sources: argument reduction after Cody and Waite; `ln` after fdlibm's `e_log.c` (reduction to
 //! [√½, √2), series in s = f / (2 + f)); the rounding correction of `ln_1p` after its `s_log1p.c`.
 
-/// 1.5 · 2^52: adding it rounds to an integer, which then stands in the low bits.
+/// 1.5 · 2^52. Adding it rounds to an integer, which is then in the low bits.
 const ROUND: f64 = 6_755_399_441_055_744.0;
-/// ln 2 in two parts; the high one has zeros at its end, so that a product with an exponent is exact.
+/// ln 2 in two parts. The high part ends in zeros, so that its product with an exponent is exact.
 const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 const MANTISSA_BITS: u32 = 52;
 
-/// The larger of two numbers; `bound` for NaN. One instruction where `f64::max`, which must look for
-/// NaN on both sides, takes several.
+/// Returns the larger of two numbers, or `bound` for NaN. It is one instruction, whereas `f64::max`
+/// takes several because it checks both arguments for NaN.
 #[inline(always)]
 pub fn at_least(x: f64, bound: f64) -> f64 {
     if x > bound { x } else { bound }
 }
 
-/// The smaller of two numbers; `bound` for NaN.
+/// Returns the smaller of two numbers, or `bound` for NaN.
 #[inline(always)]
 pub fn at_most(x: f64, bound: f64) -> f64 {
     if x < bound { x } else { bound }
 }
 
-/// `e^x`, within 1e-13 relative, for -708 ≤ x ≤ 708; beyond that, the value at the bound.
+/// Returns `e^x` within 1e-13 relative, for -708 ≤ x ≤ 708. Beyond that, the value at the bound.
 #[inline(always)]
 pub fn exp(x: f64) -> f64 {
     let x = at_most(at_least(x, -708.0), 708.0);
     let shifted = x * std::f64::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    // Taylor's series: |r| ≤ ln 2 / 2, so the first term left out is below 1e-14.
+    // Taylor series. |r| ≤ ln 2 / 2, so the first omitted term is below 1e-14.
     let mut power = 1.0 / 39_916_800.0;
     for factorial in [
         3_628_800.0,
@@ -51,7 +51,7 @@ pub fn exp(x: f64) -> f64 {
     ] {
         power = power * r + 1.0 / factorial;
     }
-    // Times 2^n, by adding n to the exponent.
+    // Multiplies by 2^n by adding n to the exponent.
     f64::from_bits(
         power
             .to_bits()
@@ -59,24 +59,24 @@ pub fn exp(x: f64) -> f64 {
     )
 }
 
-/// `ln(1 + x)`, within 1e-13 relative, for any finite x ≥ 0; a negative x counts as 0.
+/// Returns `ln(1 + x)` within 1e-13 relative, for any finite x ≥ 0. A negative x counts as 0.
 #[inline(always)]
 pub fn ln_1p(x: f64) -> f64 {
     const SQRT_HALF_BITS: u64 = 0x3fe6_a09e_667f_3bcd;
     const EXPONENT_MASK: u64 = 0xfff << MANTISSA_BITS;
-    /// Its low bits take an integer, which then is the difference to it.
+    /// An integer stored in its low bits is the difference to it.
     const TWO_TO_52: f64 = 4_503_599_627_370_496.0;
     let x = at_least(x, 0.0);
     let u = 1.0 + x;
     let lost = x - (u - 1.0);
-    // u ≥ 1 > √½, so this difference is not negative, and its top bits are the exponent.
+    // u ≥ 1 > √½, so this difference is not negative and its top bits are the exponent.
     let above = u.to_bits().wrapping_sub(SQRT_HALF_BITS);
     let k = f64::from_bits(TWO_TO_52.to_bits() | (above >> MANTISSA_BITS)) - TWO_TO_52;
     let m = f64::from_bits(u.to_bits().wrapping_sub(above & EXPONENT_MASK));
     let f = m - 1.0;
     let s = f / (2.0 + f);
     let z = s * s;
-    // |s| ≤ 0.1716: the first term left out is below 1e-14.
+    // |s| ≤ 0.1716, so the first omitted term is below 1e-14.
     let mut series = 2.0 / 17.0;
     for odd in [15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0] {
         series = series * z + 2.0 / odd;

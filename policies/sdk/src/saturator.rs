@@ -1,14 +1,14 @@
-//! `saturator!` and the reasons it gives by itself.
+//! `saturator!` and its default reasons.
 
 /// Declares a saturator.
 ///
-/// `saturate: rule` with `fn rule(&Columns, &Params, &Request) -> Vec<u32>` answers, position by
-/// position, the index to show there: a permutation of `0..columns.len`. Candidates come in the
-/// order of their scores, best first; `columns.scores` has them.
+/// `saturate: rule` with `fn rule(&Columns, &Params, &Request) -> Vec<u32>` returns the index to
+/// show at each position: a permutation of `0..columns.len`. Candidates come in the order of their
+/// scores, best first; `columns.scores` has the scores.
 ///
 /// Reasons are optional. Without them `explain` says `stayed`, `moved up` or `moved down`. With
-/// `reasons { Stayed = "…", Deferred = "…" }` an enum `Reason` is generated, and `explain: why` with
-/// `fn why(&Columns, &Params, &Request) -> Vec<Reason>` answers one for each candidate, by index.
+/// `reasons { Stayed = "…", Deferred = "…" }` an enum `Reason` is generated, and `explain: why`
+/// with `fn why(&Columns, &Params, &Request) -> Vec<Reason>` returns one per candidate, by index.
 #[macro_export]
 macro_rules! saturator {
     (
@@ -63,12 +63,12 @@ macro_rules! saturator {
     };
 }
 
-/// `saturate`, `explain` and the component around them.
+/// Generates `saturate`, `explain` and the component that exports them.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __saturator {
     ($saturate:path, |$request:ident, $params:ident, $ranked:ident| $reasons:expr) => {
-        /// Position by position, the index to show there.
+        /// Returns the index to show at each position.
         pub fn saturate(
             request: &$crate::Request,
             params: &[f64],
@@ -77,7 +77,7 @@ macro_rules! __saturator {
             $saturate(&Columns::new(ranked), &Params::new(params), request)
         }
 
-        /// One reason code for each candidate, by its index in `ranked`: a position in
+        /// Returns one reason code per candidate, in the order of `ranked`. A code is an index into
         /// `describe().explains`.
         pub fn explain(
             $request: &$crate::Request,
@@ -118,11 +118,11 @@ macro_rules! __saturator {
     };
 }
 
-/// 0 for what stayed at its rank, 1 for what moved up, 2 for what moved down.
+/// Returns 0 for each index that stayed at its rank, 1 if it moved up and 2 if it moved down.
 pub fn reasons_by_movement(len: usize, order: &[u32]) -> Vec<u32> {
     let mut reasons = vec![0; len];
     for (position, &index) in order.iter().enumerate() {
-        // An index out of range is the host's to report; explaining must not fail over it.
+        // The host reports an index out of range; explaining must not fail because of it.
         if let Some(reason) = reasons.get_mut(index as usize) {
             *reason = match position.cmp(&(index as usize)) {
                 std::cmp::Ordering::Equal => 0,
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn movement_compares_position_with_rank_and_survives_an_index_out_of_range() {
+    fn movement_compares_position_with_rank_and_ignores_an_index_out_of_range() {
         assert_eq!(reasons_by_movement(4, &[0, 2, 1, 9]), [0, 2, 1, 0]);
     }
 }

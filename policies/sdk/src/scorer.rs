@@ -1,16 +1,16 @@
-//! `scorer!` and the arithmetic behind it.
+//! `scorer!` and the arithmetic that it uses.
 
 /// Declares a scorer.
 ///
-/// The rule answers each candidate's *parts*, one `f64` per name under `explains`; the score is
-/// their sum as `f32`. So what `explain` shows always adds up to what ranked the post.
+/// The rule returns the *parts* of each candidate's score, one `f64` per name under `explains`. The
+/// score is their sum as `f32`, so what `explain` shows always adds up to the score.
 ///
-/// - `each: rule` with `fn rule(&Post, &Params, &Request) -> [f64; N]` sees one candidate at a time.
-/// - `batch: rule` with `fn rule(&Columns, &Params, &Request) -> Vec<[f64; N]>` sees all of them,
+/// - `each: rule` with `fn rule(&Post, &Params, &Request) -> [f64; N]` is called per candidate.
+/// - `batch: rule` with `fn rule(&Columns, &Params, &Request) -> Vec<[f64; N]>` gets all of them,
 ///   for scores that depend on the others.
 ///
-/// The host counts a score that is not finite as a failure of the policy. Nothing is clamped here,
-/// as that would hide the mistake.
+/// The host counts a score that is not finite as a failure of the policy. Scores are not clamped,
+/// because that would hide the bug.
 #[macro_export]
 macro_rules! scorer {
     (
@@ -40,7 +40,7 @@ macro_rules! scorer {
         }
 
         impl Columns<'_> {
-            // Inlined, so that what the rule does not read is never loaded.
+            // Inlined, so that columns which the rule does not read are never loaded.
             #[inline(always)]
             fn post(&self, index: usize) -> Post {
                 Post {
@@ -52,7 +52,7 @@ macro_rules! scorer {
             }
         }
 
-        /// One score for each candidate; higher is better.
+        /// Returns one score per candidate. Higher is better.
         pub fn score(
             request: &$crate::Request,
             params: &[f64],
@@ -64,7 +64,7 @@ macro_rules! scorer {
                 .collect()
         }
 
-        /// The parts of the scores, column-major, in the order of `describe().explains`.
+        /// Returns the score parts, column by column, in the order of `describe().explains`.
         pub fn explain(
             request: &$crate::Request,
             params: &[f64],
@@ -95,7 +95,7 @@ macro_rules! scorer {
             explains { $( stringify!($part) ),+ }
         }
 
-        /// One score for each candidate; higher is better.
+        /// Returns one score per candidate. Higher is better.
         pub fn score(
             request: &$crate::Request,
             params: &[f64],
@@ -105,7 +105,7 @@ macro_rules! scorer {
             rows.iter().map($crate::support::total).collect()
         }
 
-        /// The parts of the scores, column-major, in the order of `describe().explains`.
+        /// Returns the score parts, column by column, in the order of `describe().explains`.
         pub fn explain(
             request: &$crate::Request,
             params: &[f64],
@@ -121,7 +121,7 @@ macro_rules! scorer {
     };
 }
 
-/// The component around `describe`, `score` and `explain` of the module it stands in.
+/// Exports `describe`, `score` and `explain` of the calling module as a component.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_scorer {
@@ -157,14 +157,14 @@ macro_rules! __export_scorer {
     };
 }
 
-/// The score that these parts make.
+/// Returns the score, which is the sum of its parts.
 #[inline]
 pub fn total<const PARTS: usize>(parts: &[f64; PARTS]) -> f32 {
     parts.iter().sum::<f64>() as f32
 }
 
-/// Turns one row of parts per candidate into one column per part. The names tie the length of a
-/// row to the declaration: a rule with a part too many or too few does not compile.
+/// Turns one row of parts per candidate into one column per part. The names fix the length of a
+/// row: a rule with a part too many or too few does not compile.
 pub fn columns_of_parts<const PARTS: usize>(
     rows: Vec<[f64; PARTS]>,
     _names: [&str; PARTS],
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_become_columns_and_their_sum_the_score() {
+    fn parts_become_columns_and_their_sum_is_the_score() {
         let rows = vec![[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]];
         assert_eq!(total(&rows[1]), 22.0);
         assert_eq!(

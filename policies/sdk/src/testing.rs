@@ -13,10 +13,10 @@
 
 use crate::{Candidates, Description, Ranked, Request};
 
-/// Candidates written row by row with named features, and parameters at their defaults.
+/// Candidates given row by row with named features. Parameters have their defaults.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// What the policy is told of the request.
+    /// The request that the policy gets.
     pub request: Request,
     description: Description,
     params: Vec<f64>,
@@ -28,7 +28,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// No candidates yet; every parameter at its default.
+    /// Creates a sample without candidates and with every parameter at its default.
     pub fn new(description: Description) -> Self {
         Self {
             request: Request {
@@ -65,11 +65,11 @@ impl Sample {
         self
     }
 
-    /// Adds a candidate whose id and author nobody else has, as old as the request. A feature that
-    /// is not named is 0.
+    /// Adds a candidate with an id and an author of its own, created at the time of the request. A
+    /// feature that is not named is 0.
     ///
     /// # Panics
-    /// If a feature is not among the declared ones.
+    /// If a feature is not declared.
     #[must_use]
     pub fn row(self, features: &[(&str, f32)]) -> Self {
         let (id, now_ms) = (self.post_ids.len() as u64 + 1, self.request.now_ms);
@@ -79,7 +79,7 @@ impl Sample {
     /// Adds a candidate. A feature that is not named is 0.
     ///
     /// # Panics
-    /// If a feature is not among the declared ones.
+    /// If a feature is not declared.
     #[must_use]
     pub fn post(
         mut self,
@@ -105,7 +105,7 @@ impl Sample {
         self
     }
 
-    /// Gives the last candidate a score, for a saturator.
+    /// Sets the score of the last candidate, for a saturator.
     ///
     /// # Panics
     /// If there is no candidate yet.
@@ -128,7 +128,7 @@ impl Sample {
         self.with_candidates(f)
     }
 
-    /// Calls a saturator's `saturate` or `explain`, with the candidates in the order they were added.
+    /// Calls a saturator's `saturate` or `explain`, with the candidates in the order of addition.
     pub fn saturate(&self, f: impl FnOnce(&Request, &[f64], &Ranked<'_>) -> Vec<u32>) -> Vec<u32> {
         let ranked = Ranked {
             post_ids: &self.post_ids,

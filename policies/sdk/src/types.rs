@@ -1,22 +1,22 @@
-//! The arguments and answers of the policy contract as plain types, without a component around them.
+//! The arguments and results of the policy contract as plain types, independent of components.
 
-/// What the three stages of one ranking share.
+/// The input that the three stages of one ranking share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// The viewer.
     pub user_id: u64,
     /// The time of this ranking, milliseconds since the Unix epoch, UTC.
     pub now_ms: u64,
-    /// The only source of randomness: fixed for one ranking, recorded with it.
+    /// The only source of randomness. It is fixed for one ranking and recorded with it.
     pub seed: u64,
-    /// Page size the viewer asked for.
+    /// Requested page size.
     pub limit: u32,
 }
 
 /// `n` candidates, column by column: feature `k` of candidate `i` is `features[k * n + i]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidates<'a> {
-    /// One id each; `n` is the length of this column.
+    /// One id per candidate. `n` is the length of this column.
     pub post_ids: &'a [u64],
     /// The author of each post.
     pub author_ids: &'a [u64],
@@ -29,7 +29,7 @@ pub struct Candidates<'a> {
 /// [`Candidates`] in the order of their scores, best first.
 #[derive(Debug, Clone, Copy)]
 pub struct Ranked<'a> {
-    /// One id each; `n` is the length of this column.
+    /// One id per candidate. `n` is the length of this column.
     pub post_ids: &'a [u64],
     /// The author of each post.
     pub author_ids: &'a [u64],
@@ -37,43 +37,43 @@ pub struct Ranked<'a> {
     pub created_at_ms: &'a [u64],
     /// The declared features in declared order, `n` values each.
     pub features: &'a [f32],
-    /// Descending.
+    /// Scores in descending order.
     pub scores: &'a [f32],
 }
 
 /// A number that a policy version may set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Parameter {
-    /// As in `params = { … }` of a `policy.toml`.
+    /// Name, as in `params = { … }` of a `policy.toml`.
     pub name: &'static str,
-    /// Used where the policy says nothing.
+    /// Used if the policy sets no value.
     pub default: f64,
     /// Inclusive.
     pub min: f64,
     /// Inclusive.
     pub max: f64,
-    /// One line.
+    /// One line of documentation.
     pub doc: &'static str,
 }
 
-/// What a module says of itself.
+/// The description that a module gives of itself.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Description {
     /// The crate's name.
     pub name: &'static str,
     /// The crate's version.
     pub version: &'static str,
-    /// The features it reads, in the order of the columns it wants.
+    /// The features it reads, in the order of their columns.
     pub features: &'static [&'static str],
     /// The parameters it takes, in the order of `params`.
     pub parameters: &'static [Parameter],
-    /// A scorer: the names of the columns of `explain`. The other stages: the text behind each
-    /// reason code.
+    /// A scorer: the names of the columns of `explain`. The other stages: the text of each reason
+    /// code.
     pub explains: &'static [&'static str],
 }
 
 impl Description {
-    /// The default of every parameter, in declared order: what to pass where a policy sets nothing.
+    /// Returns the default of every parameter in declared order, for a policy that sets none.
     pub fn default_params(&self) -> Vec<f64> {
         self.parameters
             .iter()

@@ -1,5 +1,5 @@
-//! One copy of each post, and none that the viewer saw in the last 24 hours while enough others
-//! remain: the deduper of the `baseline` recipe.
+//! The deduper of the `baseline` recipe. It keeps one copy of each post and removes posts that the
+//! viewer saw in the last 24 hours, as long as enough others remain.
 
 mod repeats;
 

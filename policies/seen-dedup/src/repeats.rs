@@ -1,10 +1,10 @@
-//! Which candidates are repeats: of another candidate, or of what the viewer was shown.
+//! Detection of repeats: copies of another candidate, and posts that the viewer was shown.
 
 use crate::{Columns, Params, Reason};
 use nova_policy_sdk::{Groups, Request};
 use std::cmp::Reverse;
 
-/// Indices to keep, in the order of the input.
+/// Returns the indices to keep, in the order of the input.
 pub fn keep(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<u32> {
     let reasons = reasons(posts, params, request);
     let kept = |reason: Reason| matches!(reason, Reason::Fresh | Reason::Returned);
@@ -15,7 +15,7 @@ pub fn keep(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<u32>
         .collect()
 }
 
-/// What becomes of each candidate.
+/// Returns the reason for keeping or removing each candidate.
 pub fn reasons(posts: &Columns<'_>, params: &Params, request: &Request) -> Vec<Reason> {
     let mut reasons = by_sight(posts);
     fold_copies(posts.post_ids, request.seed, &mut reasons);
@@ -48,8 +48,8 @@ fn by_sight(posts: &Columns<'_>) -> Vec<Reason> {
     posts.seen.iter().map(reason).collect()
 }
 
-/// Leaves the first copy of each post. It counts as seen if any copy does: being seen is a fact
-/// about the post, and which copy happens to stand first must not bring a seen post back.
+/// Keeps the first copy of each post. It counts as seen if any copy does, because being seen is a
+/// property of the post and must not depend on the order of its copies.
 fn fold_copies(post_ids: &[u64], seed: u64, reasons: &mut [Reason]) {
     let posts = Groups::of(post_ids, seed);
     if posts.count == post_ids.len() {

@@ -43,7 +43,7 @@ fn kept(candidates: &[Candidate], min_results: usize) -> Vec<u32> {
 }
 
 #[test]
-fn seen_posts_go_while_enough_others_remain() {
+fn seen_posts_are_removed_while_enough_others_remain() {
     let candidates = [seen(1, 9), unseen(2), seen(3, 9), unseen(4)];
     assert_eq!(kept(&candidates, 2), [1, 3]);
 }
@@ -57,7 +57,7 @@ fn seen_posts_come_back_newest_first_and_the_order_of_the_input_stays() {
 }
 
 #[test]
-fn of_seen_posts_of_one_millisecond_the_higher_id_comes_back() {
+fn the_higher_id_comes_back_among_seen_posts_of_one_millisecond() {
     assert_eq!(kept(&[seen(8, 5), seen(9, 5), seen(7, 5)], 1), [1]);
 }
 
@@ -70,7 +70,7 @@ fn the_first_copy_of_a_post_stays() {
 }
 
 #[test]
-fn one_seen_copy_makes_all_copies_seen_wherever_it_stands() {
+fn one_seen_copy_makes_all_copies_seen_at_any_position() {
     let (fresh, stale) = (unseen(5), seen(5, 5));
     assert_eq!(kept(&[fresh, stale, unseen(6)], 1), [2]);
     assert_eq!(kept(&[stale, fresh, unseen(6)], 1), [2]);
@@ -94,7 +94,7 @@ fn fifty_results_are_kept_by_default() {
 }
 
 #[test]
-fn each_candidate_is_told_why() {
+fn each_candidate_gets_its_reason() {
     let candidates = [seen(1, 100), seen(2, 300), unseen(3), unseen(3)];
     let reasons = [Reason::Seen, Reason::Returned, Reason::Fresh, Reason::Copy];
     assert_eq!(
@@ -115,7 +115,7 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 
 proptest! {
     #[test]
-    fn one_of_each_post_at_most_in_order_and_never_nothing_from_something(
+    fn at_most_one_copy_is_kept_in_order_and_at_least_one_post(
         candidates in candidates(), min_results in 1usize..60,
     ) {
         let kept = kept(&candidates, min_results);
@@ -125,9 +125,9 @@ proptest! {
         prop_assert_eq!(kept.is_empty(), candidates.is_empty());
     }
 
-    /// The rule computed another way: by post instead of by candidate.
+    /// Computes the rule in another way: by post instead of by candidate.
     #[test]
-    fn what_is_kept_is_the_unseen_and_as_many_of_the_newest_seen_as_are_missing(
+    fn unseen_posts_are_kept_and_the_newest_seen_ones_fill_up(
         candidates in candidates(), min_results in 1usize..60,
     ) {
         let mut posts: BTreeMap<u64, (usize, u64, bool)> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Newest first, whatever else is known of a post: the scorer of the `timeline` recipe.
+//! The scorer of the `timeline` recipe: newest posts first, regardless of all other features.
 
 mod recency;
 

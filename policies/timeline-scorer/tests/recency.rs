@@ -12,7 +12,7 @@ fn scores(posts: &[(u64, u64)]) -> Vec<f32> {
 }
 
 #[test]
-fn one_millisecond_decides_although_f32_cannot_hold_it() {
+fn one_millisecond_decides_although_it_exceeds_f32_precision() {
     let at_ms = 1_700_000_000_000;
     assert_eq!(at_ms as f32, (at_ms + 1) as f32, "the premise of this test");
     let scores = scores(&[(1, at_ms + 1), (2, at_ms), (3, at_ms + 2)]);
@@ -20,13 +20,13 @@ fn one_millisecond_decides_although_f32_cannot_hold_it() {
 }
 
 #[test]
-fn of_posts_of_one_millisecond_the_higher_id_is_newer() {
+fn the_higher_id_is_newer_within_one_millisecond() {
     let scores = scores(&[(7, 5), (9, 5), (8, 5)]);
     assert!(scores[1] > scores[2] && scores[2] > scores[0]);
 }
 
 #[test]
-fn no_candidates_no_scores() {
+fn without_candidates_there_are_no_scores() {
     assert!(scores(&[]).is_empty());
 }
 

@@ -5,12 +5,12 @@ use crate::{Params, Post};
 use nova_policy_sdk::Request;
 use nova_policy_sdk::math::{at_least, exp, ln_1p};
 
-/// The three weighted parts of one post's score.
+/// Returns the three weighted parts of one post's score.
 ///
-/// Counts and ages below zero count as zero: a clock that runs ahead must not make a post fresher
-/// than fresh, nor a miscount turn `log1p` into NaN. With that, every part is finite for any finite
-/// features: freshness stays in 0..=1, and the logarithm of the largest possible ratio is below 100.
-// Inlined always: only so does the loop around it become SIMD code.
+/// Negative counts and ages count as zero, so that a fast clock cannot make a post fresher than
+/// fresh and a wrong count cannot turn `log1p` into NaN. So every part is finite for finite
+/// features: freshness is in 0..=1, and the logarithm of the largest possible ratio is below 100.
+// Always inlined, because otherwise the surrounding loop does not become SIMD code.
 #[inline(always)]
 pub fn parts(post: &Post, params: &Params, _request: &Request) -> [f64; 3] {
     let freshness = exp(-params.decay_per_hour * at_least(post.age_hours, 0.0));

@@ -1,4 +1,4 @@
-//! Ranks by freshness, engagement and affinity, weighted: the scorer of the `baseline` recipe.
+//! The scorer of the `baseline` recipe: a weighted sum of freshness, engagement and affinity.
 
 mod formula;
 

@@ -20,7 +20,7 @@ fn sample(values: [f32; 6]) -> Sample {
     Sample::new(describe()).row(&row(values))
 }
 
-/// The formula as the contract prints it, at its defaults.
+/// The formula as printed in the contract, with its default parameters.
 fn contract(values: [f32; 6]) -> f64 {
     let [age_hours, likes, comments, shares, exposures, affinity] = values.map(f64::from);
     0.30 * (-0.1 * age_hours).exp()
@@ -37,7 +37,7 @@ fn assert_close(found: f32, wanted: f64) {
 }
 
 #[test]
-fn a_post_of_this_moment_is_fully_fresh_and_one_of_yesterday_has_0_0907_left() {
+fn freshness_is_1_for_a_new_post_and_0_0907_after_a_day() {
     let freshness = |age_hours| explain_one(age_hours)[0] / 0.30;
     assert_close(freshness(0.0), 1.0);
     assert!((freshness(24.0) - 0.0907).abs() < 5e-5);
@@ -68,13 +68,13 @@ fn likes_count_once_comments_twice_shares_three_times_per_exposure() {
 }
 
 #[test]
-fn a_time_ahead_of_the_clock_and_negative_counts_count_as_zero() {
+fn negative_ages_and_counts_count_as_zero() {
     let negative = sample([-5.0, -1.0, -9.0, -2.0, -7.0, -3.0]).score(score);
     assert_eq!(negative, sample([0.0; 6]).score(score));
 }
 
 #[test]
-fn weights_take_zero_and_one_and_refuse_absurd_values() {
+fn weights_allow_zero_and_one_but_not_absurd_values() {
     for Parameter {
         name,
         min,

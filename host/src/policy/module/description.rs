@@ -1,10 +1,10 @@
-//! What a module says of itself.
+//! The description that a module gives of itself, and the checks on it.
 
 use super::ModuleError;
 use crate::policy::features::Feature;
 use serde::Serialize;
 
-/// Bounds on what a module may say of itself.
+/// Bounds on a module's description.
 const DESCRIPTION_ENTRIES_MAX: usize = 256;
 const DESCRIPTION_TEXT_BYTES_MAX: usize = 1_024;
 
@@ -26,7 +26,7 @@ pub struct Parameter {
     pub doc: String,
 }
 
-/// The features it reads, if the description is one that a host can live with.
+/// Checks the description and returns the features that the module reads.
 pub(super) fn check(description: &Description) -> Result<Vec<Feature>, ModuleError> {
     let refuse = |reason: String| Err(ModuleError::Description(reason));
     let texts = [&description.name, &description.version].into_iter();
@@ -44,7 +44,7 @@ pub(super) fn check(description: &Description) -> Result<Vec<Feature>, ModuleErr
         .find(|&bytes| bytes > DESCRIPTION_TEXT_BYTES_MAX)
     {
         return refuse(format!(
-            "a text of {long} bytes; {DESCRIPTION_TEXT_BYTES_MAX} are allowed"
+            "a text has {long} bytes; {DESCRIPTION_TEXT_BYTES_MAX} are allowed"
         ));
     }
     let sizes = [
@@ -54,7 +54,7 @@ pub(super) fn check(description: &Description) -> Result<Vec<Feature>, ModuleErr
     ];
     if sizes.iter().any(|&size| size > DESCRIPTION_ENTRIES_MAX) {
         return refuse(format!(
-            "more than {DESCRIPTION_ENTRIES_MAX} entries in a list"
+            "a list has more than {DESCRIPTION_ENTRIES_MAX} entries"
         ));
     }
     if semver::Version::parse(&description.version).is_err() {

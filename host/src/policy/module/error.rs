@@ -1,24 +1,24 @@
-//! Why bytes are not a module.
+//! Reasons for refusing bytes as a module.
 
 use crate::policy::compiler::CompileError;
 use crate::policy::engine::root_cause;
 use crate::policy::failure::PolicyFailure;
 
-/// Why bytes are not a module.
+/// Reason for refusing bytes as a module.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
     #[error("not WebAssembly: the file does not begin with \\0asm")]
     NotWasm,
-    #[error("a core module, not a component: build it with `nova policy build`")]
+    #[error("the file is a core module, not a component; build it with `nova policy build`")]
     CoreModule,
     #[error("not a valid component: {0}")]
     Invalid(String),
-    #[error("imports {}: a policy imports nothing", quoted(.0))]
+    #[error("imports {}, but a policy imports nothing; remove the code that needs them", quoted(.0))]
     Imports(Vec<String>),
-    #[error("wrong world: it exports {}, not one of nova:policy/dedup, nova:policy/score, nova:policy/saturation @1.0.0", quoted(.0))]
+    #[error("wrong world: the component exports {}, but must export one of nova:policy/dedup, nova:policy/score, nova:policy/saturation @1.0.0", quoted(.0))]
     WrongWorld(Vec<String>),
     #[error(
-        "speaks {interface}@{found}, and this host speaks {interface}@{offered}: build it with an SDK of that version"
+        "implements {interface}@{found}, but this host supports {interface}@{offered}; build it with an SDK of that version"
     )]
     AbiVersion {
         interface: &'static str,
@@ -36,7 +36,7 @@ pub enum ModuleError {
 }
 
 impl ModuleError {
-    /// Stable, for programs.
+    /// Returns a stable code for programs.
     pub fn code(&self) -> &'static str {
         match self {
             ModuleError::NotWasm => "not_wasm",

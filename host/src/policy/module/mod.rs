@@ -22,16 +22,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wasmtime::component::InstancePre;
 
-/// `describe` is called once, off the serving path.
+/// Time limit of `describe`, which is called once, off the serving path.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Where a module came from, apart from its code.
+/// Facts about a module other than its code.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     pub digest: Digest,
     pub shape: Shape,
     pub stage: Stage,
-    /// `None`: it was compiled before, and read from disk.
+    /// Time that compilation took. `None` if the code was read from the compile cache.
     pub compiled_in: Option<Duration>,
 }
 
@@ -60,7 +60,7 @@ enum Linked {
     Saturation(Runner<saturator::SaturatorPre<Sandbox>>),
 }
 
-/// The generated types of the three worlds differ only in their paths.
+/// Converts a description. The generated types of the three worlds differ only in their paths.
 macro_rules! description_from {
     ($generated:expr) => {{
         let generated = $generated;
@@ -185,7 +185,7 @@ impl Module {
         })
     }
 
-    /// Of a module that was loaded to be measured.
+    /// Returns the meter, if the module was loaded for measurement.
     pub fn meter(&self) -> Option<&Meter> {
         let engine = match &self.linked {
             Linked::Dedup(runner) => runner.engine(),
@@ -258,7 +258,7 @@ impl Module {
         })
     }
 
-    /// Reason codes of the candidates given to `dedup`.
+    /// Returns a reason code for each candidate, as `dedup` decided on them.
     pub fn explain_dedup(
         &self,
         budget: CallBudget,
@@ -279,7 +279,7 @@ impl Module {
         })
     }
 
-    /// Component columns of the candidates given to `score`, column-major.
+    /// Returns the component columns of the candidates given to `score`, column after column.
     pub fn explain_score(
         &self,
         budget: CallBudget,
@@ -303,7 +303,7 @@ impl Module {
             .map(|Floats(columns)| columns)
     }
 
-    /// Reason codes of the candidates given to `saturate`.
+    /// Returns a reason code for each candidate, as `saturate` placed them.
     pub fn explain_saturation(
         &self,
         budget: CallBudget,
@@ -324,8 +324,9 @@ impl Module {
         })
     }
 
-    /// Publication binds modules to the stage they export, so this is a mistake of the host; it is
-    /// answered like a policy failure because a feed must not depend on the host being right here.
+    /// Returns the failure of a module called for another stage. Publication binds modules to the
+    /// stage they export, so this is a bug of the host. It is still reported as a policy failure,
+    /// because a feed must not depend on the host being correct here.
     fn wrong_stage(&self, wanted: Stage) -> PolicyFailure {
         PolicyFailure::new(
             wanted,
@@ -335,7 +336,8 @@ impl Module {
     }
 }
 
-/// Floats compared by their bits: a policy that answers NaN twice answers the same twice.
+/// Floats compared by their bits, so that NaN equals NaN when the answers of two calls are
+/// compared.
 struct Floats(Vec<f32>);
 
 impl PartialEq for Floats {

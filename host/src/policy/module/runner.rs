@@ -1,4 +1,4 @@
-//! Calls into one compiled module, each on a fresh instance or on a kept one, each within its budget.
+//! Calls into one compiled module, on fresh or reused instances, each within its budget.
 
 use crate::policy::artifact::{InstanceMode, Stage};
 use crate::policy::bindings::{deduper, saturator, scorer};
@@ -10,14 +10,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-/// Idle instances of one module: no more calls than workers can run at once.
+/// Maximum number of idle instances per module. More would rarely be used, because the number of
+/// workers limits the calls that run at once.
 const IDLE_PER_MODULE_MAX: usize = 16;
-/// An instance serves at most this many calls, so that whatever a guest leaks has an end.
+/// Maximum number of calls per instance, so that memory leaked by a guest is bounded.
 const CALLS_PER_INSTANCE_MAX: u32 = 10_000;
-/// One reused call in this many is run again on a fresh instance and the answers are compared.
+/// One in this many calls on reused instances is repeated on a fresh instance to compare the
+/// answers.
 const RECHECK_EVERY: u32 = 1_024;
 
-/// What one call may use.
+/// Limits of one call.
 #[derive(Debug, Clone, Copy)]
 pub struct CallBudget {
     pub deadline: Instant,
@@ -57,7 +59,7 @@ pub(super) struct Runner<W: World> {
     stage: Stage,
     pre: W,
     idle: Mutex<Vec<Idle<W::Instance>>>,
-    /// Set for good when a reused instance answered otherwise than a fresh one.
+    /// Set permanently once a reused instance gives another answer than a fresh one.
     reuse_refuted: AtomicBool,
     calls_until_recheck: AtomicU32,
 }
@@ -106,12 +108,13 @@ impl<W: World> Runner<W> {
             let fresh = self
                 .instantiate(budget)
                 .and_then(|fresh| self.call_once(fresh, budget, &call));
-            // A second run that fails, perhaps because little time was left for it, refutes nothing: there is an answer.
+            // A failed second run, perhaps for lack of time, proves nothing, and the first run
+            // has given an answer.
             if let Ok((fresh, _)) = fresh
                 && fresh != answer
             {
                 self.reuse_refuted.store(true, Ordering::Relaxed);
-                tracing::error!(stage = %self.stage, "a reused instance answered otherwise than a fresh one; this module runs on fresh instances from now on");
+                tracing::error!(stage = %self.stage, "a reused instance gave another answer than a fresh one; running this module on fresh instances only from now on");
                 return Ok(fresh);
             }
         }
@@ -146,13 +149,15 @@ impl<W: World> Runner<W> {
         }
     }
 
-    /// Whether an instance could not be made for want of something that no guest asked for, as memory of the machine: what
-    /// a guest does wrong here is a trap, or a refused growth. The host's want must not spend a policy's failure budget.
+    /// Reports if instantiation failed because the host lacked a resource, such as memory of the
+    /// machine. A fault of the guest here is a trap or a refused memory growth. A lack of
+    /// resources on the host must not count against the policy's error budget.
     fn is_hosts(&self, store: &Store<Sandbox>, error: &wasmtime::Error) -> bool {
         !error.is::<Trap>() && !store.data().memory_denied()
     }
 
-    /// A trapped instance is dropped with its store: nothing in it can be trusted any more.
+    /// Makes one call. If the guest traps, its instance is dropped with the store, because its
+    /// state cannot be trusted any more.
     fn call_once<R>(
         &self,
         mut idle: Idle<W::Instance>,
@@ -175,7 +180,7 @@ impl<W: World> Runner<W> {
         }
     }
 
-    /// Deadlines are absolute: each call sets its own, in ticks from now.
+    /// Sets the deadline of the next call, in epoch ticks from now.
     fn arm(&self, store: &mut Store<Sandbox>, deadline: Instant) -> Result<(), PolicyFailure> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -185,7 +190,7 @@ impl<W: World> Runner<W> {
                 "no time was left for this stage",
             ));
         }
-        // The current tick has partly passed, so n ticks are between n − 1 and n milliseconds.
+        // The current tick has partly passed, so n ticks last between n − 1 and n milliseconds.
         store.set_epoch_deadline(left.as_micros().div_ceil(1_000) as u64);
         Ok(())
     }
@@ -206,7 +211,8 @@ impl<W: World> Runner<W> {
         PolicyFailure::new(self.stage, kind, root_cause(error))
     }
 
-    /// Instances are shared by all policies with this module. One that another policy let grow beyond `memory_bytes` ends here.
+    /// Takes an idle instance. All policies with this module share its instances. If another
+    /// policy let an instance grow beyond `memory_bytes`, the instance is dropped.
     fn take_idle(&self, memory_bytes: usize) -> Option<Idle<W::Instance>> {
         loop {
             let taken = self.idle.lock().ok()?.pop()?;

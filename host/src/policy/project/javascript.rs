@@ -1,5 +1,5 @@
-//! JavaScript to a component: SpiderMonkey itself, with the policy loaded into it, by componentize-js in the
-//! policy's own node_modules.
+//! The build of a JavaScript policy: componentize-js, from the policy's own node_modules, puts
+//! SpiderMonkey with the policy loaded into a component.
 
 use super::tool::{self, BuildError, run};
 use super::{Progress, Project};
@@ -8,18 +8,20 @@ use std::path::Path;
 use std::process::Command;
 
 const COMPONENTIZE_JS_PACKAGE: &str = "@bytecodealliance/componentize-js";
-/// What a new policy's package.json asks for.
+/// Version that a new policy's package.json requires.
 pub const COMPONENTIZE_JS: &str = "0.23.0";
 
 const LOCK: &str = "package-lock.json";
 const GET_NODE: &str = "install Node.js 18 or newer (Debian: apt-get install nodejs npm)";
 
-/// Loading the policy natively first shows its mistakes at once, with lines; in the component's build they come late.
+/// Prints the policy's stage. Loading the policy natively first shows its errors at once, with
+/// line numbers; in the component build they would appear late.
 const FIND_STAGE: &str = r#"const { policy } = await import("./policy.js");
 if (policy === undefined) throw new Error("policy.js exports no `policy`");
 console.log(policy.stage);"#;
 
-/// Every feature is one that would import something. The path of the WIT must be absolute: the tool reads it from elsewhere.
+/// Runs componentize-js. The features are disabled because each would import something. The path of
+/// the WIT must be absolute, because the tool reads it from another directory.
 const COMPONENTIZE: &str = r#"import { componentize } from "@bytecodealliance/componentize-js";
 import { writeFile } from "node:fs/promises";
 import { resolve } from "node:path";
@@ -78,7 +80,7 @@ fn install(directory: &Path, progress: Progress<'_>) -> Result<(), BuildError> {
         "installing {COMPONENTIZE_JS_PACKAGE}@{COMPONENTIZE_JS} into node_modules, once"
     ));
     let mut npm = Command::new("npm");
-    // Of the packages' own scripts none is needed, so none runs.
+    // The build needs no package's scripts, so npm runs none.
     npm.current_dir(directory).args([
         "ci",
         "--include=dev",
@@ -91,7 +93,7 @@ fn install(directory: &Path, progress: Progress<'_>) -> Result<(), BuildError> {
     tool::write(&installed, wanted)
 }
 
-/// What componentize-js looks for: an export named after the interface.
+/// Returns the entry file for componentize-js, with an export named after the interface.
 fn component(project: &Project, stage: Stage) -> String {
     let (interface, function) = match stage {
         Stage::Dedup => ("dedup", "dedup"),

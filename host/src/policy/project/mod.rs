@@ -1,4 +1,5 @@
-//! A policy's source directory: which language it is in, recognised by what lies in it, and its way to a component.
+//! A policy's source directory: detection of its language from the files in it, and its build
+//! into a component.
 
 mod javascript;
 mod python;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub use tool::BuildError;
 use tool::fields;
 
-/// What a policy is written in.
+/// The language of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Language {
     Rust,
@@ -23,7 +24,7 @@ pub enum Language {
 impl Language {
     const ALL: [Self; 3] = [Self::Rust, Self::Python, Self::Javascript];
 
-    /// The file that names the project.
+    /// Returns the name of the file that identifies a project in this language.
     fn manifest(self) -> &'static str {
         match self {
             Self::Rust => "Cargo.toml",
@@ -33,21 +34,21 @@ impl Language {
     }
 }
 
-/// Whom a build is for.
+/// The purpose of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// As good as it gets.
+    /// Full optimization.
     Shipping,
-    /// Somebody waits for it: of a Rust policy, only what changed is compiled.
+    /// Fast compilation, because a person is waiting. A Rust policy is compiled incrementally.
     Watching,
 }
 
-/// What is being done, for whoever waits.
+/// Callback that shows the current step to the person who waits.
 pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
 
 #[derive(Debug, Clone)]
 pub struct Project {
-    /// Absolute.
+    /// Absolute path.
     pub directory: PathBuf,
     pub language: Language,
     pub name: String,
@@ -56,14 +57,15 @@ pub struct Project {
 
 impl Project {
     /// # Errors
-    /// When the directory has no project file, or one that names nothing.
+    /// Fails if the directory has no project file, or one without a valid name and version.
     pub fn open(directory: &Path) -> Result<Self, BuildError> {
         let found = Language::ALL
             .into_iter()
             .find(|language| directory.join(language.manifest()).is_file());
         let language = found.ok_or_else(|| BuildError::NotAProject(directory.to_owned()))?;
         let (name, version) = fields(&directory.join(language.manifest()), language)?;
-        // Tools run in the directory and are told of files in it; notifications name them by their whole path.
+        // Tools run in the directory and get paths of files in it, and file notifications report
+        // absolute paths.
         let directory =
             std::fs::canonicalize(directory).map_err(|error| BuildError::file(directory, error))?;
         Ok(Self {
@@ -74,15 +76,15 @@ impl Project {
         })
     }
 
-    /// The component's file name: the project's, with underscores.
+    /// Returns the component's file name: the project's name with underscores.
     pub fn module_file(&self) -> String {
         module_file(&self.name)
     }
 
-    /// Compiles to a component that imports nothing.
+    /// Compiles the project to a component that imports nothing.
     ///
     /// # Errors
-    /// What is missing and how to get it, or what the compiler said.
+    /// Fails with the missing tool and how to get it, or with the compiler's output.
     pub fn build(&self, purpose: Purpose, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
         let bytes = match self.language {
             Language::Rust => self.build_rust(purpose, progress),
@@ -105,7 +107,8 @@ impl Project {
         };
         let job = match purpose {
             Purpose::Shipping => job,
-            // A target directory of its own: this one is as fast to build as it can be, and never shipped.
+            // The watch build has its own target directory, because it is optimized for build
+            // time and never shipped.
             Purpose::Watching => Job {
                 target: &watching,
                 arguments: &[
@@ -123,7 +126,7 @@ impl Project {
     }
 }
 
-/// The file name of a module: its project's, with underscores.
+/// Returns the file name of a module: its project's name with underscores.
 pub fn module_file(name: &str) -> String {
     format!("{}.wasm", name.replace('-', "_"))
 }

@@ -1,5 +1,5 @@
-//! Python to a component: CPython itself, with the policy loaded into it, by componentize-py in a virtual
-//! environment of the policy's own.
+//! The build of a Python policy: componentize-py, in the policy's own virtual environment, puts
+//! CPython with the policy loaded into a component.
 
 use super::tool::{self, BuildError, run};
 use super::{Progress, Project};
@@ -7,17 +7,19 @@ use crate::policy::artifact::Stage;
 use std::path::Path;
 use std::process::Command;
 
-/// What a new policy's requirements.txt asks for.
+/// Requirement that a new policy's requirements.txt contains.
 pub const COMPONENTIZE_PY: &str = "componentize-py==0.25.0";
 
 const REQUIREMENTS: &str = "requirements.txt";
 const GET_PYTHON: &str =
     "install Python 3.10 or newer, with its venv module (Debian: apt-get install python3-venv)";
 
-/// The oldest Python there is a componentize-py for; older ones find no version of it, and say no more than that.
+/// Checks for Python 3.10, the oldest with a componentize-py. Under an older Python, pip says
+/// only that it finds no version.
 const CHECK_PYTHON: &str = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))";
 
-/// Loading the policy natively first shows its mistakes at once, with lines; in the component's build they come late.
+/// Prints the policy's stage. Loading the policy natively first shows its errors at once, with
+/// line numbers; in the component build they would appear late.
 const FIND_STAGE: &str = "from policy import policy; print(policy.stage)";
 
 pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
@@ -49,7 +51,7 @@ pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, Build
     std::fs::read(&to).map_err(|error| BuildError::file(&to, error))
 }
 
-/// Makes the environment, once for each content of requirements.txt.
+/// Creates the environment, once for each content of requirements.txt.
 fn install(directory: &Path, environment: &Path, progress: Progress<'_>) -> Result<(), BuildError> {
     let requirements = directory.join(REQUIREMENTS);
     let wanted =
@@ -86,7 +88,8 @@ fn install(directory: &Path, environment: &Path, progress: Progress<'_>) -> Resu
     tool::write(&installed, wanted)
 }
 
-/// A program of the environment, which finds what is installed there and nothing else.
+/// Returns a command for a program in the environment, which sees only the packages installed
+/// there.
 fn in_environment(program: &Path, environment: &Path) -> Command {
     let mut command = Command::new(program);
     command
@@ -97,7 +100,7 @@ fn in_environment(program: &Path, environment: &Path) -> Command {
     command
 }
 
-/// What componentize-py looks for: a class named after the interface.
+/// Returns the entry file for componentize-py, with a class named after the interface.
 fn component(project: &Project, stage: Stage) -> String {
     let (class, function) = match stage {
         Stage::Dedup => ("Dedup", "dedup"),

@@ -1,4 +1,4 @@
-//! What a policy's author edits: the files of its directory, without what building leaves there.
+//! The source files of a policy: the files of its directory without the output of builds.
 
 use super::BuildError;
 use std::collections::BTreeMap;
@@ -6,10 +6,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// A policy is a handful of files; a directory with more of them is not one.
+/// Maximum number of files. A policy has a handful, so a larger directory is not one.
 const FILES_MAX: usize = 10_000;
 const MANIFEST: &str = "policy.toml";
-/// What compilers and interpreters write.
+/// Names of files and directories that compilers, interpreters and editors write.
 const BUILT: [&str; 5] = [
     "target",
     "node_modules",
@@ -18,13 +18,13 @@ const BUILT: [&str; 5] = [
     "4913",
 ];
 
-/// Every source file with its time and length.
+/// All source files, each with its modification time and length in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources(BTreeMap<PathBuf, (SystemTime, u64)>);
 
 impl Sources {
     /// # Errors
-    /// When the directory cannot be read or is too large to be a policy's.
+    /// Fails if the directory cannot be read or is too large to be a policy's.
     pub fn read(directory: &Path) -> Result<Self, BuildError> {
         let mut sources = Self::default();
         let mut open = vec![directory.to_owned()];
@@ -32,7 +32,8 @@ impl Sources {
             let entries = std::fs::read_dir(&directory)
                 .map_err(|error| BuildError::file(&directory, error))?;
             for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-                // Follows links; what an editor removed meanwhile is not there.
+                // The metadata follows links. A file that an editor has removed meanwhile is
+                // skipped.
                 let Some(metadata) = std::fs::metadata(&path).ok().filter(|_| is_source(&path))
                 else {
                     continue;
@@ -43,7 +44,7 @@ impl Sources {
                     sources.0.insert(path, (modified, metadata.len()));
                 }
                 if sources.0.len() + open.len() > FILES_MAX {
-                    let reason = format!("holds more than {FILES_MAX} files");
+                    let reason = format!("has over {FILES_MAX} files, too many for a policy");
                     return Err(BuildError::file(&directory, reason));
                 }
             }
@@ -55,7 +56,7 @@ impl Sources {
         self.0.keys().map(PathBuf::as_path)
     }
 
-    /// Files that were written, appeared or went since `earlier`.
+    /// Returns the files that were written, created or removed since `earlier`.
     pub fn changed_since<'a>(&'a self, earlier: &'a Self) -> Vec<&'a Path> {
         let written = self
             .0
@@ -66,21 +67,21 @@ impl Sources {
         written.chain(gone).map(PathBuf::as_path).collect()
     }
 
-    /// When the last of these files was saved.
+    /// Returns the time when the last of these files was saved.
     pub fn saved_at(&self, changed: &[&Path]) -> Option<SystemTime> {
         let saved = changed.iter().filter_map(|path| self.0.get(*path));
         saved.map(|(modified, _)| *modified).max()
     }
 }
 
-/// Whether a change of these files changes the component, and not its parameters and limits alone.
+/// Reports if a change of these files changes the component, not only its parameters and limits.
 pub fn change_code(changed: &[&Path]) -> bool {
     changed
         .iter()
         .any(|path| path.file_name() != Some(OsStr::new(MANIFEST)))
 }
 
-/// Whether the author wrote it. Hidden files are tools' and editors' own, and so are backups.
+/// Reports if the author wrote this file. Hidden files and backups belong to tools and editors.
 pub fn is_source(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(OsStr::to_str) else {
         return false;
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_build_leaves_is_no_change_and_what_an_author_writes_is_one() {
+    fn build_output_is_no_change_and_a_source_file_is_one() {
         let directory = tempfile::tempdir().unwrap();
         let write = |file: &str, content: &str| {
             let path = directory.path().join(file);

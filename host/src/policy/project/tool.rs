@@ -1,4 +1,5 @@
-//! What building in any language shares: reading the project's file, running a program, errors that say what to do.
+//! Common parts of the builds in all languages: reading the project file, running a program, and
+//! errors that say what to do.
 
 use super::Language;
 use super::sources::Sources;
@@ -9,13 +10,13 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Below the policy's directory.
+/// Directory of the copied sources, relative to the policy's directory.
 pub const STAGED: &str = ".nova/source";
 
-/// Why there is no component.
+/// Reason for a failed build.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error("{} is not a policy's directory; make one with: nova policy new NAME", .0.display())]
+    #[error("{} is not a policy directory; create one with: nova policy new NAME", .0.display())]
     NotAProject(PathBuf),
     #[error("{}: {reason}", .file.display())]
     File { file: PathBuf, reason: String },
@@ -31,7 +32,7 @@ pub enum BuildError {
     Unsuitable(String),
     #[error("{0}")]
     Rust(String),
-    #[error("the component imports {}; a policy imports nothing, so take out what needs them", .0.join(", "))]
+    #[error("the component imports {}, but a policy imports nothing; remove the code that needs them", .0.join(", "))]
     Imports(Vec<String>),
 }
 
@@ -44,14 +45,14 @@ impl BuildError {
     }
 }
 
-/// The fields every project file has, under its own names.
+/// The fields that every project file has, under the same names.
 #[derive(Deserialize)]
 struct Named {
     name: String,
     version: String,
 }
 
-/// Name and version.
+/// Reads name and version from the project file.
 pub fn fields(file: &Path, language: Language) -> Result<(String, String), BuildError> {
     let text = std::fs::read_to_string(file).map_err(|error| BuildError::file(file, error))?;
     let named = match language {
@@ -62,7 +63,7 @@ pub fn fields(file: &Path, language: Language) -> Result<(String, String), Build
         }
     };
     let Named { name, version } = named.map_err(|reason| BuildError::file(file, reason))?;
-    // They become a file's name, and part of what is compiled.
+    // Name and version become part of a file name and of generated code.
     let plain = |text: &str, others: &str| {
         let mut letters = text.chars();
         !text.is_empty() && letters.all(|c| c.is_ascii_alphanumeric() || others.contains(c))
@@ -80,13 +81,13 @@ fn in_table(text: &str, table: &str) -> Result<Named, String> {
         .map_err(|error: toml::de::Error| error.to_string())?;
     let named = file
         .remove(table)
-        .ok_or_else(|| format!("there is no [{table}]"))?;
+        .ok_or_else(|| format!("the table [{table}] is missing"))?;
     named
         .try_into()
         .map_err(|error: toml::de::Error| format!("[{table}]: {}", error.message()))
 }
 
-/// Runs a program to its end and returns what it printed.
+/// Runs a program to its end and returns its standard output.
 pub fn run(
     command: &mut Command,
     what: &'static str,
@@ -120,18 +121,18 @@ fn missing(program: &OsStr, reason: std::io::Error, advice: &'static str) -> Bui
     }
 }
 
-/// The stage that a policy's own source names, as its interpreter read it.
+/// Parses the stage that the policy's own source declares, as printed by its interpreter.
 pub fn stage(printed: &str) -> Result<Stage, BuildError> {
     let named = printed.trim();
     let stage = Stage::ALL.into_iter().find(|stage| stage.as_str() == named);
     stage.ok_or_else(|| {
         BuildError::Unsuitable(format!(
-            "the policy is neither a scorer, a deduper nor a saturator but `{named}`"
+            "the policy's stage is `{named}`; it must be a scorer, a deduper or a saturator"
         ))
     })
 }
 
-/// The world of a stage in the contract.
+/// Returns the name of the stage's WIT world.
 pub fn world(stage: Stage) -> &'static str {
     match stage {
         Stage::Dedup => "deduper",
@@ -140,14 +141,15 @@ pub fn world(stage: Stage) -> &'static str {
     }
 }
 
-/// A component that wants something of its host would be refused there; here its author can still do something about it.
+/// Refuses a component with imports. The host would refuse it too, but here its author can still
+/// fix it.
 pub fn refuse_imports(bytes: &[u8]) -> Result<(), BuildError> {
     let unreadable =
-        |error| BuildError::Unsuitable(format!("the compiler made no component: {error:#}"));
+        |error| BuildError::Unsuitable(format!("the compiled component is invalid: {error:#}"));
     let decoded = wit_component::decode(bytes).map_err(unreadable)?;
     let wit_component::DecodedWasm::Component(resolve, world) = decoded else {
         return Err(BuildError::Unsuitable(
-            "the compiler made a package, not a component".to_owned(),
+            "the compiler produced a WIT package, not a component".to_owned(),
         ));
     };
     let imports = resolve.worlds[world].imports.keys();
@@ -159,7 +161,8 @@ pub fn refuse_imports(bytes: &[u8]) -> Result<(), BuildError> {
     }
 }
 
-/// A copy of the sources that a build may add to: interpreters inside a sandbox see one directory, and no link out of it.
+/// Copies the sources to a directory that the build may add files to. Sandboxed interpreters see
+/// only this directory and follow no link out of it.
 pub fn stage_sources(directory: &Path) -> Result<PathBuf, BuildError> {
     let staged = directory.join(STAGED);
     match std::fs::remove_dir_all(&staged) {

@@ -1,4 +1,5 @@
-//! The report as one HTML page for people: plots are inline SVG, nothing is fetched from anywhere.
+//! The report as one HTML page for people. Plots are inline SVG, and the page loads nothing from
+//! elsewhere.
 
 mod pages;
 mod plot;
@@ -9,7 +10,7 @@ use plot::{Axis, Series, histogram};
 
 const STYLE: &str = include_str!("style.css");
 
-/// The whole page.
+/// Renders the whole page.
 pub fn render(report: &Report) -> String {
     let policies: String = report.policies.iter().map(policy).collect();
     format!(
@@ -19,7 +20,7 @@ pub fn render(report: &Report) -> String {
     )
 }
 
-/// Text in the page: labels come from file names and manifests.
+/// Escapes text for HTML, because labels come from file names and manifests.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
@@ -43,11 +44,11 @@ fn check(report: &Report, check: &CheckReport) -> String {
         ),
         (0, n) => (
             "good",
-            format!("{n} of {n} rankings came out as they were served, bit for bit."),
+            format!("{n} of {n} rankings match what was served, bit for bit."),
         ),
         (bad, n) => (
             "bad",
-            format!("{bad} of {n} rankings did not come out as they were served."),
+            format!("{bad} of {n} rankings differ from what was served."),
         ),
     };
     let mismatches: String = check
@@ -175,7 +176,7 @@ fn measures(policy: &PolicyReport) -> String {
         ("Kendall's τ", c.kendall_tau, 3),
         ("posts that enter the page", c.entered, 1),
         ("posts that leave it", c.left, 1),
-        ("posts that stand elsewhere on it", c.moved, 1),
+        ("posts that move within it", c.moved, 1),
     ];
     distributions(&rows)
 }

@@ -1,10 +1,10 @@
-//! Two pages side by side, with a line from where a post stood to where it would stand.
+//! Two pages side by side, with a line from each post's served position to its new one.
 
 use super::escaped;
 use crate::clock::rfc3339;
 use crate::replay::report::{PageMove, PagePost};
 
-/// As in the style sheet.
+/// Row height in pixels, the same as in the style sheet.
 const ROW_PX: usize = 20;
 const GAP_PX: usize = 120;
 
@@ -34,7 +34,8 @@ fn page_move((at, moved): (usize, &PageMove)) -> String {
     )
 }
 
-/// One page; posts that the other page of `other_len` posts does not show are marked.
+/// Renders one page. Posts that are missing from the other page, which has `other_len` posts, are
+/// marked.
 fn column(posts: &[PagePost], other_len: usize, mark: &str, elsewhere: &str) -> String {
     let row = |(position, post): (usize, &PagePost)| {
         let (class, note) = match post.other_position {

@@ -5,7 +5,7 @@ use super::escaped;
 const WIDTH: f64 = 340.0;
 const HEIGHT: f64 = 130.0;
 const BINS: usize = 25;
-/// Room for the title above and the numbers below.
+/// Height in pixels of the title above and of the numbers below.
 const TOP: f64 = 22.0;
 const BOTTOM: f64 = 18.0;
 
@@ -17,7 +17,7 @@ pub struct Axis {
 
 impl Axis {
     pub fn between(min: f64, max: f64) -> Self {
-        // A range of nothing would divide by it.
+        // Avoids division by zero for an empty range.
         let max = if max > min { max } else { min + 1.0 };
         Self { min, max }
     }
@@ -26,7 +26,7 @@ impl Axis {
         Self::between(0.0, 1.0)
     }
 
-    /// The bin of a value; what lies outside counts in the last bin on its side.
+    /// Returns the bin of a value. Values outside the range count in the last bin on their side.
     fn bin(self, value: f64) -> usize {
         let share = (value - self.min) / (self.max - self.min);
         ((share * BINS as f64) as usize).min(BINS - 1)
@@ -35,7 +35,7 @@ impl Axis {
 
 #[derive(Debug, Clone, Copy)]
 pub struct Series<'a> {
-    /// Its colour in the style sheet and its name in the tooltip.
+    /// Its class in the style sheet, which sets its colour, and its name in the tooltip.
     pub name: &'static str,
     pub values: &'a [f64],
 }
@@ -97,14 +97,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_is_in_a_bin_also_at_the_ends_and_beyond() {
+    fn every_value_is_counted_in_a_bin_even_outside_the_range() {
         let counts = count(Axis::share(), &[0.0, 1.0, 0.5, 7.0, -3.0, f64::NAN]);
         assert_eq!(counts.iter().sum::<u64>(), 6);
         assert_eq!((counts[0], counts[BINS / 2], counts[BINS - 1]), (3, 1, 2));
     }
 
     #[test]
-    fn a_range_of_nothing_draws_all_the_same() {
+    fn an_empty_range_is_drawn_without_nan() {
         let svg = histogram(
             "a < b",
             Axis::between(5.0, 5.0),

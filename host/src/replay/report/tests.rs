@@ -1,4 +1,4 @@
-//! What a replay tells of rankings that differ.
+//! Tests of the reported differences between rankings.
 
 use super::*;
 use crate::policy::Stage;
@@ -15,7 +15,7 @@ fn ranking(rows: &[u32], scores: &[f32]) -> Ranking {
 }
 
 #[test]
-fn one_bit_of_one_score_is_a_mismatch_that_says_where() {
+fn one_different_bit_of_a_score_is_a_mismatch_with_its_position() {
     let record = record(3);
     let then = &record.answer;
     let same = ranking(&then.rows, &then.scores);
@@ -36,7 +36,7 @@ fn one_bit_of_one_score_is_a_mismatch_that_says_where() {
 }
 
 #[test]
-fn the_pages_that_moved_most_come_first_whoever_found_them() {
+fn the_most_moved_pages_come_first_across_workers() {
     let orders: [&[u32]; 4] = [&[0, 1, 2, 3], &[1, 0, 2, 3], &[3, 2, 1, 0], &[0, 1, 3, 2]];
     let mut tallies = [ContenderTally::new(), ContenderTally::new()];
     for (id, order) in orders.iter().enumerate() {
@@ -50,7 +50,8 @@ fn the_pages_that_moved_most_come_first_whoever_found_them() {
     let [mut all, other] = tallies;
     all.merge(other);
     let ids: Vec<i64> = all.most_moved.iter().map(|page| page.record).collect();
-    // The whole page changed; two posts of the same page changed places. Below the page nobody looks.
+    // In record 2 the whole page changed; in record 1 two posts of the page changed places.
+    // Changes below the page do not count.
     assert_eq!(ids, [2, 1]);
     let first = &all.most_moved[0];
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Records on disk, bounded and found again.
+//! Tests of the bounds, the selections and the export of stored records.
 
 use super::*;
 use crate::policy::artifact::{Limits, PerStage, StageSpec};
@@ -30,7 +30,7 @@ fn spec(module: &[u8]) -> PolicySpec {
     }
 }
 
-/// A record made at an instant, ranked by a policy.
+/// Returns a record made at an instant and ranked by a policy.
 fn made(at_ms: UnixMs, user_id: u64, policy: &PolicySpec) -> Encoded {
     let mut record = record(20);
     record.now_ms = at_ms;
@@ -74,7 +74,7 @@ async fn a_full_store_keeps_the_newest_records_within_its_bytes() {
 }
 
 #[tokio::test]
-async fn what_is_too_old_goes_and_takes_its_policy_along() {
+async fn records_that_are_too_old_are_removed_with_their_policy() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = RecordStore::open(directory.path()).await.unwrap();
     let (old, new) = (spec(b"old"), spec(b"new"));
@@ -97,7 +97,7 @@ async fn what_is_too_old_goes_and_takes_its_policy_along() {
 }
 
 #[tokio::test]
-async fn a_selection_takes_the_newest_of_what_it_names() {
+async fn a_selection_returns_the_newest_matching_records() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = RecordStore::open(directory.path()).await.unwrap();
     let policy = spec(b"m");
@@ -127,7 +127,7 @@ async fn a_selection_takes_the_newest_of_what_it_names() {
 }
 
 #[tokio::test]
-async fn an_export_is_one_file_with_all_that_a_replay_needs() {
+async fn an_export_is_one_file_with_everything_a_replay_needs() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = RecordStore::open(directory.path()).await.unwrap();
     let policy = spec(b"m");
@@ -152,7 +152,7 @@ async fn an_export_is_one_file_with_all_that_a_replay_needs() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_none_of_records_is_refused() {
+async fn a_file_without_records_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("x");
     std::fs::write(&file, "something else").unwrap();

@@ -1,10 +1,10 @@
-//! Posts that proved themselves first: how surely viewers who are shown a post react to it, and freshness beside it.
+//! Ranks proven posts first: the rate at which viewers of a post certainly react, plus freshness.
 //!
-//! A post with 1 reaction of 1 viewer is not better than one with 90 of 100; a ratio says it is. The lower bound of
-//! Wilson's score interval says what the ratio is at least, given how few have seen the post.
+//! A post with 1 reaction of 1 viewer has a higher ratio than one with 90 of 100, but is not
+//! better. Wilson's lower bound says what the ratio is at least, given how few saw the post.
 //!
-//! E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
-//! Statistical Association 22 (1927), 209–212; for ranking: E. Miller, "How Not To Sort By Average Rating" (2009).
+//! E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
+//! (1927), 209–212; for ranking: E. Miller, "How Not To Sort By Average Rating" (2009).
 
 use nova_policy_sdk::{Request, scorer};
 
@@ -24,7 +24,7 @@ scorer! {
     each: parts
 }
 
-/// What the true share of successes is at least, `z` standard deviations below what was seen; 0 … 1.
+/// Returns the lower bound of the true success rate, `z` standard deviations down; 0 … 1.
 pub fn wilson_lower_bound(successes: f64, trials: f64, z: f64) -> f64 {
     if trials <= 0.0 {
         return 0.0;
@@ -40,7 +40,7 @@ fn parts(post: &Post, params: &Params, _request: &Request) -> [f64; 2] {
     // One viewer may react more than once.
     let reactions = (post.likes + post.comments + post.shares).min(post.exposures);
     let proven = params.w_proven * wilson_lower_bound(reactions, post.exposures, params.z);
-    // Hyperbolic, and so as exact in every language: it needs no exponential.
+    // The hyperbola needs no exponential, so it gives the same result in every language.
     let fresh = params.w_fresh / (1.0 + post.age_hours.max(0.0) / params.half_life_hours);
     [proven, fresh]
 }
@@ -51,7 +51,7 @@ mod tests {
     use nova_policy_sdk::testing::Sample;
 
     #[test]
-    fn the_bound_is_that_of_the_published_tables() {
+    fn the_bound_matches_published_tables() {
         // Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29 at 95 %.
         for (successes, trials, lower) in [
             (81.0, 263.0, 0.2553),
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_post_nobody_saw_has_only_its_freshness() {
+    fn a_post_without_exposures_has_only_its_freshness() {
         let parts = Sample::new(describe())
             .row(&[("age_hours", 0.0)])
             .row(&[("age_hours", 24.0)])

@@ -1,8 +1,8 @@
-/** Removes what the viewer has seen, unless that would leave too little. */
+/** Removes posts that the viewer has seen, unless too few others would remain. */
 
 import { deduper } from "./nova-policy/index.js";
 
-/** Indices to keep. The host refuses an answer that leaves nothing of something. */
+/** Returns the indices to keep. The host refuses an empty result if there are candidates. */
 function unseen(posts, params, request) {
   const all = [...Array(posts.length).keys()];
   const kept = all.filter((index) => posts.seen[index] === 0);

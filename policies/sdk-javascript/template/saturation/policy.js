@@ -1,11 +1,11 @@
-/** Never two posts of one author in a row, as long as another author has one left. */
+/** Never shows two posts of one author in a row, as long as another author has one left. */
 
 import { saturator } from "./nova-policy/index.js";
 
-/** Position by position, the index to show there. Candidates come best first. */
+/** Returns the index to show at each position. Candidates come best first. */
 function alternate(posts, params, request) {
   const order = [];
-  // Everything deferred at one time is by the author shown last, so one queue is enough.
+  // All deferred posts are by the author shown last, so one queue is enough.
   const deferred = [];
   const repeats = (index) => order.length > 0 && posts.authorIds[order.at(-1)] === posts.authorIds[index];
   for (let index = 0; index < posts.length; index++) {

@@ -1,8 +1,8 @@
-/** Newer posts first, and likes help. */
+/** Ranks newer posts first, and posts with more likes higher. */
 
 import { scorer } from "./nova-policy/index.js";
 
-/** The score of a post is the sum of its parts. */
+/** Returns the parts of a post's score, which is their sum. */
 function parts(post, params, request) {
   const freshness = 2 ** (-Math.max(post.age_hours, 0) / params.half_life_hours);
   const popularity = params.like_weight * Math.log1p(Math.max(post.likes, 0));

@@ -1,10 +1,10 @@
-"""Removes what the viewer has seen, unless that would leave too little."""
+"""Removes posts that the viewer has seen, unless too few others would remain."""
 
 from nova_policy import Parameter, deduper
 
 
 def unseen(posts, params, request):
-    """Indices to keep. The host refuses an answer that leaves nothing of something."""
+    """Returns the indices to keep. The host refuses an empty result if there are candidates."""
     kept = [index for index in range(posts.len) if posts.seen[index] == 0.0]
     return kept if len(kept) >= params.min_results else range(posts.len)
 

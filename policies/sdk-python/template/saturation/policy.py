@@ -1,4 +1,4 @@
-"""Never two posts of one author in a row, as long as another author has one left."""
+"""Never shows two posts of one author in a row, as long as another author has one left."""
 
 from collections import deque
 
@@ -6,9 +6,9 @@ from nova_policy import saturator
 
 
 def alternate(posts, params, request):
-    """Position by position, the index to show there. Candidates come best first."""
+    """Returns the index to show at each position. Candidates come best first."""
     order = []
-    # Everything deferred at one time is by the author shown last, so one queue is enough.
+    # All deferred posts are by the author shown last, so one queue is enough.
     deferred = deque()
 
     def repeats(index):

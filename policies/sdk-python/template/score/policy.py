@@ -1,4 +1,4 @@
-"""Newer posts first, and likes help."""
+"""Ranks newer posts first, and posts with more likes higher."""
 
 from math import log1p
 
@@ -6,7 +6,7 @@ from nova_policy import Parameter, scorer
 
 
 def parts(post, params, request):
-    """The score of a post is the sum of its parts."""
+    """Returns the parts of a post's score, which is their sum."""
     freshness = 2.0 ** (-max(post.age_hours, 0.0) / params.half_life_hours)
     popularity = params.like_weight * log1p(max(post.likes, 0.0))
     return freshness, popularity

@@ -1,4 +1,4 @@
-//! Removes what the viewer has seen, unless that would leave too little.
+//! Removes posts that the viewer has seen, unless too few others would remain.
 
 use nova_policy_sdk::{Request, deduper};
 
@@ -11,7 +11,7 @@ deduper! {
     dedup: unseen
 }
 
-/// Indices to keep. The host refuses an answer that leaves nothing of something.
+/// Returns the indices to keep. The host refuses an empty result if there are candidates.
 fn unseen(posts: &Columns<'_>, params: &Params, _request: &Request) -> Vec<u32> {
     let all = 0..posts.len as u32;
     let unseen: Vec<u32> = all
@@ -31,7 +31,7 @@ mod tests {
     use nova_policy_sdk::testing::Sample;
 
     #[test]
-    fn seen_posts_go_only_while_enough_others_remain() {
+    fn seen_posts_are_removed_only_while_enough_others_remain() {
         let posts = Sample::new(describe())
             .row(&[("seen", 1.0)])
             .row(&[("seen", 0.0)]);

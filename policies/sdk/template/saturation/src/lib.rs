@@ -1,4 +1,4 @@
-//! Never two posts of one author in a row, as long as another author has one left.
+//! Never shows two posts of one author in a row, as long as another author has one left.
 
 use nova_policy_sdk::{Request, saturator};
 use std::collections::VecDeque;
@@ -7,10 +7,10 @@ saturator! {
     saturate: alternate
 }
 
-/// Position by position, the index to show there. Candidates come best first.
+/// Returns the index to show at each position. Candidates come best first.
 fn alternate(posts: &Columns<'_>, _params: &Params, _request: &Request) -> Vec<u32> {
     let mut order: Vec<u32> = Vec::with_capacity(posts.len);
-    // Everything deferred at one time is by the author shown last, so one queue is enough.
+    // All deferred posts are by the author shown last, so one queue is enough.
     let mut deferred: VecDeque<u32> = VecDeque::new();
     let repeats = |order: &[u32], next: u32| {
         order

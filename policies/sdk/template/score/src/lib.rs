@@ -1,4 +1,4 @@
-//! Newer posts first, and likes help.
+//! Ranks newer posts first, and posts with more likes higher.
 
 use nova_policy_sdk::{Request, scorer};
 
@@ -14,7 +14,7 @@ scorer! {
     each: parts
 }
 
-/// The score of a post is the sum of its parts.
+/// Returns the parts of a post's score, which is their sum.
 fn parts(post: &Post, params: &Params, _request: &Request) -> [f64; 2] {
     let freshness = (-post.age_hours.max(0.0) / params.half_life_hours).exp2();
     [freshness, params.like_weight * post.likes.max(0.0).ln_1p()]
