@@ -86,7 +86,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<Shared<T>> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use crate::stores::embedded::cache::ProcessCache;

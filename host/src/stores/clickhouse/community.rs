@@ -1,11 +1,11 @@
-//! The rows of the captured tables, which change data capture writes.
+//! The rows of the CDC tables, which change data capture writes.
 
 use super::ClickHouseStore;
 use crate::stores::StoreResult;
 use clickhouse::{Row, RowOwned, RowWrite};
 use serde::{Deserialize, Serialize};
 
-/// A row of a captured table. `version` is the position of the change in PostgreSQL's
+/// A row of a CDC table. `version` is the position of the change in PostgreSQL's
 /// log. The row with the highest version counts; if it is deleted, no row counts.
 /// `created_at` is in milliseconds.
 pub trait CapturedRow: RowOwned + RowWrite + Send + Sync {

@@ -136,7 +136,7 @@ fn outgoing(letter: &DeadLetter) -> Outgoing {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use rdkafka::message::Headers as _;

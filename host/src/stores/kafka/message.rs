@@ -105,7 +105,7 @@ fn decode<T: for<'de> Deserialize<'de>>(payload: Option<&[u8]>) -> Result<T, Und
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use crate::stores::Action;

@@ -61,7 +61,7 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
     let posts: Vec<PostRow> = (community.posts.iter())
         .map(|(post, _)| post_row(post, IMPORTED, 0))
         .collect();
-    // The posts are imported, and some are captured again from PostgreSQL.
+    // The posts are imported, and some arrive again by CDC.
     store.insert_captured(&posts).await.unwrap();
     let captured: Vec<PostRow> = (community.posts.iter().step_by(2))
         .map(|(post, _)| post_row(post, CAPTURED, 0))
