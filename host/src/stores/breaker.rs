@@ -1,17 +1,18 @@
-//! A circuit breaker, as a pure state machine: three failures in a row open it, after 30 s one
-//! probe goes through, and its outcome decides.
+//! The circuit breaker, as a pure state machine. Three failures in a row open it. After 30 s it
+//! lets one probe through, and the probe's outcome decides if it closes again.
 //!
-//! Consecutive failures, not a rate: a store that is down fails every call, and one that fails
-//! now and then is still worth asking, because each source has a deadline of its own. Calls that were under way
-//! together and fail together are one failure: a stall of a moment must not send everybody elsewhere for half a minute.
+//! It counts consecutive failures instead of a failure rate. A store that is down fails every
+//! call, and a store that fails now and then is still worth calling, because each source has its
+//! own deadline. Calls that were in progress together and fail together count as one failure,
+//! because a short stall must not keep all requests away from the store for half a minute.
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open it.
+/// Failures in a row that open the circuit.
 pub const FAILURES_MAX: u32 = 3;
-/// How long it stays open before a probe.
+/// Time that the circuit stays open before a probe.
 pub const OPEN: Duration = Duration::from_secs(30);
-/// How long after a probe whose caller went away the next one is made.
+/// Pause before the next probe if the caller of the last one hung up.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub enum Circuit {
 }
 
 impl Circuit {
-    /// The value of `circuit_state`.
+    /// The value of the metric `circuit_state`.
     pub fn gauge(self) -> i64 {
         match self {
             Circuit::Closed => 0,
@@ -50,13 +51,13 @@ impl Circuit {
 enum State {
     Closed {
         failures: u32,
-        /// When the last of them was counted.
+        /// Time at which the last failure was counted.
         last: Option<Instant>,
     },
     Open {
         since: Instant,
     },
-    /// One call is under way; all others are refused.
+    /// One probe call is in progress; all other calls are refused.
     Probing {
         since: Instant,
     },
@@ -80,7 +81,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Another one of the same kind, closed.
+    /// Returns a closed breaker with the same settings.
     pub fn renewed(&self) -> Self {
         Self::new(self.open)
     }
@@ -92,11 +93,13 @@ impl Breaker {
         }
     }
 
-    /// Whether a call may be made now. A `true` must be followed by `succeeded`, `failed` or `abandoned`.
+    /// Reports if a call may be made now. After `true`, the caller must report `succeeded`,
+    /// `failed` or `abandoned`.
     pub fn admit(&mut self, now: Instant) -> bool {
         match self.state {
             State::Closed { .. } => true,
-            // A probe that nobody reported on is taken for lost after as long again.
+            // If a probe's outcome is never reported, the probe counts as lost after
+            // another `open` interval.
             State::Open { since } | State::Probing { since } => {
                 let due = now.saturating_duration_since(since) >= self.open;
                 if due {
@@ -107,12 +110,13 @@ impl Breaker {
         }
     }
 
-    /// A call that began before the circuit opened says nothing new when it fails, and everything when it succeeds.
+    /// Closes the circuit. A call that began before the circuit opened closes it too, because its
+    /// success proves that the store answers; the failure of such a call adds no information.
     pub fn succeeded(&mut self) {
         self.state = CLOSED;
     }
 
-    /// `began`: when the call that failed was made.
+    /// Counts a failure of a call that was made at `began`.
     pub fn failed(&mut self, began: Instant, now: Instant) {
         match self.state {
             State::Closed { last, .. } if last.is_some_and(|last| began < last) => {}
@@ -129,8 +133,9 @@ impl Breaker {
         }
     }
 
-    /// The caller went away before the store could answer: no evidence either way, so another caller probes. Not
-    /// the very next one: a store that is down must not be asked by everybody as long as all of them hang up.
+    /// Records that the caller gave up before the store could answer. That is no evidence either
+    /// way, so a later caller probes again. The next probe waits for a pause, because otherwise
+    /// every caller would call a store that is down for as long as all of them hang up.
     pub fn abandoned(&mut self, now: Instant) {
         if let State::Probing { .. } = self.state {
             let waited = self.open.saturating_sub(PROBE_PAUSE);
@@ -153,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_failures_in_a_row_open_it_and_a_success_between_starts_anew() {
+    fn three_failures_in_a_row_open_the_circuit_and_a_success_resets_the_count() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         breaker.failed(now, now);
         breaker.failed(now, now);
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_fail_together_are_one_failure() {
+    fn calls_that_fail_together_count_as_one_failure() {
         let (mut breaker, began) = (Breaker::default(), Instant::now());
         let after = |ms| began + Duration::from_millis(ms);
         for ms in 50..60 {
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn one_probe_is_let_through_and_its_outcome_decides() {
+    fn an_open_circuit_admits_one_probe_whose_outcome_decides() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..3 {
             breaker.failed(now, now);
@@ -197,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_whose_caller_went_away_is_made_again_after_a_pause() {
+    fn an_abandoned_probe_is_repeated_after_a_pause() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..3 {
             breaker.failed(now, now);

@@ -1,9 +1,9 @@
-//! What stands around every call of a store that is a server: its circuit breaker, its deadline, its
-//! metrics, and the log of slow queries.
+//! The wrapper around every call to a store that is a server: its circuit breaker, timeout,
+//! metrics and the log of slow queries.
 //!
-//! Outcomes are recorded in `Drop`, so that a call whose caller gave up is in the histogram too. A caller with a
-//! deadline of its own calls [`within`], so that the breaker can tell an answer that came too late, which is a
-//! failure, from a viewer who hung up.
+//! Outcomes are recorded in `Drop`, so that a call whose caller gave up is in the histogram too.
+//! A caller that has its own deadline calls [`within`]. The breaker can then tell an answer that
+//! came too late, which is a failure, from a viewer who hung up.
 
 use super::breaker::{Breaker, Circuit};
 use super::{StoreError, StoreResult};
@@ -14,29 +14,32 @@ use std::time::{Duration, Instant};
 use tokio::time::Instant as Deadline;
 use tokio::time::error::Elapsed;
 
-/// Who has less time left than this learns nothing about the store from its silence.
+/// A timeout shorter than this says nothing about the store's health, so the breaker ignores it.
 const EVIDENCE_MIN: Duration = Duration::from_millis(20);
 
 tokio::task_local! {
-    /// When the caller of a call gives up.
+    /// Time at which the caller of a call gives up.
     static PATIENCE: Deadline;
 }
 
-/// Runs calls of a store under the caller's own deadline. What is under way when it ends counts as failed.
+/// Runs calls to a store under the caller's own deadline. Calls that are in progress when the
+/// deadline passes count as failed.
 ///
 /// # Errors
-/// When the deadline came first.
+/// Fails if the deadline passes first.
 pub async fn within<T>(timeout: Duration, calls: impl Future<Output = T>) -> Result<T, Elapsed> {
     let deadline = Deadline::now() + timeout;
     tokio::time::timeout_at(deadline, PATIENCE.scope(deadline, calls)).await
 }
 
-/// The deadline that [`within`] set, for whoever makes the call elsewhere.
+/// Returns the deadline that [`within`] set, so that it can be passed on if another task makes
+/// the call.
 pub fn patience() -> Option<Deadline> {
     PATIENCE.try_get().ok()
 }
 
-/// As [`within`], for a deadline that somebody else set. `None` when it came first.
+/// Does the same as [`within`] for a deadline that was set elsewhere. Returns `None` if the
+/// deadline passes first.
 pub async fn within_until<T>(
     deadline: Option<Deadline>,
     calls: impl Future<Output = T>,
@@ -50,26 +53,27 @@ pub async fn within_until<T>(
     }
 }
 
-/// The name of that query in metrics.
+/// Name of the ping query in metrics.
 const PING: &str = "ping";
 
 #[derive(Debug, Clone)]
 pub struct Guard {
     store: &'static str,
-    /// The name of the breaker in metrics.
+    /// Name of the breaker in metrics.
     circuit: &'static str,
     timeout: Duration,
     breaker: Arc<Mutex<Breaker>>,
 }
 
-/// Why a call failed: what the adapter's error says, and whether asking again may help.
+/// The failure of a call: the adapter's error, and `retryable`, which says if a retry may help.
 #[derive(Debug)]
 pub struct Failure {
     pub retryable: bool,
     pub source: anyhow::Error,
 }
 
-/// Retryable unless the adapter knows better: a connection that broke is the common case.
+/// Counts as retryable unless the adapter knows better, because a broken connection is the common
+/// case.
 impl From<anyhow::Error> for Failure {
     fn from(source: anyhow::Error) -> Self {
         Self {
@@ -80,7 +84,7 @@ impl From<anyhow::Error> for Failure {
 }
 
 impl Failure {
-    /// The store answered, and will answer the same again.
+    /// A failure that a retry cannot change: the store answered, and would answer the same again.
     pub fn permanent(error: impl Into<anyhow::Error>) -> Self {
         Self {
             retryable: false,
@@ -90,7 +94,7 @@ impl Failure {
 }
 
 impl Guard {
-    /// `timeout` is the longest any call of this store may take.
+    /// `timeout` is the longest time that any call to this store may take.
     pub fn new(store: &'static str, timeout: Duration) -> Self {
         Self::with_breaker(store, timeout, Breaker::default())
     }
@@ -99,7 +103,7 @@ impl Guard {
         Self::for_some(store, store, timeout, breaker)
     }
 
-    /// For calls of a store that say nothing about its other calls; their breaker has a name of its own.
+    /// Guards calls that say nothing about the store's other calls; their breaker has its own name.
     pub fn for_some(
         store: &'static str,
         circuit: &'static str,
@@ -116,17 +120,18 @@ impl Guard {
         guard
     }
 
-    /// The same deadline with another breaker.
+    /// Returns a guard with the same timeout and another breaker.
     pub fn with_new_breaker(&self, breaker: Breaker) -> Self {
         Self::for_some(self.store, self.circuit, self.timeout, breaker)
     }
 
-    /// A closed breaker that opens as this one does.
+    /// Returns a closed breaker with the same settings as this guard's breaker.
     pub fn breaker_like(&self) -> Breaker {
         self.breaker().renewed()
     }
 
-    /// The same breaker with another deadline, for work that is known to take longer.
+    /// Returns a guard with the same breaker and another timeout, for work that is known to take
+    /// longer.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self {
             timeout,
@@ -142,10 +147,11 @@ impl Guard {
         self.breaker().circuit()
     }
 
-    /// Runs one call. A failure is counted, and three in a row open the circuit for every call of this store.
+    /// Runs one call. A failure is counted; three in a row open the circuit for every call of
+    /// this store.
     ///
     /// # Errors
-    /// The call's own failure, no answer in time, or an open circuit.
+    /// Fails if the call itself fails, if no answer comes in time, or if the circuit is open.
     pub async fn run<T, F>(&self, query: &'static str, work: F) -> StoreResult<T>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -155,7 +161,7 @@ impl Guard {
                 .store_queries_total
                 .with_label_values(&[self.store, query, "circuit_open"])
                 .inc();
-            return Err(self.error(query, anyhow::anyhow!("the circuit is open")));
+            return Err(self.error(query, anyhow::anyhow!("the circuit breaker is open")));
         }
         self.show();
         let mut call = Call {
@@ -171,20 +177,21 @@ impl Guard {
         self.answer(query, result)
     }
 
-    /// For a call that was not made because the host has too many under way. It says nothing about the store.
+    /// Returns the error of a call that was not made because this host has too many in progress.
+    /// It says nothing about the store's health.
     pub fn turned_away(&self, query: &'static str) -> StoreError {
         METRICS
             .store_queries_total
             .with_label_values(&[self.store, query, "turned_away"])
             .inc();
-        self.error(query, anyhow::anyhow!("too many calls are under way"))
+        self.error(query, anyhow::anyhow!("too many calls are in progress"))
     }
 
-    /// Asks whether the store is there, whatever the circuit, and without a say in it: a store that answers this in
-    /// time may still be late with everything else.
+    /// Checks that the store answers, also while the circuit is open. The outcome does not change
+    /// the circuit: a store that answers a ping in time may still be late with everything else.
     ///
     /// # Errors
-    /// The call's own failure, or no answer in time.
+    /// Fails if the call itself fails or if no answer comes in time.
     pub async fn ping<T, F>(&self, work: F) -> StoreResult<T>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -246,7 +253,7 @@ impl Outcome {
     fn of<T>(result: &Result<Result<T, Failure>, Elapsed>) -> Self {
         match result {
             Ok(Ok(_)) => Self::Ok,
-            // An answer that refuses is an answer: the store is there.
+            // A permanent refusal is still an answer, so the store is up.
             Ok(Err(failure)) if !failure.retryable => Self::Refused,
             _ => Self::Failed,
         }
@@ -262,7 +269,8 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Whether the caller's deadline ended it, which left the store time enough. Else a viewer hung up.
+    /// True if the caller's deadline ended the call and the store had at least [`EVIDENCE_MIN`]
+    /// to answer. Otherwise the caller hung up or left the store too little time.
     fn came_too_late(&self) -> bool {
         self.patience.is_some_and(|end| end <= Deadline::now())
             && self.started.elapsed() >= EVIDENCE_MIN
@@ -292,7 +300,7 @@ impl Drop for Call<'_> {
             tracing::warn!(
                 store = self.guard.circuit,
                 circuit = after.as_str(),
-                "the circuit of a store changed"
+                "the circuit breaker of a store changed its state"
             );
         }
         self.guard.show();
@@ -318,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn three_failures_keep_the_fourth_call_from_the_store() {
+    async fn three_failures_in_a_row_block_the_fourth_call() {
         let guard = Guard::new("test_failures", Duration::from_secs(1));
         for _ in 0..3 {
             assert!(fail(&guard).await.is_err());
@@ -334,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_an_answer_and_opens_nothing() {
+    async fn a_permanent_refusal_does_not_open_the_circuit() {
         let guard = Guard::new("test_refusals", Duration::from_secs(1));
         for _ in 0..5 {
             let refused = guard.run("q", async {
@@ -346,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_answer_in_time_is_a_failure_and_a_caller_who_leaves_early_is_none() {
+    async fn a_timeout_is_a_failure_but_a_caller_that_hangs_up_early_is_not() {
         let guard = Guard::new("test_silence", Duration::from_millis(40));
         for _ in 0..4 {
             let left = guard.run("q", std::future::pending::<Result<(), Failure>>());
@@ -362,20 +370,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_callers_own_deadline_is_heard_however_short_of_the_stores() {
+    async fn a_timeout_at_the_callers_own_deadline_counts_as_a_failure() {
         let guard = Guard::new("test_patience", Duration::from_secs(60));
         let silence = || guard.run("q", std::future::pending::<Result<(), Failure>>());
         for _ in 0..2 {
             assert!(within(EVIDENCE_MIN * 2, silence()).await.is_err());
         }
         assert!(within(Duration::ZERO, silence()).await.is_err());
-        assert_eq!(guard.circuit(), Circuit::Closed, "no time, no evidence");
+        assert_eq!(guard.circuit(), Circuit::Closed, "no time, no failure");
         assert!(within(EVIDENCE_MIN * 2, silence()).await.is_err());
         assert_eq!(guard.circuit(), Circuit::Open);
     }
 
     #[tokio::test]
-    async fn a_ping_neither_opens_nor_closes_a_circuit_and_an_open_one_does_not_keep_it() {
+    async fn a_ping_does_not_change_the_circuit_and_runs_while_it_is_open() {
         let guard = Guard::new("test_pings", Duration::from_secs(1));
         for _ in 0..4 {
             let down = async { Err::<(), _>(Failure::from(anyhow::anyhow!("down"))) };

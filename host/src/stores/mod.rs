@@ -1,9 +1,10 @@
-//! What Nova asks of its stores, in the words of ranking, and nothing of how they do it.
+//! The store interfaces: the traits and plain types through which ranking reads and writes data.
+//! They use ranking terms and say nothing about how a store works.
 //!
-//! One interface for each job that has two real implementations: the embedded set (SQLite and
-//! in-process caches, `embedded/`) and a set of servers. Adapters know connections, timeouts and
-//! error classes; they know no ranking. Deadlines are the caller's: every call here may be
-//! dropped at an await point without harm.
+//! There is one trait for each responsibility that has two real implementations: the embedded
+//! set (SQLite and in-process caches, `embedded/`) and a set of servers. Adapters know
+//! connections, timeouts and error classes; they know no ranking. The caller sets the deadline:
+//! every call here may be dropped at an await point without harm.
 
 pub mod breaker;
 pub mod clickhouse;
@@ -32,13 +33,13 @@ pub type UnixMs = u64;
 pub const HOUR_MS: u64 = 3_600_000;
 pub const DAY_MS: u64 = 24 * HOUR_MS;
 
-/// A store that did not do what it was asked, and whether asking again may help.
+/// A failed call to a store. It says if a retry may help.
 #[derive(Debug, thiserror::Error)]
 #[error("{store}: {query}: {source}")]
 pub struct StoreError {
     /// The part that is named in `degraded`, e.g. `sqlite`.
     pub store: &'static str,
-    /// The query's name, as in the metrics.
+    /// The name of the query, as in the metrics.
     pub query: &'static str,
     pub retryable: bool,
     #[source]
@@ -47,7 +48,7 @@ pub struct StoreError {
 
 pub type StoreResult<T> = Result<T, StoreError>;
 
-/// A post as a source finds it, before its features are known.
+/// A post as a candidate source returns it, before its features are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Post {
     pub post_id: u64,
@@ -55,7 +56,7 @@ pub struct Post {
     pub created_at_ms: UnixMs,
 }
 
-/// Totals over the last 90 days, from events alone.
+/// Totals over the last 90 days, counted from events alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     pub views: u64,
@@ -67,13 +68,14 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// `likes + 2·comments + 3·shares`, the weight by which trending is ordered.
+    /// `likes + 2·comments + 3·shares`, the weight by which trending posts are ordered.
     pub fn engagement(&self) -> u64 {
         self.likes + 2 * self.comments + 3 * self.shares
     }
 }
 
-/// The candidate sources and features of SEMANTICS (ClickHouse in the real stack).
+/// The candidate sources and features that docs/semantics.md defines (ClickHouse in the real
+/// stack).
 ///
 /// Every source leaves out deleted posts, posts dated after `now_ms` and the viewer's own posts,
 /// before any limit is applied.
@@ -82,15 +84,18 @@ pub trait CandidateStore: Send + Sync + 'static {
     /// The name used in `degraded`, `/health` and metrics.
     fn name(&self) -> &'static str;
 
-    /// Posts at most 72 h old by authors the viewer follows; newest first, then higher post id; at most `limit` (500).
+    /// Posts at most 72 h old by authors the viewer follows; newest first, then higher post id;
+    /// at most `limit` (500).
     async fn followees(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>>;
 
     /// Posts with engagement in the current hourly bucket and the 24 before it, by weighted
     /// engagement descending, then higher post id; at most `limit` (200).
     async fn trending(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>>;
 
-    /// Posts at most 90 days old by authors whom the viewer liked or commented on in the last 90
-    /// days; by affinity, then newest, then higher post id; at most `per_author` (20, the newest) of one author and `limit` (200) in all.
+    /// Posts at most 90 days old by authors whose posts the viewer liked or commented on
+    /// in the last 90 days. They are ordered by affinity, then newest, then higher post
+    /// id. At most `per_author` (20, the newest) are by one author, and at most `limit`
+    /// (200) are returned in all.
     async fn affinity(
         &self,
         viewer: u64,
@@ -99,20 +104,23 @@ pub trait CandidateStore: Send + Sync + 'static {
         limit: u32,
     ) -> StoreResult<Vec<Post>>;
 
-    /// The newest posts of everybody, at most 90 days old, newest first, then higher post id; at most `limit`.
+    /// The newest posts of all authors, at most 90 days old, newest first, then higher post
+    /// id; at most `limit`.
     async fn recent(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>>;
 
-    /// 90-day totals (the hourly bucket that contains `now_ms − 90 d` and all later ones); a post without events may be absent.
+    /// Totals over 90 days (the hourly bucket that contains `now_ms − 90 d` and all later ones).
+    /// A post without events may be absent.
     async fn counters(
         &self,
         post_ids: &[u64],
         now_ms: UnixMs,
     ) -> StoreResult<HashMap<u64, Counters>>;
 
-    /// likes + comments + views of this viewer by author, last 90 days (day buckets, from the one that contains `now_ms − 90 d`).
+    /// Number of likes, comments and views of this viewer, by author, over the last 90 days (day
+    /// buckets, from the one that contains `now_ms − 90 d`).
     async fn affinities(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<HashMap<u64, u64>>;
 
-    /// Accepted impressions by author for this viewer, accepted at or after `since_ms`.
+    /// Number of impressions of this viewer, by author, that were accepted at or after `since_ms`.
     async fn recent_impressions(
         &self,
         viewer: u64,
@@ -120,7 +128,7 @@ pub trait CandidateStore: Send + Sync + 'static {
     ) -> StoreResult<HashMap<u64, u64>>;
 
     /// Posts with engagement in the current hourly bucket and the `window_hours` before it, by
-    /// weighted engagement descending, then higher post id. Counters are of that window only.
+    /// weighted engagement descending, then higher post id. Counters cover that window only.
     async fn trending_window(
         &self,
         window_hours: u32,
@@ -128,14 +136,14 @@ pub trait CandidateStore: Send + Sync + 'static {
         limit: u32,
     ) -> StoreResult<Vec<TrendingPost>>;
 
-    /// One post's author (if the post is known) and 90-day totals.
+    /// The author of a post (if the post is known) and its 90-day totals.
     async fn post_metrics(
         &self,
         post_id: u64,
         now_ms: UnixMs,
     ) -> StoreResult<Option<(Post, Counters)>>;
 
-    /// See SEMANTICS, "Suggested users". Best first, at most `limit`.
+    /// See docs/semantics.md, "Suggested users". Best first, at most `limit`.
     async fn suggested_users(
         &self,
         viewer: u64,
@@ -160,9 +168,10 @@ pub struct TrendingPost {
 pub trait RelationalStore: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
-    /// Posts of followees (at most 72 h old, at most 500) and the newest posts of everybody (at most 90 days
-    /// old), merged to at most `limit` posts, newest first, then higher post id. Never the viewer's own, deleted or future ones.
-    /// Followees' posts are never displaced by those of others.
+    /// Posts of followees (at most 72 h old, at most 500) and the newest posts of all authors
+    /// (at most 90 days old), merged to at most `limit` posts, newest first, then higher post
+    /// id. The viewer's own posts, deleted posts and future posts are left out. Posts of other
+    /// authors never displace posts of followees.
     async fn timeline(
         &self,
         viewer: u64,
@@ -170,10 +179,10 @@ pub trait RelationalStore: Send + Sync + 'static {
         limit: u32,
     ) -> StoreResult<Vec<TimelinePost>>;
 
-    /// `None` for a viewer nobody knows.
+    /// `None` if the viewer is unknown.
     async fn viewer_attributes(&self, viewer: u64) -> StoreResult<Option<ViewerAttributes>>;
 
-    /// Who follows an author; at most `limit`, in no particular order.
+    /// The followers of an author; at most `limit`, in no particular order.
     async fn followers(&self, author: u64, limit: u32) -> StoreResult<Vec<u64>>;
 
     async fn ping(&self) -> StoreResult<()>;
@@ -182,15 +191,15 @@ pub trait RelationalStore: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimelinePost {
     pub post: Post,
-    /// By a followee, at most 72 h old.
+    /// True if the author is a followee and the post is at most 72 h old.
     pub followed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewerAttributes {
-    /// Empty when unknown.
+    /// Empty if unknown.
     pub country: String,
-    /// Empty when unknown.
+    /// Empty if unknown.
     pub language: String,
     pub created_at_ms: UnixMs,
 }
@@ -206,7 +215,7 @@ pub struct SuggestedUser {
     pub affinity_score: f64,
 }
 
-/// What a viewer did.
+/// The kind of a viewer's action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -246,12 +255,13 @@ impl Action {
     }
 }
 
-/// An accepted event, as it travels from the spool to the aggregates.
+/// An accepted event, in the form in which it travels from the spool to the aggregates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptedEvent {
     pub event_id: uuid::Uuid,
     pub event_time_ms: UnixMs,
-    /// When the host accepted it; seen posts and recent impressions are counted from here.
+    /// Time at which the host accepted the event; seen posts and recent impressions are
+    /// counted from this time.
     pub accepted_ms: UnixMs,
     pub user_id: u64,
     pub post_id: u64,
@@ -263,24 +273,26 @@ pub struct AcceptedEvent {
     pub ranking_id: Option<uuid::Uuid>,
 }
 
-/// Where the spool drains to: the aggregates themselves when embedded, the broker in the real stack.
+/// The destination of the spool: the aggregates themselves when embedded, the broker in the real
+/// stack.
 #[async_trait]
 pub trait EventSink: Send + Sync + 'static {
     /// The name used in `/health` and metrics.
     fn name(&self) -> &'static str;
 
-    /// Writes a batch whose last spool entry is `through`, durably. A batch, or a part of one, that was written
-    /// before changes no aggregate: duplicates by idempotency key or by (user, event id) are left out here or
-    /// by whoever reads on. Returns how many events were written.
+    /// Writes a batch durably; its last spool entry is `through`. Returns the number of events
+    /// written. If a batch, or a part of one, was written before, it changes no aggregate: the sink
+    /// or the consumer behind it leaves out duplicates by idempotency key or by (user, event id).
     async fn write(&self, events: &[AcceptedEvent], through: i64) -> StoreResult<u64>;
 
-    /// The spool entry up to which everything was written; 0 for a sink that does not remember.
+    /// The last spool entry up to which everything was written; 0 if the sink does not remember it.
     async fn written_through(&self) -> StoreResult<i64>;
 
     async fn ping(&self) -> StoreResult<()>;
 }
 
-/// The record that a ranking was served. One for each ranking, whatever number of pages.
+/// The record that a ranking was served. There is one for each ranking, regardless of the
+/// number of pages served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Exposure {
     pub ranking_id: uuid::Uuid,
@@ -295,22 +307,22 @@ pub struct Exposure {
     pub variation: Option<String>,
     /// (post id, reason) in the order shown.
     pub posts: Vec<(u64, Cow<'static, str>)>,
-    /// Empty when nothing was missing.
+    /// Empty if no part was missing.
     pub degraded: Vec<String>,
 }
 
 #[async_trait]
 pub trait ExposureStore: Send + Sync + 'static {
-    /// Writing the same `ranking_id` again changes nothing.
+    /// Records exposures. Writing the same `ranking_id` again changes nothing.
     async fn record(&self, exposures: &[Exposure]) -> StoreResult<()>;
 
-    /// Per variation of one experiment: exposures and distinct viewers.
+    /// Exposures and distinct viewers of each variation of one experiment.
     async fn variation_counts(&self, experiment: &str) -> StoreResult<Vec<VariationCount>>;
 
     /// The viewers with the most rankings served since `since_ms`, most first, then lower id.
     async fn active_viewers(&self, since_ms: UnixMs, limit: u32) -> StoreResult<Vec<u64>>;
 
-    /// One UTC day, see SEMANTICS, "Daily metrics".
+    /// Metrics of one UTC day. See docs/semantics.md, "Daily metrics".
     async fn daily_metrics(&self, day_start_ms: UnixMs) -> StoreResult<DailyCounts>;
 }
 
@@ -321,11 +333,11 @@ pub struct VariationCount {
     pub viewers: u64,
 }
 
-/// The raw material of the daily metrics, overall (`policy` is `None`) and per effective digest.
+/// The raw counts behind the daily metrics, overall and per effective digest.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DailyCounts {
     pub overall: DigestCounts,
-    /// By effective digest; an event belongs to the ranking it names in `ranking_id`.
+    /// Counts by effective digest; an event belongs to the ranking that its `ranking_id` names.
     pub by_digest: Vec<(String, DigestCounts)>,
 }
 
@@ -333,49 +345,53 @@ pub struct DailyCounts {
 pub struct DigestCounts {
     pub impressions: u64,
     pub views: u64,
-    /// The same over posts whose `reason` in the viewer's ranking was not `followees`.
+    /// Impressions of posts whose `reason` in the viewer's ranking was not `followees`.
+    /// `recommended_views` counts views in the same way.
     pub recommended_impressions: u64,
     pub recommended_views: u64,
     pub dwell_p50_ms: Option<f64>,
     pub dwell_p95_ms: Option<f64>,
     pub posts_served: u64,
-    /// Posts that stood twice in one ranking.
+    /// Posts that appeared twice in one ranking.
     pub posts_repeated: u64,
     pub rankings: u64,
     pub rankings_whole: u64,
 }
 
-/// The shared cache of feeds (Redis in the real stack). A failure here is a miss, never an error
-/// for the viewer.
+/// The shared cache of feeds (Redis in the real stack). A failure here is a cache miss, never an
+/// error for the viewer.
 ///
-/// Each viewer has an **epoch**, which [`FeedCache::overtake`] ends. What was begun in an epoch that
-/// is over is not cached any more: a ranking that was fetched while its viewer liked something would
-/// otherwise hide the like for as long as it lives.
+/// Each viewer has an **epoch**, which [`FeedCache::overtake`] ends. A result whose computation
+/// began in an epoch that has ended is not cached: a ranking that was being computed while its
+/// viewer liked a post would otherwise hide that like for the whole lifetime of the cache entry.
 #[async_trait]
 pub trait FeedCache: Send + Sync + 'static {
     /// The name used in `degraded`, `/health` and metrics.
     fn name(&self) -> &'static str;
 
-    /// A snapshot by its ranking, for as long as it lives: 10 min from its last use.
+    /// Returns the snapshot of a ranking, within its lifetime of 10 min after its last use.
     async fn snapshot(&self, ranking_id: uuid::Uuid) -> StoreResult<Option<Arc<Snapshot>>>;
 
-    /// The newest snapshot of a viewer made by one effective digest in the viewer's present epoch.
+    /// The newest snapshot of a viewer that was made with one effective digest in the
+    /// viewer's current epoch.
     async fn latest_snapshot(
         &self,
         viewer: u64,
         effective_digest: Digest,
     ) -> StoreResult<Option<Arc<Snapshot>>>;
 
-    /// The newest snapshot of a viewer that is no timeline, whatever made it.
+    /// The newest snapshot of a viewer that is not a timeline, made with any effective digest.
     async fn newest_snapshot(&self, viewer: u64) -> StoreResult<Option<Arc<Snapshot>>>;
 
-    /// Keeps a snapshot for its cursors. It becomes `latest` if `epoch` is still the viewer's; with `None` it never does.
+    /// Stores a snapshot so that its cursors work. It becomes `latest` if `epoch` is still the
+    /// viewer's current one; with `None` it never does.
     async fn put_snapshot(&self, snapshot: Arc<Snapshot>, epoch: Option<u64>) -> StoreResult<()>;
 
-    /// The viewer's cached candidates, and the epoch in which they were looked for.
+    /// The viewer's cached candidates, and the epoch in which the lookup was made.
     async fn candidates(&self, viewer: u64) -> StoreResult<CandidatesLookup>;
 
-    /// Does nothing when `epoch` is over. Nobody asks for them when they are older than `ttl`.
+    /// Caches candidates; does nothing if `epoch` has ended. Candidates older than `ttl`
+    /// are never asked for.
     async fn put_candidates(
         &self,
         viewer: u64,
@@ -386,8 +402,9 @@ pub trait FeedCache: Send + Sync + 'static {
 
     async fn epoch(&self, viewer: u64) -> StoreResult<u64>;
 
-    /// After the viewer's own like, comment or share, and after a post of somebody they follow: ends the epoch,
-    /// drops the candidates, and no snapshot is `latest` any more. The snapshots themselves stay for their cursors.
+    /// Ends the viewer's epoch, drops the cached candidates and marks no snapshot as `latest`
+    /// any more. Called after the viewer's own like, comment or share, and after a new post by
+    /// an author they follow. The snapshots themselves stay, so that their cursors work.
     async fn overtake(&self, viewer: u64) -> StoreResult<()>;
 
     async fn ping(&self) -> StoreResult<()>;
@@ -399,8 +416,8 @@ pub struct CandidatesLookup {
     pub candidates: Option<Arc<CachedCandidates>>,
 }
 
-/// Small values that hosts share, by key and for a time (Redis in the real stack): trending lists, suggestions,
-/// daily metrics. A failure is a miss.
+/// Small values that hosts share by key, each with a TTL (Redis in the real stack): trending
+/// lists, suggestions, daily metrics. A failure is a cache miss.
 #[async_trait]
 pub trait ValueCache: Send + Sync + 'static {
     async fn get(&self, key: &str) -> StoreResult<Option<Vec<u8>>>;
@@ -410,38 +427,42 @@ pub trait ValueCache: Send + Sync + 'static {
     async fn remove(&self, key: &str) -> StoreResult<()>;
 }
 
-/// Which of many hosts does the periodic work (Redis in the real stack; a host that is alone always does it).
+/// Decides which of several hosts does the periodic work (Redis in the real stack; a single
+/// host always does it).
 #[async_trait]
 pub trait Lease: Send + Sync + 'static {
-    /// Takes the lease on `job` for `ttl`, or renews it; `false` while another host has it.
+    /// Takes the lease on `job` for `ttl`, or renews it. Returns `false` while another host holds
+    /// it.
     async fn hold(&self, job: &str, ttl: Duration) -> StoreResult<bool>;
 
-    /// Lets another host have it before its time is over. Nothing happens to another host's lease.
+    /// Gives the lease up before it expires, so that another host can take it. A lease of
+    /// another host is left alone.
     async fn release(&self, job: &str) -> StoreResult<()>;
 }
 
-/// Which posts a viewer has seen in the last 24 h. A filter may take a post for seen that was not, for fewer than 1 % of posts.
+/// The posts that each viewer has seen in the last 24 h. A filter may report an unseen post as
+/// seen, for fewer than 1 % of posts.
 #[async_trait]
 pub trait SeenPosts: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
-    /// Changes whenever a post joins.
+    /// A version that changes whenever a post is added.
     async fn version(&self, viewer: u64) -> StoreResult<u64>;
 
-    /// Which of `posts` were seen, and the version that says so.
+    /// Reports which of `posts` were seen, and the version of the set at that moment.
     async fn among(&self, viewer: u64, posts: &[u64], now_ms: UnixMs) -> StoreResult<SeenAmong>;
 
-    /// Marks posts as seen from `accepted_ms` on, before the answer that accepted them leaves.
+    /// Marks posts as seen from `accepted_ms` on, before the response that accepted them is sent.
     async fn mark(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()>;
 
-    /// How many posts; an estimate where the filter cannot count.
+    /// Number of seen posts; an estimate if the filter cannot count exactly.
     async fn count(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<u64>;
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SeenAmong {
-    /// 0 where the filter could not be read.
+    /// 0 if the filter could not be read.
     pub version: u64,
-    /// One for each post asked about.
+    /// One entry for each post asked about, in the same order.
     pub seen: Vec<bool>,
 }

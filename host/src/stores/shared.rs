@@ -1,5 +1,6 @@
-//! Values that hosts share through [`ValueCache`], as JSON behind a format version. A value of another format,
-//! or one that does not decode, is a miss; so is a cache that fails.
+//! The format of values that hosts share through [`ValueCache`]: JSON after one byte of
+//! format version. A value that has another format or does not decode is a cache miss, and so
+//! is a cache that fails.
 
 use super::{UnixMs, ValueCache};
 use crate::clock::unix_ms;
@@ -8,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Raised whenever a shared type changes its fields.
+/// Must be raised when the fields of a shared type change.
 const FORMAT: u8 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -17,14 +18,14 @@ struct Stored<T> {
     value: T,
 }
 
-/// A value another request made, and how long ago.
+/// A value that another request computed, and its age.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shared<T> {
     pub age: Duration,
     pub value: T,
 }
 
-/// `cache` names the kind of value in metrics.
+/// Reads a shared value. `cache` names the kind of value in metrics.
 pub async fn get<T: DeserializeOwned>(
     values: &dyn ValueCache,
     cache: &str,
@@ -39,7 +40,7 @@ pub async fn get<T: DeserializeOwned>(
     let (outcome, shared) = match found {
         Ok(None) => ("miss", None),
         Err(error) => {
-            tracing::debug!(%error, cache, "a shared value cannot be read");
+            tracing::debug!(%error, cache, "could not read a shared value; computing it again");
             ("error", None)
         }
         Ok(Some(bytes)) => match decode(&bytes) {
@@ -54,7 +55,8 @@ pub async fn get<T: DeserializeOwned>(
     shared
 }
 
-/// A value that cannot be shared is made again by whoever needs it.
+/// Shares a value. If that fails, the failure is logged and each host that needs the
+/// value computes it again.
 pub async fn put<T: Serialize>(values: &dyn ValueCache, key: &str, value: &T, ttl: Duration) {
     let stored = Stored {
         made_at_ms: unix_ms(),
@@ -62,11 +64,11 @@ pub async fn put<T: Serialize>(values: &dyn ValueCache, key: &str, value: &T, tt
     };
     let mut bytes = vec![FORMAT];
     if let Err(error) = serde_json::to_writer(&mut bytes, &stored) {
-        tracing::error!(%error, key, "a shared value cannot be written as JSON");
+        tracing::error!(%error, key, "could not encode a shared value as JSON; other hosts must compute it themselves");
         return;
     }
     if let Err(error) = values.put(key, bytes, ttl).await {
-        tracing::debug!(%error, key, "a value cannot be shared");
+        tracing::debug!(%error, key, "could not store a shared value; other hosts must compute it themselves");
     }
 }
 
@@ -77,20 +79,20 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<Shared<T>> {
     }
     let stored: Stored<T> = serde_json::from_slice(json).ok()?;
     Some(Shared {
-        // Two hosts' clocks may differ; a value from the future is new.
+        // The clocks of two hosts may differ, so a value from the future has age zero.
         age: Duration::from_millis(unix_ms().saturating_sub(stored.made_at_ms)),
         value: stored.value,
     })
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use crate::stores::embedded::cache::ProcessCache;
 
     #[tokio::test]
-    async fn what_was_put_is_found_until_its_time_is_over() {
+    async fn a_shared_value_is_found_until_its_ttl_expires() {
         let values = ProcessCache::new(1 << 20);
         put(&values, "a", &vec![1, 2], Duration::from_secs(60)).await;
         let found: Shared<Vec<u64>> = get(&values, "test", "a").await.unwrap();
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_format_and_garbage_are_misses() {
+    async fn values_of_another_format_and_garbage_are_misses() {
         let values = ProcessCache::new(1 << 20);
         for bytes in [
             b"".to_vec(),

@@ -1,4 +1,4 @@
-//! The candidate sources and features, from posts, follows and the aggregates of events.
+//! The candidate sources and features, computed from posts, follows and the aggregates of events.
 
 use super::questions::{Affinities, Affinity, Followees, OfViewer, RecentImpressions, Totals};
 use super::{
@@ -14,10 +14,10 @@ use clickhouse::Row;
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// The window of the trending source: the current bucket and so many before it.
+/// Window of the trending source: the current hourly bucket and this many before it.
 const TRENDING_SOURCE_HOURS: u32 = 24;
 
-/// `nobody` may be excluded as well: ids begin with 1.
+/// The newest posts. If `viewer` is 0, no author is excluded, because ids begin with 1.
 const RECENT: &str = "
 SELECT post_id, author_id, created_at
 FROM posts_by_time FINAL
@@ -26,7 +26,8 @@ WHERE created_at BETWEEN fromUnixTimestamp64Milli({since:Int64}, 'UTC') AND from
 ORDER BY created_at DESC, post_id DESC
 LIMIT {limit:UInt32}";
 
-/// The best `contenders` by engagement, and of those the best `limit` that are posts to be shown.
+/// Finds the best `contenders` by engagement, and returns the best `limit` of them that may be
+/// shown.
 const TRENDING: &str = "
 WITH engaged AS (
     SELECT post_id, sum(likes + 2 * comments + 3 * shares) AS engagement
@@ -44,8 +45,8 @@ WHERE p.post_id IN (SELECT post_id FROM engaged)
   AND p.author_id != {viewer:UInt64}
 ORDER BY e.engagement DESC, p.post_id DESC
 LIMIT {limit:UInt32}";
-/// Few trending posts are deleted or one viewer's own, so this many times the limit nearly always
-/// holds enough that are neither.
+/// Number of contenders per requested post. Few trending posts are deleted or one viewer's own,
+/// so this many times the limit nearly always contains enough others.
 const CONTENDERS_PER_POST: u32 = 4;
 
 const COUNTERS: &str = "
@@ -56,7 +57,7 @@ WHERE post_id IN {post_ids:Array(UInt64)}
   AND hour BETWEEN toDateTime({from_hour:UInt32}, 'UTC') AND toDateTime({to_hour:UInt32}, 'UTC')
 GROUP BY post_id";
 
-/// Without FINAL: a deleted post still has an author.
+/// The post without FINAL, because a deleted post still has an author.
 const POST: &str = "
 SELECT post_id, author_id, created_at FROM posts_by_id
 WHERE post_id = {post:UInt64}
@@ -99,7 +100,7 @@ impl ClickHouseStore {
         Ok(rows.into_iter().map(Post::from).collect())
     }
 
-    /// The newest posts of the last `window_ms`, not by `viewer` (0: by anybody).
+    /// The newest posts of the last `window_ms`, without posts by `viewer` (0 excludes no author).
     pub(super) async fn recent_within(
         &self,
         viewer: u64,
@@ -118,7 +119,8 @@ impl ClickHouseStore {
         self.posts_of(query).await
     }
 
-    /// By engagement in the current hour and the `window_hours` before it, not by `viewer` (0: by anybody).
+    /// Posts by engagement in the current hour and the `window_hours` before it, without posts
+    /// by `viewer` (0 excludes no author).
     pub(super) async fn most_engaged(
         &self,
         viewer: u64,
@@ -143,11 +145,12 @@ impl ClickHouseStore {
         if posts.len() as u64 == u64::from(limit) {
             return Ok(posts);
         }
-        // Fewer engaged posts than asked for, or most of them gone: only all of them can tell.
+        // Either fewer posts have engagement than were asked for, or most contenders may not be
+        // shown. Only a query over all engaged posts can tell.
         ask(u32::MAX).await
     }
 
-    /// Sums over the hourly buckets from one to another, both included.
+    /// Sums over the hourly buckets from `from_hour` to `to_hour`, both included.
     pub(super) async fn counters_between(
         &self,
         post_ids: &[u64],

@@ -1,4 +1,5 @@
-//! What change data capture brought, in numbers that PostgreSQL can compute as well: see `cdc::validate`.
+//! Checksums of the rows that change data capture wrote, in a form that PostgreSQL can compute
+//! too; see `cdc::validate`.
 
 use super::{ClickHouseStore, failure};
 use crate::cdc::envelope::Table;
@@ -7,7 +8,8 @@ use crate::stores::StoreResult;
 use clickhouse::Row;
 use serde::Deserialize;
 
-/// The 60 high bits of the row's MD5, which fit a signed number there; sums wrap around at 2^64.
+/// The query for a table's checksums. It sums the 60 high bits of each row's MD5, which fit a
+/// signed number in PostgreSQL; sums wrap around at 2^64.
 macro_rules! checksums {
     ($table:literal, $columns:literal) => {
         concat!(
@@ -48,10 +50,10 @@ fn query(table: Table) -> &'static str {
 }
 
 impl ClickHouseStore {
-    /// Rows and checksum of each day of creation.
+    /// Number of rows and checksum for each day of creation.
     ///
     /// # Errors
-    /// When the server fails or refuses.
+    /// Fails if the server fails or refuses.
     pub async fn captured_checksums(&self, table: Table) -> StoreResult<Vec<Bucket>> {
         let query = self.worker.query(query(table));
         let ask = async {

@@ -1,8 +1,10 @@
-//! Many askers, few queries: what is asked for while queries of a kind run is asked for together by the next one.
+//! Coalescing of queries: questions of one kind that arrive while queries of that kind run are
+//! answered together by the next query.
 //!
-//! A hundred viewers who miss the cache at once put the same questions about different viewers and mostly the same posts,
-//! and much of what such a query costs is the asking: parsing it, planning it, starting its pipeline. Nobody waits for
-//! company: whoever comes while a query may start is asked for at once, alone.
+//! If a hundred viewers miss the cache at once, they ask the same questions about different
+//! viewers and mostly the same posts. Much of the cost of such a query is fixed: parsing,
+//! planning and starting its pipeline. No question lingers: one that arrives while a query may
+//! start is sent at once, alone.
 
 use super::{ClickHouseStore, STORE_NAME};
 use crate::stores::guard::{self, Failure};
@@ -13,26 +15,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
-/// Queries of one kind under way. Two, so that one viewer with a thousand followees does not hold up everybody.
+/// Maximum number of concurrent queries of one kind. It is two, so that one viewer with a thousand
+/// followees does not delay all others.
 const QUERIES_AT_ONCE: usize = 2;
 
-/// One asker's part of a query.
+/// One caller's part of a query.
 pub(super) trait Question: Sized + Send + Sync + 'static {
     type Answer: Send + 'static;
     /// The query's name in metrics and errors.
     const NAME: &'static str;
 
-    /// Whether one query can answer this too.
+    /// Reports if the query for `batch` can also answer this question.
     fn joins(&self, batch: &[Self]) -> bool;
 
-    /// Asks for all of them; one answer for each.
+    /// Answers all questions with one query; returns one answer for each.
     fn answer_all(
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, Failure>> + Send;
 }
 
-/// Clones share what is asked.
+/// Handle to the queue of one kind of question; clones share the queue.
 pub(super) struct Coalescer<Q: Question>(Arc<Mutex<Line<Q>>>);
 
 struct Line<Q: Question> {
@@ -42,7 +45,7 @@ struct Line<Q: Question> {
 
 struct Asker<Q: Question> {
     question: Q,
-    /// When the asker gives up; `None`: not before the store's own time limit.
+    /// Time at which the caller gives up; `None` if it waits until the store's own time limit.
     until: Option<Deadline>,
     reply: oneshot::Sender<StoreResult<Q::Answer>>,
 }
@@ -63,8 +66,10 @@ impl<Q: Question> Default for Coalescer<Q> {
 }
 
 impl<Q: Question> Coalescer<Q> {
+    /// Asks a question and waits for its answer.
+    ///
     /// # Errors
-    /// When the query fails that this became a part of.
+    /// Fails if the query that this question became part of fails.
     pub async fn ask(&self, store: &ClickHouseStore, question: Q) -> StoreResult<Q::Answer> {
         let (reply, answer) = oneshot::channel();
         let asker = Asker {
@@ -73,7 +78,8 @@ impl<Q: Question> Coalescer<Q> {
             reply,
         };
         if let Some(runner) = self.line_up(asker) {
-            // Not the asker's own task: others' answers must not end with one who hangs up.
+            // The query runs in its own task, so that answers for other callers do not end with
+            // a caller who hangs up.
             tokio::spawn(runner.run(store.clone()));
         }
         match answer.await {
@@ -82,7 +88,7 @@ impl<Q: Question> Coalescer<Q> {
         }
     }
 
-    /// Somebody to ask, when none too many are at it.
+    /// Queues a question. Returns a runner to start, unless enough queries are already running.
     fn line_up(&self, asker: Asker<Q>) -> Option<Runner<Q>> {
         let mut line = self.line();
         line.waiting.push_back(asker);
@@ -101,7 +107,8 @@ impl<Q: Question> Coalescer<Q> {
     }
 }
 
-/// Asks until nobody waits. Counted as running until it ends, however it ends.
+/// Runs queries until no question waits. It counts as running until it is dropped, even if it
+/// panics.
 struct Runner<Q: Question> {
     of: Coalescer<Q>,
     counted: bool,
@@ -124,8 +131,10 @@ impl<Q: Question> Runner<Q> {
         }
     }
 
-    /// From the front, as many as one query can answer. Who has given up is not asked for. `None` when nobody waits:
-    /// then this counts as running no more, under the same lock, because whoever lines up next relies on the count.
+    /// Takes as many questions from the front of the queue as one query can answer, and skips
+    /// callers that have given up. Returns `None` if the queue is empty. The runner then stops
+    /// counting as running while it still holds the lock, because the next caller that queues a
+    /// question relies on the count.
     fn next_batch(&mut self) -> Option<(Vec<Q>, Vec<Reply<Q>>)> {
         let mut line = self.of.line();
         let (mut questions, mut replies) = (Vec::new(), Vec::new());
@@ -158,7 +167,7 @@ struct Reply<Q: Question> {
     to: oneshot::Sender<StoreResult<Q::Answer>>,
 }
 
-/// The query is worth its while until the last of them gives up.
+/// The latest deadline of all callers; the query is useful until then.
 fn latest<Q: Question>(askers: &[Reply<Q>]) -> Option<Deadline> {
     let untils: Option<Vec<Deadline>> = askers.iter().map(|asker| asker.until).collect();
     untils?.into_iter().max()
@@ -168,7 +177,7 @@ fn reply<Q: Question>(askers: Vec<Reply<Q>>, answered: Option<StoreResult<Vec<Q:
     let error = match answered {
         Some(Ok(answers)) => {
             for (asker, answer) in askers.into_iter().zip(answers) {
-                // Who has hung up meanwhile misses nothing.
+                // Sending fails only if the caller has hung up, and then the answer is not needed.
                 let _ = asker.to.send(Ok(answer));
             }
             return;
@@ -201,7 +210,7 @@ mod tests {
     static QUERIES: AtomicUsize = AtomicUsize::new(0);
     static ANSWERING: Semaphore = Semaphore::const_new(0);
 
-    /// Doubles a number once the test lets it; fails for whole batches that hold a 13.
+    /// Doubles a number once the test allows it; fails for whole batches that contain a 13.
     struct Double(u64);
 
     impl Question for Double {
@@ -224,15 +233,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_comes_while_queries_run_is_asked_for_together_and_failures_reach_all_of_a_batch()
-     {
+    async fn questions_that_arrive_while_queries_run_share_one_query_and_its_failure() {
         let store = ClickHouseStore::connect("http://127.0.0.1:1").unwrap();
         let together = Coalescer::<Double>::default();
         let ask = |number| {
             let (store, together) = (store.clone(), together.clone());
             tokio::spawn(async move { together.ask(&store, Double(number)).await })
         };
-        // Two run alone; of the others one hangs up, four are a batch, and the unlucky one fails another.
+        // Two queries run alone. Of the other callers, one hangs up, four form a batch, and the
+        // 13 fails another batch.
         let mut asked = Vec::new();
         for number in 1..=2 {
             asked.push(ask(number));

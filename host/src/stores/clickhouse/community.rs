@@ -1,12 +1,13 @@
-//! Rows of the captured tables: what change data capture writes.
+//! The rows of the CDC tables, which change data capture writes.
 
 use super::ClickHouseStore;
 use crate::stores::StoreResult;
 use clickhouse::{Row, RowOwned, RowWrite};
 use serde::{Deserialize, Serialize};
 
-/// A row of a captured table. `version` is the position of the change in PostgreSQL's log; the row
-/// of the highest version counts, and none if that one is deleted. `created_at` is in milliseconds.
+/// A row of a CDC table. `version` is the position of the change in PostgreSQL's
+/// log. The row with the highest version counts; if it is deleted, no row counts.
+/// `created_at` is in milliseconds.
 pub trait CapturedRow: RowOwned + RowWrite + Send + Sync {
     const TABLE: &'static str;
 }
@@ -44,10 +45,11 @@ captured! {
 }
 
 impl ClickHouseStore {
-    /// Writes changes in any order and as often as one likes: see `version`.
+    /// Writes changes. Any order and any number of repeats give the same result, because the
+    /// highest `version` counts.
     ///
     /// # Errors
-    /// When the server fails or refuses; a part of the rows may have been written.
+    /// Fails if the server fails or refuses; a part of the rows may have been written.
     pub async fn insert_captured<R: CapturedRow>(&self, rows: &[R]) -> StoreResult<()> {
         let insert = self.insert(R::TABLE, rows, None);
         self.work_guard.run("insert_captured", insert).await

@@ -1,4 +1,4 @@
-//! What one UTC day adds up to, overall and by effective digest, counted where the rows are.
+//! The counts of one UTC day, overall and by effective digest, computed in ClickHouse.
 
 use super::{ClickHouseStore, failure, to_ticks};
 use crate::stores::guard::Failure;
@@ -7,9 +7,9 @@ use clickhouse::Row;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// How far before the day a ranking may lie to which an event of that day belongs. A snapshot
-/// lives minutes and an event is at most a day old when it is accepted; a week also covers a
-/// client that showed a stored page for days, and bounds what is read.
+/// Time before the day in which the ranking of an event of that day may lie. A snapshot lives
+/// minutes, and an event is at most a day old when it is accepted. A week also covers a client
+/// that showed a stored page for days, and limits how much is read.
 const RANKING_LOOKBACK_MS: u64 = 7 * DAY_MS;
 
 const SERVED: &str = "
@@ -19,12 +19,13 @@ FROM served FINAL
 WHERE served_at >= fromUnixTimestamp64Milli({from:Int64}, 'UTC') AND served_at < fromUnixTimestamp64Milli({to:Int64}, 'UTC')
 GROUP BY digest";
 
-/// An event belongs to the ranking it names if that was served to its viewer, and to none if not: a
-/// client must not move another policy's numbers by inventing one. An event that names none belongs
-/// to the viewer's latest ranking, at or before it, that contains the post.
+/// Counts of shown posts. An event belongs to the ranking that it names if that ranking was
+/// served to its viewer, and otherwise to none, because a client must not change another
+/// policy's numbers with an invented ranking id. An event that names no ranking belongs to the
+/// viewer's latest ranking, at or before the event, that contains the post.
 ///
-/// `all` is the one row over all digests, events without a ranking included. Imported view counts
-/// have no viewer and are nobody's.
+/// `all` marks the one row over all digests, which includes events without a ranking. Imported
+/// view counts have no viewer and are left out.
 const SHOWN: &str = "
 WITH shown AS (
     SELECT user_id, event_time, post_id, action, dwell_ms, ranking_id

@@ -1,5 +1,5 @@
-//! Which events of a batch were here before: the look-up that makes the consumer the judge of
-//! duplicates.
+//! The look-up of events in a batch that are already stored. It lets the consumer decide which
+//! events are duplicates.
 
 use super::events::action_number;
 use super::{ClickHouseStore, PartitionRun, failure, to_ticks};
@@ -11,16 +11,18 @@ use serde::Deserialize;
 use std::collections::{BTreeSet, HashSet};
 use uuid::Uuid;
 
-/// An event is at most 24 h old when it is accepted; an hour more for what waited in the spool.
+/// Look-back for event ids, in ms. An event is at most 24 h old when it is accepted; one more
+/// hour covers the time that it waited in the spool.
 const LOOK_BACK_MS: u64 = 25 * HOUR_MS;
 
-/// ClickHouse takes 128 KiB in one parameter, and the halves of event ids have up to 20 digits.
+/// Maximum number of events per query. ClickHouse accepts 128 KiB in one parameter, and the halves
+/// of event ids have up to 20 digits.
 const EVENTS_PER_QUERY: usize = 5_000;
 
-/// By minute and user, which is the order of the table: the keys of a batch lie in a few minutes.
-/// The times say the same again, for the partitions. What is found has a user and a post of the
-/// batch; which of it is a repeat is seen on this side, because a list of whole keys takes ClickHouse
-/// twice as long to read.
+/// Finds known idempotency keys by minute and user, which is the order of the table, because the
+/// keys of a batch lie in a few minutes. The condition on times repeats this for the partitions.
+/// The rows found have a user and a post of the batch; the host decides which events are
+/// repeats, because ClickHouse takes twice as long to parse a list of whole keys.
 const KNOWN_KEYS: &str = "
 SELECT DISTINCT user_id, post_id, toInt8(action) AS action, toUnixTimestamp(event_time) AS second
 FROM events
@@ -32,7 +34,7 @@ WHERE event_time BETWEEN fromUnixTimestamp64Milli({oldest:Int64}, 'UTC') AND fro
   AND NOT (kafka_partition = {partition:Int32} AND kafka_offset BETWEEN {first_offset:Int64} AND {last_offset:Int64}
     AND accepted_at BETWEEN fromUnixTimestamp64Milli({own_oldest:Int64}, 'UTC') AND fromUnixTimestamp64Milli({own_newest:Int64}, 'UTC'))";
 
-/// By the first half of the id, which reads in half the time.
+/// Finds known event ids by the first half of the id, which takes half the time to read.
 const KNOWN_IDS: &str = "
 SELECT DISTINCT user_id, event_id
 FROM event_ids
@@ -42,8 +44,9 @@ WHERE user_id IN {users:Array(UInt64)}
   AND NOT (kafka_partition = {partition:Int32} AND kafka_offset BETWEEN {first_offset:Int64} AND {last_offset:Int64}
     AND event_time BETWEEN fromUnixTimestamp64Milli({own_oldest:Int64}, 'UTC') AND fromUnixTimestamp64Milli({own_newest:Int64}, 'UTC'))";
 
-/// Rows that a run itself stored: its offsets, and the times of its events. Without the times the rows of a topic that
-/// was made anew since, where offsets begin again, would pass for its own.
+/// The rows that a run itself stored, identified by its offsets and the times of its events. If
+/// a topic was deleted and created again, its offsets start over; without the times, rows of
+/// the old topic would count as the run's own.
 #[derive(Debug, Clone, Copy)]
 struct OwnRows {
     run: PartitionRun,
@@ -51,7 +54,7 @@ struct OwnRows {
     event_time_ms: (u64, u64),
 }
 
-/// The idempotency key: user, post, action and the whole second of the event.
+/// An idempotency key: user, post, action and the whole second of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Row, Deserialize)]
 struct KeyRow {
     user_id: u64,
@@ -68,12 +71,12 @@ struct IdRow {
 }
 
 impl ClickHouseStore {
-    /// Which of a run's events are repeats: of what is stored, or of an earlier one of the same run.
-    /// One for each event. Rows that the run itself stored do not count, so that a run that is
-    /// repeated because nobody knows whether it was stored has the same answer again.
+    /// Reports for each event of a run if it repeats a stored event or an earlier event of the
+    /// same run. Rows that the run itself stored do not count. A run that is repeated, because
+    /// it is unknown if it was stored, therefore gets the same result again.
     ///
     /// # Errors
-    /// When the server fails or refuses.
+    /// Fails if the server fails or refuses.
     pub async fn duplicates_of(
         &self,
         run: PartitionRun,
@@ -119,7 +122,7 @@ impl ClickHouseStore {
         let minutes: BTreeSet<u32> = seconds.map(|second| second / 60 * 60).collect();
         let posts: BTreeSet<u64> = events.iter().map(|event| event.post_id).collect();
         let times = events.iter().map(|event| event.event_time_ms);
-        // The whole seconds of the oldest and the newest.
+        // Whole seconds from the oldest event to the newest.
         let oldest_ms = times.clone().min().unwrap_or(0) / 1000 * 1000;
         let newest_ms = times.max().unwrap_or(0) / 1000 * 1000 + 999;
         let query = own

@@ -1,4 +1,4 @@
-//! Where accepted events become raw rows and, through the materialized views, aggregates.
+//! The insertion of accepted events as raw rows, from which materialized views fill the aggregates.
 
 use super::{ClickHouseStore, to_ticks};
 use crate::stores::{AcceptedEvent, Action, StoreResult};
@@ -6,20 +6,21 @@ use clickhouse::Row;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// A run of messages of one partition of the broker: what one insert stores, on the first attempt
-/// and on every other.
+/// A range of messages of one partition of the broker. One insert stores it, with the same content
+/// on the first attempt and on every retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionRun {
     pub partition: i32,
     pub first_offset: i64,
-    /// Included.
+    /// Offset of the last message, included.
     pub last_offset: i64,
 }
 
-/// As `events.origin` numbers it.
+/// The number of this origin in `events.origin`.
 const ORIGIN_KAFKA: i8 = 1;
 
-/// A row of `events`, times in milliseconds; what each column holds: `clickhouse/0002_events.sql`.
+/// A row of `events`, with times in milliseconds. `clickhouse/0002_events.sql` describes each
+/// column.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize)]
 pub struct EventRow {
     #[serde(with = "clickhouse::serde::uuid")]
@@ -65,7 +66,7 @@ impl EventRow {
     }
 }
 
-/// As `events.action` numbers them.
+/// The number of each action in `events.action`.
 pub(super) fn action_number(action: Action) -> i8 {
     match action {
         Action::Impression => 1,
@@ -78,12 +79,13 @@ pub(super) fn action_number(action: Action) -> i8 {
 }
 
 impl ClickHouseStore {
-    /// Stores events of one run with their offsets; they count in every aggregate when this returns.
-    /// The same events under the same token again store and count nothing; so does what a failed
-    /// attempt left half done. `token` names the run and nothing else.
+    /// Stores events of one run with their offsets. When this returns, they count in every
+    /// aggregate. Repeating the call with the same events and token stores and counts
+    /// nothing twice, and completes what a failed attempt left half done. `token` must
+    /// identify exactly this run.
     ///
     /// # Errors
-    /// When the server fails or refuses. Repeat the same call until it succeeds.
+    /// Fails if the server fails or refuses. Repeat the same call until it succeeds.
     pub async fn insert_events(
         &self,
         run: PartitionRun,

@@ -1,7 +1,9 @@
-//! History that `nova import` brings: events that are known by the ids of their rows, for ever.
+//! The import of history by `nova import`: its events are recognised by the ids of their
+//! rows, with no time limit.
 //!
-//! Their ids are written last, when they are in every aggregate. An insert that died before that is repeated under
-//! the same token, in this process or in the next import of the same files, and writes what is missing.
+//! The ids are written last, when the events are in every aggregate. If an insert fails before
+//! that, it is repeated with the same token, by this process or by the next import of the same
+//! files, and writes what is missing.
 
 use super::events::EventRow;
 use super::{ClickHouseStore, failure};
@@ -14,36 +16,37 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// What happened before this host did: one event, or several of the same kind at once.
+/// One past event, or several of the same kind at once, from before this host existed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportedEvent {
-    /// What identifies the row it was read from, e.g. `like:17`.
+    /// Identifies the row from which the event was read, e.g. `like:17`.
     pub import_id: String,
-    /// `user_id` 0: nobody's.
+    /// The event; `user_id` 0 means that it has no user.
     pub event: AcceptedEvent,
     pub times: u64,
 }
 
-/// As `events.origin` numbers it.
+/// The number of this origin in `events.origin`.
 const ORIGIN_IMPORT: i8 = 2;
 const NO_PARTITION: i32 = -1;
 
-/// A parameter may have 128 KiB, and an import id up to 45 characters with its quotes.
+/// Maximum number of events per insert. A parameter may have 128 KiB, and an import id has up to
+/// 45 characters with its quotes.
 const EVENTS_PER_INSERT: usize = 2_000;
-/// The pauses between attempts: a server that restarts is back in seconds.
+/// Delays between attempts. A server that restarts is back within seconds.
 const RETRY_AFTER: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(4),
     Duration::from_secs(8),
 ];
-/// All attempts at one chunk together.
+/// Time limit for all attempts at one chunk together.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
 const IMPORTED: &str = "SELECT import_id FROM imported_rows WHERE import_id IN {ids:Array(String)}";
 
-/// What a user's client sent under the same id is there already. What an import wrote is not asked for: of a
-/// chunk that is half there nothing may be left out.
+/// Finds events that a user's client already sent with the same id. Rows written by an import
+/// are not looked up, because no row of a half-stored chunk may be left out.
 const SENT: &str = "
 SELECT user_id, toString(event_id)
 FROM event_ids
@@ -55,10 +58,12 @@ struct ImportedRow {
 }
 
 impl ClickHouseStore {
-    /// Stores those events that are not known; they count in every aggregate when this returns.
+    /// Stores those events that are not known yet. When this returns, they count in every
+    /// aggregate.
     ///
     /// # Errors
-    /// When the server fails or refuses; a part may have been stored, and is known when this is repeated.
+    /// Fails if the server fails or refuses. A part may have been stored; a repeated call
+    /// recognises it.
     pub async fn insert_imported(&self, events: &[ImportedEvent]) -> StoreResult<()> {
         let guard = self.work_guard.with_timeout(TIMEOUT);
         for events in events.chunks(EVENTS_PER_INSERT) {
@@ -73,7 +78,7 @@ impl ClickHouseStore {
             match self.insert_unknown(events).await {
                 Err(failed) if failed.retryable => tracing::warn!(
                     cause = format!("{:#}", failed.source),
-                    "inserting imported events, again"
+                    "could not insert imported events; trying again"
                 ),
                 done => return done,
             }
@@ -88,8 +93,8 @@ impl ClickHouseStore {
             .iter()
             .filter(|row| !imported.contains(&row.import_id))
             .collect();
-        // Before those that a client sent are left out: one that is sent between two attempts must not make
-        // another token of the same chunk.
+        // Compute the token before leaving out events that a client sent: an event sent between
+        // two attempts must not change the token of the same chunk.
         let token = token_of(&unknown);
         let sent = self.sent_among(events).await?;
         let rows: Vec<EventRow> = unknown
@@ -101,7 +106,7 @@ impl ClickHouseStore {
         self.insert_ids(&unknown).await
     }
 
-    /// One block of one part: all of them, or none.
+    /// Writes the ids as one block of one part, so that either all of them are stored or none.
     async fn insert_ids(&self, events: &[&ImportedEvent]) -> Result<(), Failure> {
         let rows: Vec<ImportedRow> = events
             .iter()
@@ -133,7 +138,7 @@ impl ClickHouseStore {
     }
 }
 
-/// Names these rows and nothing else.
+/// Returns a token that identifies exactly these rows.
 fn token_of(events: &[&ImportedEvent]) -> String {
     let ids: Vec<&str> = events.iter().map(|row| &*row.import_id).collect();
     format!("import:{}", Digest::of(ids.join("\n").as_bytes()))

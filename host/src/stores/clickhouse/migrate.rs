@@ -1,10 +1,10 @@
-//! The schema: numbered files, each applied once, remembered in `schema_version`.
+//! The schema migrations: numbered files, each applied once and recorded in `schema_version`.
 
 use super::{ClickHouseStore, failure};
 use crate::stores::StoreResult;
 use crate::stores::guard::Failure;
 
-/// A file's statements end with `;` at the end of a line.
+/// All migrations in order. The statements of a file end with `;` at the end of a line.
 const MIGRATIONS: [Migration; 4] = [
     Migration {
         version: 1,
@@ -35,7 +35,8 @@ struct Migration {
     sql: &'static str,
 }
 
-/// Replacing, so that two hosts that migrate at once leave one row.
+/// The table of applied versions. Its engine replaces equal rows, so that two hosts that migrate
+/// at once leave one row.
 const SCHEMA_VERSION: &str = "
 CREATE TABLE IF NOT EXISTS schema_version (
     version    UInt32,
@@ -44,11 +45,12 @@ CREATE TABLE IF NOT EXISTS schema_version (
 ) ENGINE = ReplacingMergeTree ORDER BY version";
 
 impl ClickHouseStore {
-    /// Brings the database to the schema this program knows, and creates it if it is missing. Doing
-    /// it again, or on two hosts at once, changes nothing. Returns the names of what was applied.
+    /// Brings the database to the schema that this program knows, and creates the database if it
+    /// is missing. Running it again, or on two hosts at once, changes nothing. Returns the names
+    /// of the migrations that were applied.
     ///
     /// # Errors
-    /// When the server fails or refuses, or a newer program wrote the schema.
+    /// Fails if the server fails or refuses, or if a newer program wrote the schema.
     pub async fn migrate(&self) -> StoreResult<Vec<&'static str>> {
         self.work_guard.run("migrate", self.apply_missing()).await
     }
@@ -97,7 +99,8 @@ impl ClickHouseStore {
             .map_err(failure)
     }
 
-    /// Asked first: the user may have no right to create databases, and no need.
+    /// Checks first if the database exists, because the user may lack the right to create
+    /// databases and not need it.
     async fn create_database(&self) -> Result<(), Failure> {
         let outside = self.worker.clone().with_database("default");
         let found: u64 = outside
@@ -127,7 +130,7 @@ impl ClickHouseStore {
     }
 }
 
-/// What stands between semicolons at the ends of lines, without what is only comments.
+/// Splits a file at semicolons at the ends of lines, and leaves out parts that hold only comments.
 fn statements(sql: &str) -> impl Iterator<Item = &str> {
     let says_something = |statement: &&str| {
         let lines = statement.lines().map(str::trim);
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_is_applied_in_the_order_of_its_number() {
+    fn every_file_is_a_migration_in_the_order_of_its_number() {
         let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../clickhouse");
         let mut files: Vec<String> = std::fs::read_dir(directory)
             .unwrap()

@@ -1,8 +1,8 @@
-//! ClickHouse: candidates, aggregates, suggestions, exposures, and the tables that events and change
-//! data capture fill. The schema and why it is as it is: `clickhouse/*.sql`.
+//! The ClickHouse adapter: candidates, aggregates, suggestions, exposures, and the tables that
+//! events and change data capture fill. The schema and its reasons are in `clickhouse/*.sql`.
 //!
 //! Every value reaches a query as a server-side parameter. Every call goes through the store's
-//! [`Guard`], and the server is told to give up when we do.
+//! [`Guard`], and the server has the same time limit as the client.
 
 mod candidates;
 mod checksums;
@@ -35,43 +35,47 @@ use questions::Asked;
 use shared_lists::SharedLists;
 use std::time::Duration;
 
-/// The name in `degraded`, `/health` and metrics.
+/// The name used in `degraded`, `/health` and metrics.
 pub const STORE_NAME: &str = "clickhouse";
-/// The name of the worker's circuit in metrics.
+/// Name of the worker's breaker in metrics.
 const WORK_CIRCUIT: &str = "clickhouse_writes";
 const SUGGESTIONS_CIRCUIT: &str = "clickhouse_suggestions";
 
 const DEFAULT_DATABASE: &str = "nova";
 
-/// The longest a feed may wait for any one query.
+/// Longest time that a feed request may wait for any one query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Suggestions are made ahead for the active and kept for minutes; of ten million follows a viewer
-/// with popular followees takes half a second of a core that is idle.
+/// Time limit for suggestions. They are computed in advance for active viewers and cached
+/// for minutes. With ten million follows, a viewer with popular followees takes half a
+/// second of an idle core.
 const SUGGESTIONS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Inserts and reports: nobody who waits for them is a viewer.
+/// Time limit for inserts and reports; no viewer waits for them.
 const WORK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The setting that gives a long query of the reader all cores again.
+/// The setting that lets a long query of the reader use all cores again.
 const ALL_THREADS: (&str, &str) = ("max_threads", "0");
 
-/// The window of counters and affinities.
+/// Time window of counters and affinities.
 const AGGREGATE_WINDOW_MS: u64 = 90 * DAY_MS;
-/// Posts older than this are in no source.
+/// Maximum age of a post in any source.
 const POST_WINDOW_MS: u64 = AGGREGATE_WINDOW_MS;
 
-/// A connection; clones share its sockets, its breakers, its lists and its lines of askers.
+/// A connection to ClickHouse. Clones share its sockets, breakers, shared lists and
+/// queues of waiting callers.
 #[derive(Clone)]
 pub struct ClickHouseStore {
-    /// For what viewers wait for.
+    /// Client for queries that viewers wait for.
     reader: Client,
-    /// For inserts, reports and the schema.
+    /// Client for inserts, reports and the schema.
     worker: Client,
     database: String,
     guard: Guard,
-    /// Around the worker. What viewers wait for and what they do not fail apart: an insert that works says nothing of
-    /// reads that are late, and inserts into a full disk are no reason to stop reading.
+    /// Guard of the worker. Queries that viewers wait for and work that they do not wait for fail
+    /// independently: a successful insert says nothing about late reads, and failing inserts into
+    /// a full disk are no reason to stop reading.
     work_guard: Guard,
-    /// Around suggestions, the dearest question: a viewer whose list takes too long says nothing of feeds.
+    /// Guard of suggestions, the most expensive query: a list that takes too long for one viewer
+    /// says nothing about feeds.
     suggestions_guard: Guard,
     lists: SharedLists,
     asked: Asked,
@@ -84,15 +88,18 @@ impl std::fmt::Debug for ClickHouseStore {
 }
 
 impl ClickHouseStore {
-    /// `http://user:password@host:8123/database`. Nothing is asked of the server yet.
+    /// Creates the client without contacting the server. `url` has the form
+    /// `http://user:password@host:8123/database`.
     ///
     /// # Errors
-    /// When the URL is none, or not `http`.
+    /// Fails if the URL is invalid or is not `http`.
     pub fn connect(url: &str) -> anyhow::Result<Self> {
-        let url = reqwest::Url::parse(url).context("CLICKHOUSE_URL is no URL")?;
+        let url = reqwest::Url::parse(url).context(
+            "CLICKHOUSE_URL is not a URL; expected http://user:password@host:8123/database",
+        )?;
         anyhow::ensure!(
             url.scheme() == "http",
-            "CLICKHOUSE_URL begins with {}://, and only http:// is spoken",
+            "CLICKHOUSE_URL begins with {}://, but only http:// is supported",
             url.scheme()
         );
         let database = match url.path().trim_matches('/') {
@@ -101,13 +108,15 @@ impl ClickHouseStore {
         };
         let client = client_of(&url)?
             .with_database(database)
-            // Nothing in a table's partition is decided by what is not in its key, see 0001_community.sql.
+            // This is safe because a table's partition depends only on columns of its key;
+            // see 0001_community.sql.
             .with_setting("do_not_merge_across_partitions_select_final", "1");
         Ok(Self {
             reader: with_time_limit(&client, QUERY_TIMEOUT)
                 .with_setting("cancel_http_readonly_queries_on_client_close", "1")
-                // A feed's queries read a few thousand rows each and are many at once; a second
-                // thread makes one of them a little faster and all of them a third dearer.
+                // A feed's queries read a few thousand rows each, and many run at once. A
+                // second thread makes a single query a little faster but makes all of
+                // them cost a third more.
                 .with_setting("max_threads", "1"),
             worker: with_time_limit(&client, WORK_TIMEOUT),
             database: database.to_owned(),
@@ -124,7 +133,7 @@ impl ClickHouseStore {
         })
     }
 
-    /// With circuit breakers of this kind, instead of the default ones.
+    /// Returns the store with circuit breakers like `breaker` instead of the default ones.
     #[must_use]
     pub fn with_breaker(self, breaker: Breaker) -> Self {
         Self {
@@ -135,7 +144,7 @@ impl ClickHouseStore {
         }
     }
 
-    /// What stands around every call that viewers wait for.
+    /// The guard around every call that viewers wait for.
     pub fn guard(&self) -> &Guard {
         &self.guard
     }
@@ -146,7 +155,8 @@ impl ClickHouseStore {
         self.guard.ping(answer).await.map(drop)
     }
 
-    /// Inserts rows as one block, or fails; whoever repeats it under the same token repeats nothing.
+    /// Inserts rows as one block, or fails. Repeating the call with the same token
+    /// inserts nothing twice.
     async fn insert<R>(&self, table: &str, rows: &[R], token: Option<&str>) -> Result<(), Failure>
     where
         R: RowOwned + RowWrite + Sync,
@@ -154,8 +164,9 @@ impl ClickHouseStore {
         if rows.is_empty() {
             return Ok(());
         }
-        // Whatever the server's profile says: an insert that is queued is no insert yet, and its
-        // views deduplicate only when told to. History has more days than a batch of live events.
+        // These settings override the server's profile. A queued insert is not stored yet, and
+        // materialized views deduplicate only if told to. History covers more days, and so more
+        // partitions, than a batch of live events.
         let mut insert = (self.worker.insert::<R>(table).await)
             .map_err(failure)?
             .with_setting("async_insert", "0")
@@ -175,7 +186,7 @@ fn client_of(url: &reqwest::Url) -> anyhow::Result<Client> {
     let mut base = url.clone();
     base.set_path("/");
     base.set_query(None);
-    // Cannot fail for http, and credentials travel in headers instead.
+    // Cannot fail for http. Credentials are sent in headers instead.
     let _ = base.set_username("");
     let _ = base.set_password(None);
     let mut client = Client::default()
@@ -185,7 +196,7 @@ fn client_of(url: &reqwest::Url) -> anyhow::Result<Client> {
         let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
         decoded
             .map(String::from)
-            .context("CLICKHOUSE_URL: credentials are not UTF-8")
+            .context("the credentials in CLICKHOUSE_URL are not UTF-8")
     };
     if !url.username().is_empty() {
         client = client.with_user(decode(url.username())?);
@@ -196,20 +207,21 @@ fn client_of(url: &reqwest::Url) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-/// The server gives up when this side does.
+/// Sets the server's time limit to the client's, so that both give up at the same time.
 fn with_time_limit(client: &Client, limit: Duration) -> Client {
     let client = client.clone();
     client.with_setting("max_execution_time", limit.as_secs().to_string())
 }
 
-/// ClickHouse's codes after which the same call may succeed later: limits of time, memory, threads,
-/// connections, parts and disk, a read-only replica, a query that was killed.
+/// ClickHouse's error codes after which the same call may succeed later: limits of time,
+/// memory, threads, connections, parts and disk, a read-only replica, a query that was killed.
 const RETRYABLE_CODES: [u32; 15] = [
     159, 160, 164, 202, 203, 209, 210, 241, 242, 243, 252, 319, 394, 425, 439,
 ];
 
-/// A refusal by its code is ClickHouse's own answer. Anything else is a connection that broke, or
-/// something that does not speak ClickHouse: the store is not there.
+/// Classifies an error. An error code means that ClickHouse itself refused the call. Any
+/// other error is a broken connection or a server that does not speak ClickHouse, so the
+/// store counts as down.
 fn failure(error: Error) -> Failure {
     let refused = match &error {
         Error::BadResponse(text) => {
@@ -224,34 +236,34 @@ fn failure(error: Error) -> Failure {
     }
 }
 
-/// The number in `Code: 60. DB::Exception: …`.
+/// Parses the number in `Code: 60. DB::Exception: …`.
 fn code_of(text: &str) -> Option<u32> {
     let (_, rest) = text.split_once("Code: ")?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     digits.parse().ok()
 }
 
-/// ClickHouse counts milliseconds of `DateTime64` in an `Int64`.
+/// Converts to `DateTime64` milliseconds, which ClickHouse counts in an `Int64`.
 fn to_ticks(at_ms: UnixMs) -> i64 {
     i64::try_from(at_ms).unwrap_or(i64::MAX)
 }
 
-/// Times before 1970 do not occur here.
+/// Converts from `DateTime64` milliseconds. Times before 1970 do not occur here.
 fn from_ticks(ticks: i64) -> UnixMs {
     UnixMs::try_from(ticks).unwrap_or(0)
 }
 
-/// The start of the hour that contains `at_ms`, in seconds as `DateTime` counts them.
+/// The start of the hour that contains `at_ms`, in seconds, as `DateTime` counts them.
 fn hour_of(at_ms: UnixMs) -> u32 {
     u32::try_from(at_ms / HOUR_MS * (HOUR_MS / 1000)).unwrap_or(u32::MAX)
 }
 
-/// The first hourly bucket of the 90 days.
+/// The first hourly bucket of the 90-day window.
 fn first_hour_of_window(now_ms: UnixMs) -> u32 {
     hour_of(now_ms.saturating_sub(AGGREGATE_WINDOW_MS))
 }
 
-/// The first daily bucket of the 90 days, as `Date` counts days.
+/// The first daily bucket of the 90-day window, in days, as `Date` counts them.
 fn first_day_of_window(now_ms: UnixMs) -> u16 {
     u16::try_from(now_ms.saturating_sub(AGGREGATE_WINDOW_MS) / DAY_MS).unwrap_or(u16::MAX)
 }
@@ -261,7 +273,7 @@ mod unit_tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_known_by_its_code_and_everything_else_is_a_store_that_is_not_there() {
+    fn only_an_error_with_a_permanent_code_is_not_retryable() {
         let retryable = |text: &str| failure(Error::BadResponse(text.to_owned())).retryable;
         assert!(!retryable(
             "Code: 60. DB::Exception: Table nova.posts does not exist"
@@ -273,7 +285,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn credentials_and_database_are_taken_out_of_the_url() -> anyhow::Result<()> {
+    fn the_database_is_taken_from_the_url_and_https_is_refused() -> anyhow::Result<()> {
         let store = ClickHouseStore::connect("http://nova:p%40ss@localhost:8123/feeds")?;
         assert_eq!(store.database, "feeds");
         assert_eq!(

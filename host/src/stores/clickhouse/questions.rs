@@ -1,6 +1,8 @@
-//! What feeds ask about viewers and posts, so that one query answers many askers at once (`coalesce`).
+//! The questions that feeds ask about viewers and posts, in a form in which one query answers
+//! many callers at once (`coalesce`).
 //!
-//! The moments at which they ask differ by milliseconds, and each is answered as of the latest of them.
+//! Callers ask at times that differ by milliseconds. Each gets the answer as of the
+//! latest of these times.
 
 use super::coalesce::{Coalescer, Question};
 use super::{ClickHouseStore, POST_WINDOW_MS, failure, first_day_of_window, from_ticks, to_ticks};
@@ -14,11 +16,11 @@ use std::sync::Arc;
 
 const FOLLOWEES_WINDOW_MS: u64 = 72 * HOUR_MS;
 
-/// Of a query about viewers. Each may give 500 posts.
+/// Maximum number of viewers in one query; each may yield 500 posts.
 const VIEWERS_MAX: usize = 32;
-/// Of a query about posts: ClickHouse takes 128 KiB in one parameter.
+/// Maximum number of posts in one query, because ClickHouse accepts 128 KiB in one parameter.
 const POSTS_MAX: usize = 5_000;
-/// Moments further apart than this are not the same question.
+/// Maximum difference between the times of questions that share a query, in ms.
 const SAME_MOMENT_MS: u64 = 1_000;
 
 const FOLLOWEES: &str = "
@@ -33,8 +35,8 @@ WHERE p.author_id IN (SELECT following_id FROM followed)
 ORDER BY viewer, p.created_at DESC, p.post_id DESC
 LIMIT {limit:UInt32} BY viewer";
 
-/// `engaged` is a few rows of each viewer; read twice, once to find the ranges of their posts and
-/// once to order them.
+/// Posts of the affinity source. `engaged` has a few rows per viewer and is read twice: to find
+/// the ranges of the authors' posts, and to order the posts.
 const AFFINITY: &str = "
 WITH engaged AS (
     SELECT user_id, author_id, sum(likes + comments + views) AS affinity
@@ -66,7 +68,7 @@ FROM viewer_impressions
 WHERE user_id IN {viewers:Array(UInt64)} AND accepted_at >= fromUnixTimestamp64Milli({since:Int64}, 'UTC')
 GROUP BY user_id, author_id";
 
-/// A line of askers for each kind of question.
+/// One queue of questions for each kind.
 #[derive(Clone, Default)]
 pub(super) struct Asked {
     pub followees: Coalescer<Followees>,
@@ -76,33 +78,33 @@ pub(super) struct Asked {
     pub totals: Coalescer<Totals>,
 }
 
-/// One viewer, at one moment.
+/// One viewer, at one time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OfViewer {
     pub viewer: u64,
     pub at_ms: UnixMs,
 }
 
-/// The source of the same name.
+/// A question for the source `followees`.
 pub(super) struct Followees {
     pub of: OfViewer,
     pub limit: u32,
 }
 
-/// The source of the same name.
+/// A question for the source `affinity`.
 pub(super) struct Affinity {
     pub of: OfViewer,
     pub per_author: u32,
     pub limit: u32,
 }
 
-/// Interactions with each author in 90 days.
+/// A question for the viewer's interactions with each author in 90 days.
 pub(super) struct Affinities(pub OfViewer);
 
-/// Impressions of each author's posts since the moment.
+/// A question for the viewer's impressions of each author's posts since `at_ms`.
 pub(super) struct RecentImpressions(pub OfViewer);
 
-/// Totals of posts over 90 days.
+/// A question for the totals of posts over 90 days.
 pub(super) struct Totals {
     pub post_ids: Vec<u64>,
     pub from_hour: u32,
@@ -136,7 +138,7 @@ fn latest_ms(batch: impl Iterator<Item = OfViewer>) -> UnixMs {
     batch.map(|of| of.at_ms).max().unwrap_or(0)
 }
 
-/// Posts of a source, in its order, for each viewer of a batch.
+/// Returns the posts of a source, in its order, for each viewer of a batch.
 async fn posts_by_viewer(query: Query, batch: &[OfViewer]) -> Result<Vec<Vec<Post>>, Failure> {
     let mut found = HashMap::<u64, Vec<Post>>::new();
     for row in query.fetch_all::<ViewerPost>().await.map_err(failure)? {
@@ -261,7 +263,7 @@ impl Question for RecentImpressions {
 }
 
 impl Question for Totals {
-    /// Of all posts that were asked for together.
+    /// Totals of all posts that were asked for in the same query.
     type Answer = Arc<HashMap<u64, Counters>>;
     const NAME: &'static str = "counters";
 

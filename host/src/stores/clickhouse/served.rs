@@ -1,4 +1,4 @@
-//! The record of rankings that were served, and what is counted over it.
+//! The record of served rankings, and the counts over it.
 
 use super::{ClickHouseStore, failure, to_ticks};
 use crate::stores::{DailyCounts, Exposure, ExposureStore, StoreResult, UnixMs, VariationCount};
@@ -14,7 +14,8 @@ WHERE experiment = {experiment:String}
 GROUP BY variation
 ORDER BY variation";
 
-/// Recorded twice a ranking is replaced by itself, at the latest here.
+/// A ranking that was recorded twice is usually replaced by itself in a merge. If it is not yet,
+/// `uniqExact` counts it once.
 const ACTIVE_VIEWERS: &str = "
 SELECT user_id
 FROM served

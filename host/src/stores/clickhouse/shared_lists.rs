@@ -1,9 +1,9 @@
-//! Lists that are the same for every viewer but for the viewer's own posts, kept for a second: a
-//! hundred feeds a second ask once.
+//! Lists that are the same for every viewer except for the viewer's own posts. They are cached
+//! for a second, so that a hundred feed requests in a second cause one query.
 //!
-//! They are longer than what a feed takes, so that a viewer's own posts can be taken out before the
-//! limit. Where that leaves too few the viewer's own query answers instead, so what a viewer gets is
-//! what that query would have given within the second.
+//! The lists are longer than a feed needs, so that a viewer's own posts can be removed before
+//! the limit is applied. If too few posts remain, the viewer's own query answers instead. A
+//! viewer therefore gets what that query would have returned within the second.
 
 use super::{ClickHouseStore, POST_WINDOW_MS};
 use crate::stores::guard::Failure;
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 const TRENDING_POSTS: u32 = 400;
 const RECENT_POSTS: u32 = 1_000;
-/// Tried one after the other until one holds enough: the newest posts of a large community are
-/// minutes old, and looking through 90 days for them takes fifty times as long.
+/// Windows that are tried in turn until one holds enough posts. The newest posts of a large
+/// community are minutes old, and searching 90 days for them takes fifty times as long.
 const RECENT_WINDOWS_MS: [u64; 3] = [HOUR_MS, DAY_MS, POST_WINDOW_MS];
 const KEPT_FOR: Duration = Duration::from_secs(1);
 const NOBODY: u64 = 0;
@@ -27,14 +27,14 @@ enum Key {
     Recent { hour: u64 },
 }
 
-/// Clones share their lists.
+/// The cache of shared lists; clones share it.
 #[derive(Clone)]
 pub(super) struct SharedLists(Cache<Key, Arc<SharedList>>);
 
 #[derive(Debug)]
 pub(super) struct SharedList {
     posts: Vec<Post>,
-    /// There may be more of them.
+    /// True if the list reached its limit, so there may be more posts.
     cut: bool,
 }
 
@@ -86,7 +86,8 @@ impl SharedLists {
             .await
     }
 
-    /// Whoever asks while a list is fetched waits for the same one. A failure is kept for nobody.
+    /// Returns a list from the cache or fetches it. Callers that arrive during a fetch wait for
+    /// the same result. A failure is not cached.
     async fn get(
         &self,
         store: &ClickHouseStore,
@@ -113,7 +114,8 @@ impl SharedLists {
 }
 
 impl SharedList {
-    /// The first `limit` that are not the viewer's own, or `None` where the list was cut before there were as many.
+    /// Returns the first `limit` posts that are not the viewer's own, or `None` if a truncated
+    /// list holds fewer than that.
     pub fn for_viewer(&self, viewer: u64, limit: u32) -> Option<Vec<Post>> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let others = self.posts.iter().filter(|post| post.author_id != viewer);
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewers_own_posts_go_before_the_limit_and_a_cut_list_that_is_then_too_short_says_so() {
+    fn own_posts_are_removed_before_the_limit_and_a_truncated_list_that_is_too_short_is_none() {
         let count = |list: SharedList, limit| list.for_viewer(7, limit).map(|posts| posts.len());
         assert_eq!(count(list(&[7, 1, 2], true), 2), Some(2));
         assert_eq!(count(list(&[7, 1, 2], true), 3), None);

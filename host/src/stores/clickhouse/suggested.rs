@@ -1,4 +1,5 @@
-//! Suggested users: whom to follow, from who follows whom and from what a viewer did.
+//! Suggested users: users to follow, computed from the follow graph and from the viewer's
+//! interactions.
 
 use super::{ALL_THREADS, ClickHouseStore, SUGGESTIONS_TIMEOUT, failure, first_day_of_window};
 use crate::stores::guard::Failure;
@@ -7,14 +8,15 @@ use clickhouse::Row;
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// `people` is everybody but the viewer who follows at least one of the viewer's followees.
+/// Signals for suggestions. `people` is every user except the viewer who follows at least one of
+/// the viewer's followees.
 ///
-/// `argMax(is_deleted, version)` says of the rows at hand what FINAL says, which would merge the whole
-/// table for them: half the time over ten million follows.
+/// `argMax(is_deleted, version)` gives the same result as FINAL for the rows that are read. FINAL
+/// would merge the whole table for them; this takes half the time over ten million follows.
 ///
-/// `(shared + 1)·(interactions + 1)` orders as `log1p(shared) + log1p(interactions)` does, in exact
-/// integers, so that those who tie are seen to tie. Followers decide among them, and counting the
-/// followers of everybody would cost more than the rest.
+/// `(shared + 1)·(interactions + 1)` gives the same order as `log1p(shared) +
+/// log1p(interactions)`, but in exact integers, so that ties are recognised. Ties are broken by
+/// the number of followers, and counting the followers of all users would cost more than the rest.
 const SIGNALS: &str = "
 WITH followees AS (SELECT following_id FROM follows FINAL WHERE follower_id = {viewer:UInt64}),
 people AS (
@@ -53,10 +55,11 @@ LEFT JOIN (
     WHERE following_id IN {user_ids:Array(UInt64)}
     GROUP BY following_id) AS f ON f.following_id = u.user_id
 WHERE u.user_id IN {user_ids:Array(UInt64)}";
-/// The ids are one parameter, and ClickHouse takes 128 KiB in one.
+/// Maximum number of profiles per query. The ids are one parameter, and ClickHouse
+/// accepts 128 KiB in one.
 const PROFILES_PER_QUERY: usize = 5_000;
 
-/// Signals may point to users who are gone; so many more are looked at than are wanted.
+/// Number of extra contenders to read, because signals may point to users who no longer exist.
 const CONTENDERS_SPARE: u32 = 20;
 
 #[derive(Debug, Row, Deserialize)]
@@ -101,7 +104,7 @@ impl ClickHouseStore {
         }
     }
 
-    /// The best `contenders`, and whoever ties with the last of them.
+    /// Returns the best `contenders`, and all users that tie with the last of them.
     async fn signals(
         &self,
         viewer: u64,
@@ -122,7 +125,7 @@ impl ClickHouseStore {
             .map_err(failure)
     }
 
-    /// Those who are users, in no particular order.
+    /// Returns the profiles of those that still are users, in no particular order.
     async fn profiles(&self, signals: &[Signals]) -> Result<Vec<SuggestedUser>, Failure> {
         let mut users = Vec::with_capacity(signals.len());
         for signals in signals.chunks(PROFILES_PER_QUERY) {
@@ -146,7 +149,7 @@ impl ClickHouseStore {
     }
 }
 
-/// `log1p(shared) + log1p(interactions)`, SEMANTICS "Suggested users".
+/// `log1p(shared) + log1p(interactions)`; see docs/semantics.md, "Suggested users".
 fn affinity_score(signals: &Signals) -> f64 {
     (signals.shared as f64).ln_1p() + (signals.interactions as f64).ln_1p()
 }

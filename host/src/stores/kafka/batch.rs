@@ -1,17 +1,18 @@
-//! A run of messages of one partition that is stored as one, on the first attempt and on every other.
+//! A batch: a range of messages of one partition that is stored as one unit, with the same content
+//! on the first attempt and on every retry.
 
 use std::sync::Arc;
 
-/// Everything that one partition held from `first` to `last`, both included.
+/// All messages of one partition from offset `first` to offset `last`, both included.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch<T> {
     pub topic: Arc<str>,
     pub partition: i32,
     pub first: i64,
     pub last: i64,
-    /// The first message's own time.
+    /// Timestamp of the first message.
     pub first_at_ms: u64,
-    /// What could be decoded and is worth storing, by offset; may be empty.
+    /// The messages that could be decoded and are worth storing, by offset; may be empty.
     pub rows: Vec<Row<T>>,
 }
 
@@ -22,8 +23,10 @@ pub struct Row<T> {
 }
 
 impl<T> Batch<T> {
-    /// The same for the same messages, whoever reads them and however often: what a store takes for a repeat.
-    /// Offsets alone would name other messages too once the topic was made anew, hence the time.
+    /// Returns the token by which a store recognises a repeated batch. The same messages always
+    /// have the same token, regardless of the reader and the number of attempts. Offsets alone
+    /// would also match other messages after the topic is deleted and created again, so the
+    /// token includes a timestamp.
     pub fn token(&self) -> String {
         let Self {
             topic,

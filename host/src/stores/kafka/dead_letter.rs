@@ -1,5 +1,6 @@
-//! What cannot be decoded is put aside with its reason and where it was, so that somebody can look and send it again:
-//! whole, unless the broker would refuse it with what stands beside it.
+//! Dead letters: messages that cannot be decoded are written to a dead-letter topic with the
+//! reason and their source position, so that an operator can inspect them and send them again.
+//! A message is kept whole, unless the broker would refuse it together with its headers.
 
 use super::message::Undecodable;
 use super::producer::{Outgoing, Producer};
@@ -8,11 +9,13 @@ use crate::metrics::METRICS;
 use crate::stores::StoreResult;
 use rdkafka::message::{Header, OwnedHeaders};
 
-/// The producer refuses messages beyond 1,000,000 bytes, headers included, and a letter that is refused would hold its
-/// partition up for ever. So each part has a bound, and all of them together stay below that.
+/// Limit on the payload. The producer refuses messages larger than 1,000,000 bytes, headers
+/// included, and a dead letter that is refused would block its partition for ever. So each part
+/// has a limit, and all parts together stay below that size.
 const PAYLOAD_BYTES_MAX: usize = 900_000;
 const KEY_BYTES_MAX: usize = 16_384;
-/// Decoders quote what they do not like, which may be all of the message.
+/// Limit on the detail text. Decoders quote the invalid text in their errors, and that may
+/// be the whole message.
 const DETAIL_BYTES_MAX: usize = 2_048;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,14 +24,16 @@ pub struct DeadLetter {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Vec<u8>>,
-    /// Its beginning, where `cut_from_bytes` says how long it was.
+    /// The start of the message if it was too long; `cut_from_bytes` then holds the
+    /// original length in bytes.
     pub payload: Vec<u8>,
     pub cut_from_bytes: Option<usize>,
     pub reason: &'static str,
     pub detail: String,
 }
 
-/// Puts letters into one topic. Their order and number are not kept: a retry may put a letter there again.
+/// Writes dead letters to one topic. Neither their order nor their number is guaranteed: a retry
+/// may write a letter again.
 #[derive(Debug, Clone)]
 pub struct DeadLetters {
     producer: Producer,
@@ -40,8 +45,10 @@ impl DeadLetters {
         Self { producer, topic }
     }
 
+    /// Writes the letters durably.
+    ///
     /// # Errors
-    /// When the broker did not take them; the source's offset must not move then.
+    /// Fails if the broker did not accept them. The offset of the source must not advance then.
     pub async fn put(&self, letters: &[DeadLetter]) -> StoreResult<()> {
         if letters.is_empty() {
             return Ok(());
@@ -64,7 +71,7 @@ impl DeadLetters {
                 offset = letter.offset,
                 reason = letter.reason,
                 detail = letter.detail,
-                "a message was put aside"
+                "could not decode a message; dead-lettered it"
             );
         }
         Ok(())
@@ -129,7 +136,7 @@ fn outgoing(letter: &DeadLetter) -> Outgoing {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use rdkafka::message::Headers as _;
@@ -147,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_message_becomes_a_letter_that_the_producer_takes_and_says_that_it_was_cut() {
+    fn a_dead_letter_of_the_largest_message_is_truncated_says_so_and_fits_the_producers_limit() {
         let payload = vec![b'x'; 1_048_576];
         let why = Undecodable::Malformed("é".repeat(500_000));
         let (letter, header_bytes, names) = sent(&payload, &why);
@@ -164,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_put_aside_whole() {
+    fn a_message_that_fits_is_dead_lettered_whole() {
         let (letter, _, names) = sent(b"{", &Undecodable::Empty);
         assert_eq!(letter.payload, b"{");
         assert!(!names.iter().any(|name| name == "payload.cut_from_bytes"));

@@ -1,4 +1,5 @@
-//! Exposures are written to the topic `served`; what is asked of them is asked of the store behind its consumer.
+//! The exposure store of the real stack: writes exposures to the topic `served` and reads them
+//! from the store that its consumer fills.
 
 use super::{Producer, Topic, message};
 use crate::stores::{DailyCounts, Exposure, ExposureStore, StoreResult, UnixMs, VariationCount};

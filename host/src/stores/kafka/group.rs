@@ -1,8 +1,10 @@
-//! One membership of a consumer group: who was given which partitions, and where each left off.
+//! One membership of a consumer group: the partitions that are assigned to this host, and the
+//! committed position of each.
 //!
-//! The group keeps a note beside every offset. Ours is the **intent**: the last offset of the batch that
-//! begins at the committed one and may have been stored in part. Whoever owns the partition next repeats
-//! exactly that batch, so that the store can tell a repeat from something new.
+//! Kafka keeps a metadata note with every committed offset. Nova stores the **intent** in it:
+//! the last offset of the batch that begins at the committed offset and may have been stored in
+//! part. The next owner of the partition repeats exactly that batch, so that the store can tell
+//! a repeat from new messages.
 
 use super::{KafkaSettings, log};
 use crate::metrics::METRICS;
@@ -16,19 +18,20 @@ use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How soon the group takes a member for dead, and its partitions away.
+/// Time in ms after which the group declares a silent member dead and takes its partitions away.
 const SESSION_TIMEOUT: &str = "10000";
 const HEARTBEAT: &str = "3000";
-/// A batch may wait for a slow store, and its owner does not poll meanwhile; stores have deadlines far below this.
+/// Longest time in ms between two polls. A batch may wait for a slow store, and its owner does
+/// not poll in the meantime; the deadlines of the stores are far shorter than this.
 const POLL_INTERVAL_MAX: &str = "300000";
 const STATISTICS_INTERVAL: &str = "5000";
-/// Topics may be made after the host was started.
+/// Interval in ms for refreshing metadata, because topics may be created after the host starts.
 const METADATA_INTERVAL: &str = "10000";
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub type PartitionKey = (String, i32);
 
-/// What a rebalance did, in the order in which it happened.
+/// A change of the assignment by a rebalance. Changes are kept in the order in which they happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Assigned(PartitionKey),
@@ -43,7 +46,7 @@ struct Membership {
     changes: Mutex<Vec<Change>>,
 }
 
-/// An offset to commit: what comes next, and the note beside it.
+/// A position to commit: the next offset to read, and the intent in its metadata note.
 #[derive(Debug, Clone)]
 pub struct Position {
     pub topic: String,
@@ -54,15 +57,15 @@ pub struct Position {
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
-    /// The last offset of the batch that was begun.
+    /// Last offset of the batch that was begun.
     intent: i64,
 }
 
 impl Group {
-    /// Joins in the background.
+    /// Joins the group in the background.
     ///
     /// # Errors
-    /// When the settings are invalid.
+    /// Fails if the settings are invalid.
     pub fn join(settings: &KafkaSettings, group: &str, topics: &[&str]) -> anyhow::Result<Self> {
         let mut config = settings.client();
         config
@@ -76,7 +79,7 @@ impl Group {
             .set("max.poll.interval.ms", POLL_INTERVAL_MAX)
             .set("statistics.interval.ms", STATISTICS_INTERVAL)
             .set("topic.metadata.refresh.interval.ms", METADATA_INTERVAL)
-            // Messages fetched ahead, beside those that wait to be stored.
+            // Limit on messages fetched ahead, in addition to those that wait to be stored.
             .set("queued.max.messages.kbytes", "16384");
         if let Some(instance) = &settings.instance {
             config.set("group.instance.id", format!("{instance}-{group}"));
@@ -93,20 +96,22 @@ impl Group {
         &self.consumer
     }
 
-    /// Why the consumer can never read again, if it cannot.
+    /// Returns the error after which the consumer can never read again, if there is one.
     pub fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.consumer.client().fatal_error()
     }
 
-    /// What happened to the assignment since this was asked last. Rebalances happen only while polling.
+    /// Returns the changes of the assignment since the last call. Rebalances happen only while
+    /// polling.
     pub fn changes(&self) -> Vec<Change> {
         std::mem::take(&mut *self.consumer.context().lock())
     }
 
-    /// The intents beside the committed offsets of partitions.
+    /// Returns the intents stored with the committed offsets of partitions.
     ///
     /// # Errors
-    /// When the group's coordinator does not answer: nothing may be stored without knowing.
+    /// Fails if the group's coordinator does not answer. No message may be stored while
+    /// the intent is unknown.
     pub fn intents(
         &self,
         partitions: &[PartitionKey],
@@ -127,10 +132,11 @@ impl Group {
             .collect()
     }
 
-    /// Commits positions and waits until the group has them. A member that lost its partitions is refused here.
+    /// Commits positions and waits until the group has stored them. A member that lost its
+    /// partitions is refused here.
     ///
     /// # Errors
-    /// When the group did not take them.
+    /// Fails if the group did not accept the positions.
     pub fn commit(&self, positions: &[Position]) -> KafkaResult<()> {
         let mut list = TopicPartitionList::with_capacity(positions.len());
         for position in positions {
@@ -143,25 +149,30 @@ impl Group {
         self.consumer.commit(&list, CommitMode::Sync)
     }
 
+    /// Pauses all assigned partitions.
+    ///
     /// # Errors
-    /// When librdkafka does not know the partitions any more.
+    /// Fails if librdkafka no longer knows the partitions.
     pub fn pause(&self) -> KafkaResult<()> {
         self.consumer.pause(&self.consumer.assignment()?)
     }
 
+    /// Resumes all assigned partitions.
+    ///
     /// # Errors
-    /// When librdkafka does not know the partitions any more.
+    /// Fails if librdkafka no longer knows the partitions.
     pub fn resume(&self) -> KafkaResult<()> {
         self.consumer.resume(&self.consumer.assignment()?)
     }
 }
 
 fn note(intent: i64) -> String {
-    // One number cannot fail to be written.
+    // Serializing one number cannot fail.
     serde_json::to_string(&Note { intent }).unwrap_or_default()
 }
 
-/// A note that is not ours is no intent: another tool moved the offsets on purpose.
+/// Parses a metadata note. A note in another format means that there is no intent, because another
+/// tool moved the offsets on purpose.
 fn parse_intent(metadata: &str) -> Option<i64> {
     serde_json::from_str(metadata)
         .ok()
@@ -188,13 +199,14 @@ impl ClientContext for Membership {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(target: "kafka", %error, reason, "consumer");
+        tracing::warn!(target: "kafka", %error, reason, "the Kafka consumer reports an error; librdkafka tries again");
     }
 
     fn stats(&self, statistics: Statistics) {
         for (topic, found) in &statistics.topics {
             for (id, partition) in &found.partitions {
-                // −1 before the first commit is known, and for partitions of other members.
+                // The lag is −1 until the first commit is known, and for partitions of other
+                // members.
                 if partition.consumer_lag >= 0 && partition.desired {
                     METRICS
                         .kafka_consumer_lag
@@ -211,7 +223,9 @@ impl ConsumerContext for Membership {
         match rebalance {
             Rebalance::Assign(partitions) => self.note(partitions, Change::Assigned),
             Rebalance::Revoke(partitions) => self.note(partitions, Change::Revoked),
-            Rebalance::Error(error) => tracing::warn!(target: "kafka", %error, "rebalance"),
+            Rebalance::Error(error) => {
+                tracing::warn!(target: "kafka", %error, "could not rebalance the consumer group; waiting for the next rebalance")
+            }
         }
     }
 }
@@ -221,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_intent_is_read_as_it_was_written_and_other_notes_are_none() {
+    fn an_intent_survives_a_round_trip_and_other_notes_hold_no_intent() {
         assert_eq!(note(41), r#"{"intent":41}"#);
         assert_eq!(parse_intent(&note(41)), Some(41));
         for other in ["", "moved by hand", "{}", r#"{"intent":"x"}"#] {

@@ -1,6 +1,8 @@
-//! The messages of each owned partition that are not stored yet, and how they are cut into batches.
+//! The partition buffer: the messages of each owned partition that are not stored yet, and the
+//! rule by which they are sealed into batches.
 //!
-//! Pure: what a batch contains depends on the messages and the intent alone, never on when they came.
+//! This code is pure: the content of a batch depends on the messages and the intent alone, never
+//! on the time at which the messages arrived.
 
 use super::batch::{Batch, Row};
 use super::dead_letter::DeadLetter;
@@ -8,11 +10,11 @@ use super::group::PartitionKey;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// What became of a message.
+/// The result of decoding a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content<T> {
     Row(T),
-    /// Nothing to store, and nothing wrong with that.
+    /// A valid message that holds nothing to store.
     Nothing,
     Dead(DeadLetter),
 }
@@ -20,12 +22,12 @@ pub enum Content<T> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Taken<T> {
     pub offset: i64,
-    /// The message's own time.
+    /// Timestamp of the message.
     pub at_ms: u64,
     pub content: Content<T>,
 }
 
-/// A batch with what else its messages brought.
+/// A sealed batch, with the dead letters and the number of messages in its range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cut<T> {
     pub batch: Batch<T>,
@@ -47,10 +49,10 @@ struct Partition<T> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Intent {
-    /// The group was not asked yet; nothing is cut before it was.
+    /// The group has not been asked for the intent yet; no batch is sealed before it has been.
     Unknown,
     Free,
-    /// The next batch ends here.
+    /// The next batch ends at this offset.
     Through(i64),
 }
 
@@ -73,14 +75,15 @@ impl<T> Held<T> {
         self.partitions.insert(key, partition);
     }
 
-    /// What is not stored is the next owner's.
+    /// Drops a partition and its buffered messages. The next owner reads every message
+    /// that is not stored yet.
     pub fn revoke(&mut self, key: &PartitionKey) {
         if let Some(partition) = self.partitions.remove(key) {
             self.count -= partition.messages.len();
         }
     }
 
-    /// Partitions whose intent is to be asked for.
+    /// Partitions whose intent must still be fetched from the group.
     pub fn unknown(&self) -> Vec<PartitionKey> {
         let unknown = self
             .partitions
@@ -95,7 +98,8 @@ impl<T> Held<T> {
         }
     }
 
-    /// A message of a partition that is owned no more is left to its owner.
+    /// Buffers a message. A message of a partition that is no longer owned is dropped,
+    /// because its owner reads it.
     pub fn push(&mut self, key: &PartitionKey, taken: Taken<T>) {
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.messages.push_back(taken);
@@ -103,26 +107,26 @@ impl<T> Held<T> {
         }
     }
 
-    /// Every owned partition, and the time of the oldest message that waits in it.
+    /// Every owned partition with the timestamp of its oldest buffered message.
     pub fn oldest(&self) -> impl Iterator<Item = (&PartitionKey, Option<u64>)> {
         let oldest = |partition: &Partition<T>| Some(partition.messages.front()?.at_ms);
         let partitions = self.partitions.iter();
         partitions.map(move |(key, partition)| (key, oldest(partition)))
     }
 
-    /// Messages that wait.
+    /// Number of buffered messages.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is a batch to cut. What is held need not be one: an intent may not be known yet, or not be
-    /// complete, and then only polling helps.
+    /// True if a batch can be sealed. Buffered messages alone are not enough: an intent may be
+    /// unknown, or its messages incomplete, and then only polling helps.
     pub fn can_cut(&self) -> bool {
         self.partitions.values().any(Partition::can_cut)
     }
 
-    /// Takes at most `batch_max` messages from the front of each partition; a partition with an intent gives
-    /// exactly that batch once it is complete, and nothing before.
+    /// Seals at most `batch_max` messages from the front of each partition. A partition with an
+    /// intent yields exactly the intended batch once it is complete, and nothing before.
     pub fn cut(&mut self, batch_max: usize) -> Vec<Cut<T>> {
         let cuts: Vec<Cut<T>> = self
             .partitions
@@ -158,7 +162,8 @@ impl<T> Partition<T> {
             Intent::Through(last) if first <= last => {
                 self.messages.partition_point(|taken| taken.offset <= last)
             }
-            // An intent that lies behind what the broker still has was overtaken by the topic's retention.
+            // If the intent ends before the oldest message that the broker still has, retention
+            // has deleted its messages, so it no longer applies.
             _ => self.messages.len().min(batch_max),
         };
         self.intent = Intent::Free;
@@ -227,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_ends_at_its_size_and_the_rest_is_the_next() {
+    fn a_batch_ends_at_its_maximum_size_and_the_rest_forms_the_next_batch() {
         let mut held = held(3, None, 10..17);
         assert_eq!(tokens(&mut held, 5), ["events:3:10-14@1"]);
         assert_eq!(held.len(), 2);
@@ -236,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_begun_batch_is_repeated_exactly_whatever_came_since_and_whatever_the_size() {
+    fn an_intended_batch_is_repeated_exactly_despite_new_messages_and_another_maximum_size() {
         let mut held = held(0, Some(14), 10..13);
         assert!(tokens(&mut held, 2).is_empty(), "not complete yet");
         push(&mut held, 0, 13..20);
@@ -245,13 +250,13 @@ mod tests {
     }
 
     #[test]
-    fn an_intent_that_the_broker_has_forgotten_binds_nobody() {
+    fn an_intent_whose_messages_the_broker_has_deleted_is_ignored() {
         let mut held = held(0, Some(14), 20..22);
         assert_eq!(tokens(&mut held, 100), ["events:0:20-21@1"]);
     }
 
     #[test]
-    fn nothing_is_cut_before_the_intent_is_known_and_nothing_after_a_revocation() {
+    fn no_batch_is_sealed_before_the_intent_is_known_or_after_a_revocation() {
         let mut held = Held::default();
         held.assign(key(1));
         push(&mut held, 1, 0..3);
@@ -264,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_without_rows_still_move_the_batch_on() {
+    fn messages_without_rows_still_extend_the_batch() {
         let mut held = held(0, None, 0..1);
         for (offset, content) in [(1, Content::Nothing), (2, Content::Nothing)] {
             held.push(

@@ -1,4 +1,4 @@
-//! How far a group is behind, asked from outside of it.
+//! The lag of a consumer group, measured without joining the group.
 
 use super::KafkaSettings;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -7,21 +7,22 @@ use serde::Serialize;
 use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// For the first waiting message of each partition; what did not come by then is left out of the estimate.
+/// Time limit for reading the first waiting message of each partition; a message that has not
+/// arrived by then is left out of the estimate.
 const READ: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Behind {
-    /// Messages that are not committed.
+    /// Number of messages that are not committed.
     pub messages: u64,
-    /// The time of the oldest of them, as far as it could be read.
+    /// Timestamp of the oldest of them, as far as it could be read.
     pub oldest_ms: Option<u64>,
 }
 
-/// Blocks for several round trips.
+/// Measures the lag of a group on one topic. It blocks for several round trips.
 ///
 /// # Errors
-/// When the brokers do not answer, or do not know the topic.
+/// Fails if the brokers do not answer or do not know the topic.
 pub fn behind(settings: &KafkaSettings, group: &str, topic: &str) -> anyhow::Result<Behind> {
     let consumer: BaseConsumer = settings
         .client()
@@ -39,7 +40,7 @@ pub fn behind(settings: &KafkaSettings, group: &str, topic: &str) -> anyhow::Res
     }
     anyhow::ensure!(
         partitions.count() > 0,
-        "no topic {topic}; `nova migrate` makes it"
+        "no topic {topic}; `nova migrate` creates it"
     );
     let committed = consumer.committed_offsets(partitions, TIMEOUT)?;
     let mut waiting = TopicPartitionList::new();

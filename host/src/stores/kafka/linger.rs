@@ -1,6 +1,8 @@
-//! When a round is cut: it waits for company, but only what can be cut ends the waiting.
+//! The linger timer of a round: decides when a round of batches is sealed. Only messages that
+//! can be sealed start the timer.
 //!
-//! Whatever else is held, however much it is, waits for a message or for an answer that only polling brings.
+//! Messages that cannot be sealed yet, however many, need another message or an answer from the
+//! group, and only polling brings those.
 
 use super::held::Held;
 use super::reader::Subscription;
@@ -8,22 +10,23 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy)]
 pub struct WaitForCompany {
-    /// Since something could be cut.
+    /// End of the linger time; set when something can first be sealed.
     until: Option<Instant>,
 }
 
 impl WaitForCompany {
-    /// What was left behind by the last round has waited long enough.
+    /// Starts a round. Messages that the last round left in the buffer have lingered long enough
+    /// and can be sealed at once.
     pub fn of<T>(held: &Held<T>) -> Self {
         Self {
             until: held.can_cut().then(Instant::now),
         }
     }
 
-    /// How long to poll next; `None` once the round is to be cut.
+    /// Returns the longest time to poll next, or `None` if the round is to be sealed now.
     pub fn left<T>(&mut self, held: &Held<T>, subscription: &Subscription) -> Option<Duration> {
         if !held.can_cut() {
-            // It may have been taken away.
+            // The partition that could be sealed may have been revoked.
             self.until = None;
             return Some(Duration::MAX);
         }
@@ -70,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_intent_is_polled_for_until_the_rest_is_there() {
+    fn an_incomplete_intended_batch_is_polled_for_until_it_is_complete() {
         let (mut held, subscription) = (held(Some(5)), subscription(Duration::ZERO));
         push(&mut held, 0..3);
         let mut wait = WaitForCompany::of(&held);
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_round_of_which_nothing_can_be_cut_is_polled_for_too() {
+    fn a_full_round_without_a_sealable_batch_is_still_polled_for() {
         let (mut held, subscription) = (held(Some(20)), subscription(Duration::from_secs(60)));
         push(&mut held, 0..20);
         let mut wait = WaitForCompany::of(&held);
@@ -94,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_cut_waits_for_company_unless_the_last_round_left_it() {
+    fn a_sealable_batch_lingers_unless_the_last_round_left_it() {
         let (mut held, subscription) = (held(None), subscription(Duration::from_secs(60)));
         let mut wait = WaitForCompany::of(&held);
         push(&mut held, 0..1);

@@ -1,7 +1,9 @@
-//! What lies in `events` and `served`: JSON with a format version, the key in decimal digits.
+//! The format of messages in `events` and `served`: JSON with a format version; the key is the
+//! user id in decimal digits.
 //!
-//! JSON because ClickHouse's own Kafka engine and every tool at hand read it; encoding takes half a
-//! microsecond, which is not where the time goes. Members may be added within a version and must then be optional.
+//! The format is JSON because ClickHouse's own Kafka engine and every common tool can read it.
+//! Encoding takes half a microsecond, so it is not the bottleneck. Members may be added within
+//! a version, but must then be optional.
 
 use super::producer::Outgoing;
 use crate::events::event::ID_MAX;
@@ -10,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub const VERSION: u8 = 1;
 
-/// Why a message is no event, as in `dead_letters_total` and in the dead letter's headers.
+/// The reason why a message cannot be decoded, as it appears in `dead_letters_total` and in the
+/// headers of the dead letter.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Undecodable {
     #[error("no payload")]
@@ -46,7 +49,7 @@ struct VersionOnly {
     v: u8,
 }
 
-/// An accepted event on its way to `events`.
+/// Encodes an accepted event for the topic `events`.
 pub fn event(event: &AcceptedEvent) -> Outgoing {
     outgoing(event, event.user_id, event.accepted_ms)
 }
@@ -57,7 +60,8 @@ pub(super) fn exposure(exposure: &Exposure) -> Outgoing {
 
 fn outgoing<T: Serialize>(body: &T, user_id: u64, timestamp_ms: u64) -> Outgoing {
     let mut payload = Vec::with_capacity(384);
-    // Plain members into memory: neither the types nor the writer can fail.
+    // Serializing plain members into memory cannot fail: neither the types nor the writer return
+    // errors.
     let _ = serde_json::to_writer(&mut payload, &Versioned { v: VERSION, body });
     Outgoing {
         key: Some(user_id.to_string().into_bytes()),
@@ -67,8 +71,10 @@ fn outgoing<T: Serialize>(body: &T, user_id: u64, timestamp_ms: u64) -> Outgoing
     }
 }
 
+/// Decodes a message of the topic `events`.
+///
 /// # Errors
-/// When it is no event: it will not become one.
+/// Fails if the message is not a valid event. A retry cannot change that.
 pub fn decode_event(payload: Option<&[u8]>) -> Result<AcceptedEvent, Undecodable> {
     let event: AcceptedEvent = decode(payload)?;
     let ids = [event.user_id, event.post_id, event.author_id];
@@ -80,8 +86,10 @@ pub fn decode_event(payload: Option<&[u8]>) -> Result<AcceptedEvent, Undecodable
     Ok(event)
 }
 
+/// Decodes a message of the topic `served`.
+///
 /// # Errors
-/// When it is no exposure.
+/// Fails if the message is not a valid exposure.
 pub fn decode_exposure(payload: Option<&[u8]>) -> Result<Exposure, Undecodable> {
     decode(payload)
 }
@@ -97,7 +105,7 @@ fn decode<T: for<'de> Deserialize<'de>>(payload: Option<&[u8]>) -> Result<T, Und
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use crate::stores::Action;
@@ -120,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_comes_back_whole_keyed_by_its_user_and_dated_by_its_acceptance() {
+    fn an_event_survives_a_round_trip_with_its_user_as_key_and_its_acceptance_as_timestamp() {
         let message = event(&view());
         assert_eq!(message.key.as_deref(), Some(&b"7"[..]));
         assert_eq!(message.timestamp_ms, view().accepted_ms);
@@ -137,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_says_why() {
+    fn an_undecodable_message_reports_the_reason() {
         let reason = |payload: Option<&str>| {
             decode_event(payload.map(str::as_bytes))
                 .err()

@@ -1,7 +1,9 @@
-//! Apache Kafka: where accepted events, exposures and PostgreSQL's changes wait for their consumers.
+//! The Apache Kafka adapter. Accepted events, exposures and changes from PostgreSQL wait in Kafka
+//! for their consumers.
 //!
-//! `message` is the contract of what lies in the topics, `topics` which there are, `producer` the way
-//! in (`sink` and `exposures` on top of it), `reader` the way out in batches that can be repeated exactly.
+//! `message` defines the format of messages in the topics and `topics` lists the topics.
+//! `producer` writes messages; `sink` and `exposures` are built on it. `reader` reads messages
+//! in batches that can be repeated exactly.
 
 pub mod batch;
 pub mod dead_letter;
@@ -28,15 +30,18 @@ use rdkafka::ClientConfig;
 /// The name used in `degraded`, `/health` and metrics.
 pub const STORE: &str = "kafka";
 
-/// Where the brokers are, and under which names this community's topics and groups live.
+/// The addresses of the brokers, and the names under which this community's topics and groups
+/// exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KafkaSettings {
     /// `host:port`, comma-separated.
     pub brokers: String,
-    /// Put before every topic and group, so that two communities can share brokers. Default empty.
+    /// Prefix of every topic and group name, so that two communities can share brokers. Default:
+    /// empty.
     pub prefix: String,
-    /// Names this host among the members of a group. A host that comes back within the session's timeout then takes its
-    /// partitions over at once, also after a crash; without a name the group waits for the dead member. Must be unique.
+    /// Name of this host among the members of a group. It must be unique. A host that restarts
+    /// within the session timeout then takes over its partitions at once, also after a crash.
+    /// Without a name the group waits until the dead member times out.
     pub instance: Option<String>,
 }
 
@@ -61,7 +66,7 @@ impl KafkaSettings {
         config
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", "nova")
-            // A broker that restarts is back within seconds; the default backs off to 10 s.
+            // A broker that restarts is back within seconds, but the default backoff grows to 10 s.
             .set("reconnect.backoff.max.ms", "1000")
             .set("allow.auto.create.topics", "false");
         config
@@ -77,7 +82,7 @@ fn error(query: &'static str, source: impl Into<anyhow::Error>) -> StoreError {
     }
 }
 
-/// librdkafka's log lines and errors, in the host's log.
+/// Writes librdkafka's log lines and errors to the host's log.
 fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, line: &str) {
     use rdkafka::config::RDKafkaLogLevel as Level;
     match level {

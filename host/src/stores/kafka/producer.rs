@@ -1,4 +1,5 @@
-//! The one producer of a host: idempotent, acks from all in-sync replicas, and one report for a whole batch.
+//! The producer of a host; there is one per host. It is idempotent, waits for acks from all
+//! in-sync replicas and reports one result for a whole batch.
 
 use super::{KafkaSettings, STORE, error, log};
 use crate::metrics::METRICS;
@@ -16,24 +17,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Then a message has failed and its sender tries again. Longer than a broker's restart would only hold the spool's reader up.
+/// Time in ms after which a message counts as failed and its sender tries again. A longer timeout
+/// than a broker needs to restart would only delay the reader of the spool.
 const DELIVERY_TIMEOUT: &str = "15000";
-/// Long enough to fill requests under load, short beside everything else on an event's way.
+/// Linger time in ms: long enough to fill requests under load, and short compared with the
+/// rest of an event's path.
 const LINGER: &str = "5";
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(2);
 
-/// A message on its way out.
+/// A message to be sent.
 #[derive(Debug, Clone, Default)]
 pub struct Outgoing {
-    /// What the partition is chosen by; random without.
+    /// The key that selects the partition; without a key the partition is random.
     pub key: Option<Vec<u8>>,
     pub payload: Vec<u8>,
     pub timestamp_ms: u64,
     pub headers: Option<OwnedHeaders>,
 }
 
-/// Cheap to clone; clones share connections and queue.
+/// Handle to the shared producer. It is cheap to clone; clones share connections and the queue.
 #[derive(Clone)]
 pub struct Producer {
     shared: Arc<Shared>,
@@ -52,7 +55,7 @@ impl std::fmt::Debug for Producer {
     }
 }
 
-/// The delivery of one batch: how many messages are under way, and the first failure.
+/// The delivery of one batch: the number of outstanding messages, and the first failure.
 #[derive(Debug)]
 struct Delivery {
     outstanding: AtomicUsize,
@@ -61,7 +64,8 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// One more than nothing: the batch itself, until its last message is handed over.
+    /// Starts the count at one. The extra one stands for the batch itself, until its last
+    /// message is handed over.
     fn begin() -> Arc<Self> {
         Arc::new(Self {
             outstanding: AtomicUsize::new(1),
@@ -98,7 +102,7 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(target: "kafka", %error, reason, "producer");
+        tracing::warn!(target: "kafka", %error, reason, "the Kafka producer reports an error; librdkafka tries again");
     }
 }
 
@@ -111,10 +115,10 @@ impl ProducerContext for Reports {
 }
 
 impl Producer {
-    /// Connects in the background: brokers that are down now are no error.
+    /// Connects in the background, so brokers that are down now cause no error.
     ///
     /// # Errors
-    /// When the settings are invalid.
+    /// Fails if the settings are invalid.
     pub fn start(settings: &KafkaSettings) -> anyhow::Result<Self> {
         let native = connect(settings)?;
         Ok(Self {
@@ -129,11 +133,12 @@ impl Producer {
         &self.shared.settings
     }
 
-    /// Hands a batch over and waits until every message of it is durable on the brokers. After an error any part of it
-    /// may be there, also a message that timed out: whoever reads must expect repeats.
+    /// Sends a batch and waits until all its messages are durable on the brokers. After an
+    /// error, any part of the batch may be on the brokers, including a message that timed out,
+    /// so consumers must expect repeats.
     ///
     /// # Errors
-    /// When one message was not acknowledged within the delivery timeout.
+    /// Fails if a message was not acknowledged within the delivery timeout.
     pub async fn send(
         &self,
         query: &'static str,
@@ -163,10 +168,10 @@ impl Producer {
         })
     }
 
-    /// Asks the brokers for a topic.
+    /// Asks the brokers for the metadata of a topic.
     ///
     /// # Errors
-    /// When they do not answer, or do not know it.
+    /// Fails if the brokers do not answer or do not know the topic.
     pub async fn ping(&self, topic: &str) -> StoreResult<()> {
         let (native, topic) = (self.shared.native.load_full(), topic.to_owned());
         let asked = tokio::task::spawn_blocking(move || {
@@ -175,24 +180,27 @@ impl Producer {
                 .topics()
                 .iter()
                 .all(|topic| topic.error().is_none());
-            anyhow::ensure!(known, "no topic {topic}; `nova migrate` makes it");
+            anyhow::ensure!(known, "no topic {topic}; `nova migrate` creates it");
             Ok(())
         });
         let answer = asked.await.unwrap_or_else(|error| Err(error.into()));
         answer.map_err(|failure| error("ping", failure))
     }
 
-    /// An idempotent producer that met a fatal error answers every message with it, for ever.
+    /// Replaces the producer after a fatal error, because an idempotent producer then fails every
+    /// further message with that error.
     fn replace_if_dead(&self, native: &Arc<ThreadedProducer<Reports>>) {
         let Some((code, reason)) = native.client().fatal_error() else {
             return;
         };
-        tracing::error!(store = STORE, %code, reason, "the producer failed for good; a new one takes its place");
+        tracing::error!(store = STORE, %code, reason, "the Kafka producer had a fatal error; replacing it with a new one");
         match connect(&self.shared.settings) {
             Ok(fresh) => {
                 self.shared.native.compare_and_swap(native, Arc::new(fresh));
             }
-            Err(error) => tracing::error!(store = STORE, %error, "no new producer"),
+            Err(error) => {
+                tracing::error!(store = STORE, %error, "could not replace the Kafka producer; trying again at the next failed batch")
+            }
         }
     }
 }
@@ -204,13 +212,15 @@ fn connect(settings: &KafkaSettings) -> KafkaResult<ThreadedProducer<Reports>> {
         .set("enable.idempotence", "true")
         .set("delivery.timeout.ms", DELIVERY_TIMEOUT)
         .set("linger.ms", LINGER)
-        // Java's own: other clients put the same user into the same partition.
+        // The partitioner of the Java client, so that other clients put the same user
+        // into the same partition.
         .set("partitioner", "murmur2_random")
         .set("compression.type", "lz4")
         .create_with_context(Reports)
 }
 
-/// A full queue is back-pressure, not a failure: what is in it leaves or times out.
+/// Puts a message into the queue. A full queue is back-pressure, not a failure: its messages are
+/// delivered or time out, so this waits for space.
 async fn enqueue(
     native: &ThreadedProducer<Reports>,
     topic: &str,

@@ -1,9 +1,11 @@
-//! Reads topics as a member of a group and has every batch stored before its offsets are committed.
+//! The consumer loop: it reads topics as a member of a consumer group and has every batch stored
+//! before its offsets are committed.
 //!
-//! One thread does everything in turn: gather a round of batches, note the intents, store, commit. Rebalances
-//! happen only while it polls, that is, never while a batch is being stored: so no two members ever store the
-//! same partition at once. A store that is down holds the round up; the thread then polls with everything
-//! paused, which keeps its place in the group, and gives up batches whose partitions were taken away.
+//! One thread does everything in turn: it gathers a round of batches, commits the intents,
+//! stores the batches and commits the offsets. Rebalances happen only while it polls, so never
+//! while a batch is being stored. Therefore no two members ever store the same partition at
+//! once. If a store is down, the round waits. The thread then polls with all partitions paused,
+//! which keeps its membership in the group, and drops batches whose partitions were revoked.
 
 use super::batch::Batch;
 use super::dead_letter::{DeadLetter, DeadLetters};
@@ -26,46 +28,48 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How long a poll waits at most, and so how soon a stop is noticed.
+/// Longest time that one poll waits, and so the longest delay before a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
-/// Before a reader that failed joins again.
+/// Delay before a reader that failed joins the group again.
 const REJOIN_WAIT: Duration = Duration::from_secs(5);
 
-/// What becomes of messages.
+/// Decodes the messages of a subscription and stores them in batches.
 pub trait BatchHandler: Send + Sync + 'static {
     type Item: Send + Sync + 'static;
 
-    /// `None` for a message that asks for nothing.
+    /// Decodes a message. Returns `None` if it holds nothing to store.
     ///
     /// # Errors
-    /// The message becomes a dead letter.
+    /// If decoding fails, the message becomes a dead letter.
     fn decode(
         &self,
         topic: &str,
         payload: Option<&[u8]>,
     ) -> Result<Option<Self::Item>, Undecodable>;
 
-    /// Told now and then how old the oldest message of each topic is that is not stored yet; 0 s where all are.
+    /// Called regularly with the age in seconds of the oldest message of each topic that is not
+    /// stored yet; 0 s if all are stored.
     fn behind(&self, _by_topic: &BTreeMap<&str, f64>) {}
 
-    /// Stores batches of different partitions. May be called again with the same batches, also by another host after a crash.
+    /// Stores batches of different partitions. It may be called again with the same batches, also
+    /// by another host after a crash.
     fn store(&self, batches: &[Batch<Self::Item>]) -> impl Future<Output = StoreResult<()>> + Send;
 }
 
-/// Who reads what, and in which portions.
+/// The topics that a consumer group reads, and the limits on its batches.
 #[derive(Debug, Clone)]
 pub struct Subscription {
     pub group: &'static str,
     pub topics: Vec<Topic>,
     pub dead_letters: Topic,
-    /// How long the first batch of a round waits for company.
+    /// Time that the first batch of a round lingers for more messages.
     pub linger: Duration,
-    /// Messages of one partition stored together.
+    /// Maximum number of messages of one partition that are stored together.
     pub batch_max: usize,
-    /// Messages in memory that end a round early.
+    /// Number of messages in memory that ends a round early.
     pub round_max: usize,
 }
 
@@ -88,7 +92,7 @@ impl<H: BatchHandler> std::fmt::Debug for Reader<H> {
     }
 }
 
-/// Batches on their way into the store, and how far they got.
+/// Sealed batches that are being stored, and the last step that they completed.
 struct Round<T> {
     batches: Vec<Batch<T>>,
     receipts: Vec<Receipt>,
@@ -110,10 +114,10 @@ enum Step {
 }
 
 impl<H: BatchHandler> Reader<H> {
-    /// Starts the reading thread; it ends after `stop`, with the round it is in.
+    /// Starts the reading thread. After `stop` it finishes the round that is in progress and ends.
     ///
     /// # Errors
-    /// When the settings are invalid. Brokers that are down are waited for.
+    /// Fails if the settings are invalid. If brokers are down, the thread waits for them.
     pub fn start(
         settings: &KafkaSettings,
         producer: &Producer,
@@ -148,7 +152,7 @@ impl<H: BatchHandler> Reader<H> {
         }))
     }
 
-    /// Ends with the stop, or when the consumer is beyond help.
+    /// Runs until the stop, or until the consumer meets a fatal error.
     fn run(mut self) -> anyhow::Result<()> {
         while !self.stop.is_cancelled() {
             if let Some((code, reason)) = self.group.fatal_error() {
@@ -165,8 +169,8 @@ impl<H: BatchHandler> Reader<H> {
         Ok(())
     }
 
-    /// What is not stored yet counts for as long as it is not, also while the store is down: an alert on the lag must not
-    /// wait for the batch that never comes.
+    /// Publishes the lag. A message counts until it is stored, also while the store is down,
+    /// because an alert on the lag must not wait for a batch that is never stored.
     fn show_lag(&mut self, round: Option<&Round<H::Item>>) {
         if self
             .lag_shown
@@ -178,7 +182,7 @@ impl<H: BatchHandler> Reader<H> {
         let now_ms = unix_ms();
         let mut by_topic = BTreeMap::new();
         for (key, waiting) in self.held.oldest() {
-            // What is on its way into the store came before what is still held.
+            // Messages that are being stored are older than those that are still buffered.
             let on_its_way = round.and_then(|round| round.oldest(key));
             let seconds = on_its_way
                 .or(waiting)
@@ -193,7 +197,7 @@ impl<H: BatchHandler> Reader<H> {
         self.handler.behind(&by_topic);
     }
 
-    /// Polls until there is something to cut and the round is full, or has waited long enough for company.
+    /// Polls until a batch can be sealed and either the round is full or the linger time is over.
     fn gather(&mut self) {
         let mut wait = WaitForCompany::of(&self.held);
         while !self.stop.is_cancelled()
@@ -204,18 +208,20 @@ impl<H: BatchHandler> Reader<H> {
         }
     }
 
-    /// Takes at most one message, and serves the group. Returns the partitions that were taken away.
+    /// Takes at most one message and handles changes of the assignment. Returns the
+    /// partitions that were revoked.
     fn poll(&mut self, wait: Duration) -> Vec<PartitionKey> {
         let polled = self.group.consumer().poll(wait);
         let taken = match polled {
             None => None,
             Some(Ok(message)) => Some(take(self.handler.as_ref(), &message)),
             Some(Err(error)) => {
-                tracing::warn!(group = self.subscription.group, %error, "kafka consumer");
+                tracing::warn!(group = self.subscription.group, %error, "could not read from Kafka; polling again");
                 None
             }
         };
-        // An assignment may have happened in the poll that brought its first message.
+        // The poll that brings the first message of a partition may also have brought its
+        // assignment.
         let revoked = self.follow_group();
         if let Some((key, taken)) = taken {
             self.held.push(&key, taken);
@@ -231,7 +237,7 @@ impl<H: BatchHandler> Reader<H> {
                 Change::Revoked(key) => {
                     self.held.revoke(&key);
                     let labels = [key.0.as_str(), &key.1.to_string()];
-                    // Absent when nothing was reported yet.
+                    // Removal fails if nothing was reported yet; that is no error.
                     let _ = METRICS.kafka_consumer_lag.remove_label_values(&labels);
                     let _ = METRICS
                         .kafka_consumer_lag_seconds
@@ -249,14 +255,15 @@ impl<H: BatchHandler> Reader<H> {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(group = self.subscription.group, %error, "committed offsets")
+                    tracing::warn!(group = self.subscription.group, %error, "could not read committed offsets from Kafka; reading them again at the next poll")
                 }
             }
         }
         revoked
     }
 
-    /// Repeats until the round is stored and committed, or is somebody else's.
+    /// Retries until the round is stored and committed, or until all its partitions are revoked
+    /// or the reader stops.
     fn settle(&mut self, mut round: Round<H::Item>) {
         let mut wait = RETRY_FIRST;
         while !round.batches.is_empty() {
@@ -266,7 +273,7 @@ impl<H: BatchHandler> Reader<H> {
                     tracing::error!(
                         group = self.subscription.group,
                         error = format!("{error:#}"),
-                        "a round cannot be stored yet; its messages stay in the topic"
+                        "could not store a round of batches; its messages stay in the topic, and the consumer tries again"
                     );
                 }
             }
@@ -301,10 +308,11 @@ impl<H: BatchHandler> Reader<H> {
         Ok(())
     }
 
-    /// Keeps the place in the group without taking more than what is held.
+    /// Waits before a retry. It polls with all partitions paused, which keeps the group membership
+    /// without fetching more messages.
     fn wait_polling(&mut self, wait: Duration, round: &mut Round<H::Item>) {
         if let Err(error) = self.group.pause() {
-            tracing::warn!(group = self.subscription.group, %error, "pausing partitions");
+            tracing::warn!(group = self.subscription.group, %error, "could not pause partitions; polling without a pause");
         }
         let until = Instant::now() + wait;
         while !self.stop.is_cancelled() && Instant::now() < until {
@@ -313,7 +321,7 @@ impl<H: BatchHandler> Reader<H> {
             self.show_lag(Some(round));
         }
         if let Err(error) = self.group.resume() {
-            tracing::warn!(group = self.subscription.group, %error, "resuming partitions");
+            tracing::warn!(group = self.subscription.group, %error, "could not resume partitions; some may stay paused");
         }
     }
 
@@ -327,8 +335,9 @@ impl<H: BatchHandler> Reader<H> {
     }
 }
 
-/// Nobody else would notice that a reader is gone: it joins again after whatever ended it. What it held is read again
-/// from the committed offsets.
+/// Runs a reader and, if it fails or panics, joins the group again, because no other part
+/// would notice that the reader is gone. Messages that it had buffered are read again from
+/// the committed offsets.
 fn keep_reading<H: BatchHandler>(first: Reader<H>, join: impl Fn() -> anyhow::Result<Reader<H>>) {
     let (stop, group) = (first.stop.clone(), first.subscription.group);
     let mut next = Some(first);
@@ -340,10 +349,10 @@ fn keep_reading<H: BatchHandler>(first: Reader<H>, join: impl Fn() -> anyhow::Re
                     tracing::error!(
                         group,
                         error = format!("{error:#}"),
-                        "a consumer ended; it joins again"
+                        "a consumer failed; it joins its group again"
                     );
                 }
-                Err(_) => tracing::error!(group, "a consumer panicked; it joins again"),
+                Err(_) => tracing::error!(group, "a consumer panicked; it joins its group again"),
             }
         }
         let until = Instant::now() + REJOIN_WAIT;
@@ -359,7 +368,7 @@ fn keep_reading<H: BatchHandler>(first: Reader<H>, join: impl Fn() -> anyhow::Re
                 tracing::error!(
                     group,
                     error = format!("{error:#}"),
-                    "a consumer cannot join"
+                    "a consumer could not join its group; trying again"
                 );
             }
         }
@@ -385,7 +394,8 @@ impl<T> Round<T> {
         }
     }
 
-    /// The offsets unchanged, with the end of what is about to be stored beside them.
+    /// Positions that leave the offsets unchanged and carry the last offset of the batch that
+    /// is about to be stored.
     fn intents(&self) -> Vec<Position> {
         self.each(|batch| (batch.first, Some(batch.last)))
     }
@@ -407,7 +417,7 @@ impl<T> Round<T> {
         self.batches.iter().map(of).collect()
     }
 
-    /// The time of the first message of a partition's batch.
+    /// Timestamp of the first message in a partition's batch.
     fn oldest(&self, (topic, partition): &PartitionKey) -> Option<u64> {
         let mut batches = self.batches.iter();
         let batch = batches.find(|batch| {

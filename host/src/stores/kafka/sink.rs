@@ -1,4 +1,4 @@
-//! Where the spool drains to: the topic `events`, keyed by user.
+//! The event sink of the real stack: drains the spool into the topic `events`, keyed by user.
 
 use super::message;
 use super::{Producer, STORE, Topic};
@@ -24,7 +24,8 @@ impl EventSink for KafkaSink {
         STORE
     }
 
-    /// Repeats are left to the consumer: only it sees what came by other ways.
+    /// Writes repeated events too. Only the consumer can remove them, because only it sees events
+    /// that arrived by other routes.
     async fn write(&self, events: &[AcceptedEvent], _through: i64) -> StoreResult<u64> {
         let messages = events.iter().map(message::event);
         self.producer
@@ -33,7 +34,8 @@ impl EventSink for KafkaSink {
         Ok(events.len() as u64)
     }
 
-    /// A broker does not remember where a spool was; what is sent again is found by the consumer.
+    /// Always 0: a broker does not remember the position of a spool. The consumer recognises
+    /// events that are sent again.
     async fn written_through(&self) -> StoreResult<i64> {
         Ok(0)
     }

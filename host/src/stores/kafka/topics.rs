@@ -1,4 +1,5 @@
-//! Which topics there are, and making them. `ops/kafka/topics` does the same with Kafka's own tools.
+//! The list of topics, and their creation. `ops/kafka/topics` creates the same topics
+//! with Kafka's own tools.
 
 use super::KafkaSettings;
 use anyhow::Context;
@@ -12,9 +13,10 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const LEADERS_WAIT: Duration = Duration::from_millis(100);
 const DAY_MS: &str = "86400000";
 const WEEK_MS: &str = "604800000";
-/// Long enough for somebody to look at what was put aside.
+/// Retention of dead letters: long enough for an operator to look at them.
 const MONTH_MS: &str = "2592000000";
-/// The broker's own default: the right number differs between one machine and three.
+/// Leaves the replication factor to the broker's default, because one machine and three
+/// need different ones.
 const BROKER_DEFAULT: i32 = -1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,7 +67,8 @@ impl Topic {
         }
     }
 
-    /// Keys are spread over partitions, and the order within one key rests on their number: it must not change later.
+    /// Number of partitions. It must not change later, because it decides which partition a key
+    /// is in, and so the order of messages with one key.
     pub fn partitions(self) -> i32 {
         match self {
             Topic::Events | Topic::Served => 12,
@@ -82,10 +85,11 @@ impl Topic {
     }
 }
 
-/// Makes the topics that are missing, and returns their names.
+/// Creates the topics that are missing, and returns their names.
 ///
 /// # Errors
-/// When the brokers cannot be reached, refuse, or have a topic with another number of partitions.
+/// Fails if the brokers cannot be reached or refuse, or if a topic exists with another
+/// number of partitions.
 pub async fn create(settings: &KafkaSettings) -> anyhow::Result<Vec<String>> {
     let names = Topic::ALL.map(|topic| (settings.topic(topic), topic));
     let admin: AdminClient<DefaultClientContext> = settings.client().create()?;
@@ -105,13 +109,13 @@ pub async fn create(settings: &KafkaSettings) -> anyhow::Result<Vec<String>> {
     let outcomes = admin
         .create_topics(&topics, &options)
         .await
-        .with_context(|| format!("topics at {}", settings.brokers))?;
+        .with_context(|| format!("could not create topics at {}", settings.brokers))?;
     let mut made = Vec::new();
     for outcome in outcomes {
         match outcome {
             Ok(name) => made.push(name),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((name, code)) => anyhow::bail!("topic {name} cannot be made: {code}"),
+            Err((name, code)) => anyhow::bail!("could not create topic {name}: {code}"),
         }
     }
     for topic in Topic::ALL {
@@ -120,7 +124,8 @@ pub async fn create(settings: &KafkaSettings) -> anyhow::Result<Vec<String>> {
     Ok(made)
 }
 
-/// A topic that was made this moment has no leaders yet, and whoever uses it now fails.
+/// Waits until every partition of a topic has a leader. A topic that was just created has none
+/// yet, so using it at once would fail.
 async fn await_partitions(
     admin: &AdminClient<DefaultClientContext>,
     name: &str,
@@ -128,7 +133,8 @@ async fn await_partitions(
 ) -> anyhow::Result<()> {
     let until = Instant::now() + TIMEOUT;
     loop {
-        // Blocks for one round trip; this runs in a command, beside nothing else.
+        // This blocks for one round trip, which is acceptable because it runs in a command that
+        // does nothing else meanwhile.
         let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT)?;
         let found = metadata.topics().first();
         let led = |topic: &MetadataTopic| {
@@ -138,11 +144,11 @@ async fn await_partitions(
             let found = topic.partitions().len();
             anyhow::ensure!(
                 found == partitions as usize,
-                "topic {name} has {found} partitions and needs {partitions}; make it anew"
+                "topic {name} has {found} partitions and needs {partitions}; recreate it"
             );
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < until, "topic {name} has no leaders");
+        anyhow::ensure!(Instant::now() < until, "topic {name} has no leaders; retry");
         tokio::time::sleep(LEADERS_WAIT).await;
     }
 }
@@ -152,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_topic_has_a_name_of_its_own_under_the_prefix() {
+    fn every_topic_has_a_unique_name_under_the_prefix() {
         let settings = KafkaSettings {
             prefix: "t1.".to_owned(),
             ..KafkaSettings::default()

@@ -1,21 +1,26 @@
-//! The filter of seen posts, as bits: one byte string for each viewer and slice of time, which Redis keeps and
-//! [`mark_seen.lua`](super::seen) grows.
+//! The format of the filter of seen posts: one byte string of bits for each viewer and time slice.
+//! Redis stores it, and [`mark_seen.lua`](super::seen) extends it.
 //!
-//! A filter that is right for 10,000 posts is wasted on a viewer who saw 30. So it has layers, each eight times the
-//! one before, one behind the other in the string; a layer takes posts until a quarter of its bits are set, then the
-//! next one is opened. At a quarter, seven hashes err for 0.25⁷ = 0.006 % of posts, so that all layers of all slices
-//! of a day together stay far below 1 %, however the day's posts are spread over them.
+//! A filter sized for 10,000 posts would waste memory on a viewer who saw 30. So a filter has
+//! layers, each eight times as large as the one before, stored one after the other in the
+//! string. A layer takes posts until a quarter of its bits are set; then the next layer is
+//! opened. At a quarter, seven hashes have false positives for 0.25⁷ = 0.006 % of posts. All
+//! layers of all slices of a day together therefore stay far below 1 %, regardless of how the
+//! posts of the day are spread over them.
 
-/// What every filter begins with. Raised whenever layers or hashes change: bits of another format mean nothing.
+/// First bytes of every filter. Must be raised when layers or hashes change, because bits of
+/// another format are meaningless.
 pub const FORMAT: &[u8; 4] = b"sf\0\x01";
-/// Hash functions.
+/// Number of hash functions.
 pub const HASHES: u32 = 7;
-/// 512 B, 4 KiB and 32 KiB; the last one takes 10,000 posts within its quarter and goes on beyond it.
+/// Sizes of the layers in bits: 512 B, 4 KiB and 32 KiB. The last one holds 10,000 posts within
+/// its quarter and accepts more beyond it.
 pub const LAYERS_BITS: [u32; 3] = [1 << 12, 1 << 15, 1 << 18];
-/// The share of its bits, 1/4, at which a layer is full.
+/// A layer is full when 1/4 of its bits are set; this is the divisor.
 pub const FULL_DIVISOR: u32 = 4;
 
-/// A post's place in every layer: bit `i` of it is `first + i · step`, modulo the layer's size.
+/// The position of a post in every layer: its bit `i` is `first + i · step`, modulo the layer's
+/// size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hash {
     pub first: u32,
@@ -24,7 +29,8 @@ pub struct Hash {
 }
 
 impl Hash {
-    /// Part of the format: all hosts, of all versions, must agree.
+    /// Hashes a post id. The function is part of the format: all hosts, of all versions, must
+    /// agree on it.
     pub fn of(post_id: u64) -> Self {
         let mixed = mix(post_id);
         Self {
@@ -41,7 +47,8 @@ impl Hash {
     }
 }
 
-/// The output function of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves half of the output bits.
+/// The output function of SplitMix64 (Steele, Lea, Flood 2014): every input bit changes
+/// half of the output bits.
 fn mix(id: u64) -> u64 {
     let mut z = id.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -49,19 +56,20 @@ fn mix(id: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// One slice's filter, as read.
+/// The filter of one slice, as read from Redis.
 #[derive(Debug, Clone, Copy)]
 pub struct Filter<'a>(&'a [u8]);
 
 impl<'a> Filter<'a> {
-    /// `None` for bytes that are no filter of this format.
+    /// Returns `None` if the bytes are not a filter of this format.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
         let layers = bytes.strip_prefix(FORMAT)?;
         let bytes_max: u32 = LAYERS_BITS.iter().map(|bits| bits / 8).sum();
         (layers.len() <= bytes_max as usize).then_some(Self(layers))
     }
 
-    /// Each layer that is there, and its size in bits. Redis keeps no zeros behind the last bit that was set.
+    /// Each layer that exists, with its size in bits. Redis stores no zeros after the
+    /// last bit that was set.
     fn layers(self) -> impl Iterator<Item = (&'a [u8], u32)> {
         let mut rest = self.0;
         LAYERS_BITS.into_iter().map_while(move |bits| {
@@ -78,12 +86,13 @@ impl<'a> Filter<'a> {
         })
     }
 
-    /// How many posts set these bits: `−m/k · ln(1 − X/m)`, with X of m bits set by k hashes (Swamidass, Baldi 2007).
+    /// Estimates the number of posts that set these bits: `−m/k · ln(1 − X/m)`, with X of m bits
+    /// set by k hashes (Swamidass, Baldi 2007).
     pub fn estimate(self) -> f64 {
         let layers = self.layers().map(|(layer, bits)| {
             let set: u32 = layer.iter().map(|byte| byte.count_ones()).sum();
             let (set, bits) = (f64::from(set), f64::from(bits));
-            // A layer without a zero could have any number of posts.
+            // The formula is infinite for a layer without a zero bit, so assume at least one zero.
             let zeros = (1.0 - set / bits).max(1.0 / bits);
             -bits / f64::from(HASHES) * zeros.ln()
         });
@@ -91,7 +100,7 @@ impl<'a> Filter<'a> {
     }
 }
 
-/// Redis counts the bits of a byte from the highest.
+/// Mask of a bit in its byte. Redis counts the bits of a byte from the highest.
 fn mask(bit: usize) -> u8 {
     0x80 >> (bit % 8)
 }
@@ -101,7 +110,8 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What `mark_seen.lua` does, for filters that are in no Redis. `true` when a post was new.
+    /// A model of `mark_seen.lua` for filters that are not in Redis. Returns `true` if a post
+    /// was new.
     pub fn mark(filter: &mut Vec<u8>, posts: &[u64]) -> bool {
         if Filter::read(filter).is_none() {
             *filter = FORMAT.to_vec();
@@ -150,9 +160,9 @@ pub(super) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// However a day's 10,000 posts fall into slices and batches.
+        /// Holds for any distribution of a day's 10,000 posts over slices and batches.
         #[test]
-        fn every_post_is_found_and_fewer_than_one_stranger_in_a_hundred(
+        fn every_marked_post_is_found_and_false_positives_stay_below_one_percent(
             first in 1_u64..1 << 52,
             stride in 1_u64..1_000,
             shares in prop::array::uniform9(0_u32..100),
@@ -179,10 +189,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn few_posts_take_little_and_their_number_is_estimated() {
+    fn few_posts_take_little_memory_and_their_number_is_estimated() {
         let mut filter = Vec::new();
         assert!(mark(&mut filter, &(1..=30).collect::<Vec<_>>()));
-        assert!(!mark(&mut filter, &[7, 30]), "they are no news");
+        assert!(!mark(&mut filter, &[7, 30]), "they are not new");
         assert!(filter.len() <= 516, "{}", filter.len());
         for posts in (31..=3_000).collect::<Vec<_>>().chunks(50) {
             mark(&mut filter, posts);
@@ -192,7 +202,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bytes_of_another_format_are_no_filter() {
+    fn bytes_of_another_format_are_not_a_filter() {
         assert!(Filter::read(b"").is_none());
         assert!(Filter::read(b"sf\0\x02\xff\xff").is_none());
         assert!(Filter::read(&[0xff; 600]).is_none());

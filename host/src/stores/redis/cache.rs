@@ -1,8 +1,8 @@
 //! The feed cache that all hosts share.
 //!
-//! A snapshot never changes, so each host keeps those it met in a memory of its own: a hit then costs one small
-//! round trip, for the pointer that says which ranking is the viewer's latest, and no decoding. A cursor into a
-//! snapshot that this host knows works even while Redis is away.
+//! A snapshot never changes, so each host keeps the snapshots it has used in its own memory. A
+//! hit then costs one small round trip, for the pointer to the viewer's latest ranking, and no
+//! decoding. A cursor into a snapshot that this host holds works even while Redis is down.
 
 use super::{Redis, STORE_NAME, codec, keys};
 use crate::feed::snapshot::{Algo, CachedCandidates, Snapshot};
@@ -19,17 +19,20 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How long a snapshot lives after its last use; a cursor into it is good for as long.
+/// Lifetime of a snapshot after its last use; a cursor into it is valid for the same time.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(600);
-/// A host tells Redis of its uses of a snapshot this often …
+/// Interval at which a host reports its uses of a snapshot to Redis.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
-/// … so that in Redis it has to live for longer by as much.
+/// Expiry of a snapshot in Redis, in s. It is longer than the lifetime by one interval, because
+/// reports arrive that late.
 const SNAPSHOT_EXPIRY_S: u64 = SNAPSHOT_LIFE.as_secs() + TOUCH_INTERVAL.as_secs();
-/// Longer than any request that may still hold an epoch. What comes after it is 0, which nobody held meanwhile.
+/// Expiry of an epoch, in s. It is longer than any request that may still hold the epoch. After
+/// it the epoch reads as 0, which no request held in the meantime.
 const EPOCH_EXPIRY_S: u64 = 3_600;
-/// Viewers whose newest ranking this host remembers by its id.
+/// Number of viewers whose newest ranking id this host remembers.
 const NEWEST_MAX: u64 = 500_000;
-/// A viewer meets few policies within the life of a snapshot.
+/// Maximum number of digests per viewer. A viewer meets few policies within the lifetime of a
+/// snapshot.
 const DIGESTS_PER_VIEWER_MAX: usize = 4;
 
 static PUT_SNAPSHOT: LazyLock<Script> =
@@ -41,7 +44,8 @@ static PUT_CANDIDATES: LazyLock<Script> =
 pub struct RedisCache {
     redis: Redis,
     known: Cache<Uuid, Arc<Known>>,
-    /// The newest ranking of each viewer that this host made or met: what stands in while Redis does not answer.
+    /// The newest ranking of each viewer that this host made or read. It is used while
+    /// Redis does not answer.
     newest: Cache<u64, Uuid>,
     snapshots: CacheMetrics,
     candidates: CacheMetrics,
@@ -52,7 +56,7 @@ pub struct RedisCache {
 struct Known {
     snapshot: Arc<Snapshot>,
     since: Instant,
-    /// When Redis last heard that it is used, in s after `since`.
+    /// Time of the last report to Redis that the snapshot is used, in s after `since`.
     touched_s: AtomicU64,
 }
 
@@ -65,7 +69,8 @@ impl Known {
         }
     }
 
-    /// Whether it is time to tell Redis again; of many callers one is told so.
+    /// Returns `true` if the next report to Redis is due; of several concurrent callers,
+    /// only one gets `true`.
     fn touch(&self, now: Instant) -> bool {
         let now_s = now.saturating_duration_since(self.since).as_secs();
         let touched_s = self.touched_s.load(Ordering::Relaxed);
@@ -77,7 +82,7 @@ impl Known {
     }
 }
 
-/// Looked up once: looking up labels costs more than counting.
+/// Metrics with their labels looked up once, because looking up labels costs more than counting.
 #[derive(Debug, Clone)]
 struct CacheMetrics {
     duration_seconds: Histogram,
@@ -95,13 +100,14 @@ impl CacheMetrics {
 }
 
 impl RedisCache {
-    /// `bytes_max` bounds this host's memory of snapshots.
+    /// `bytes_max` limits the memory that this host uses for snapshots.
     pub fn new(redis: Redis, bytes_max: u64) -> Self {
         let weight = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         Self {
             redis,
             known: Cache::builder()
-                // The default policy drops the newcomer, unless it is asked for often, and a new ranking never was.
+                // The default policy evicts new entries that have not been requested often, and
+                // a new ranking has not been requested yet.
                 .eviction_policy(EvictionPolicy::lru())
                 .max_capacity(bytes_max)
                 .weigher(move |_, known: &Arc<Known>| weight(known.snapshot.size_bytes()))
@@ -117,7 +123,7 @@ impl RedisCache {
         }
     }
 
-    /// From this host's memory, else from Redis. Either is a use of it.
+    /// Reads a snapshot from this host's memory, or else from Redis. Both count as a use.
     async fn by_ranking(&self, ranking_id: Uuid) -> StoreResult<Option<Arc<Snapshot>>> {
         if let Some(known) = self.known.get(&ranking_id) {
             if known.touch(Instant::now()) {
@@ -145,7 +151,8 @@ impl RedisCache {
         Ok(Some(known.snapshot.clone()))
     }
 
-    /// Ids of rankings are in the order of time. A timeline must not stand in for a ranking: it is the rung below.
+    /// Remembers the viewer's newest ranking; ranking ids are ordered by time. A timeline is left
+    /// out, because it must not stand in for a ranking: it is the next step of the fallback chain.
     fn note_newest(&self, snapshot: &Snapshot) {
         if snapshot.algo == Algo::Ch {
             let ranking_id = snapshot.ranking_id;
@@ -178,7 +185,7 @@ impl RedisCache {
         }
     }
 
-    /// A key that holds something of another type is no value, like bytes that do not decode.
+    /// Treats a key of another type as a missing value, like bytes that do not decode.
     fn unless_poisoned<T>(
         &self,
         found: StoreResult<Option<T>>,
@@ -199,8 +206,8 @@ fn is_wrong_type(error: &StoreError) -> bool {
     cause.is_some_and(|cause| cause.code() == Some("WRONGTYPE"))
 }
 
-/// Tells Redis that a snapshot is used. One that Redis lost meanwhile is given back: other hosts may be asked for its
-/// next page.
+/// Reports to Redis that a snapshot is used. If Redis has lost the snapshot, it is written again,
+/// because other hosts may be asked for its next page.
 pub(super) async fn keep_alive(redis: Redis, snapshot: Arc<Snapshot>) {
     let key = keys::snapshot(snapshot.ranking_id);
     let mut touch = pipe();
@@ -217,11 +224,11 @@ pub(super) async fn keep_alive(redis: Redis, snapshot: Arc<Snapshot>) {
                 let _: StoreResult<()> = redis.ask("restore_snapshot", restore).await;
             }
         }
-        Err(error) => tracing::debug!(%error, "a snapshot's life in Redis was not prolonged"),
+        Err(error) => tracing::debug!(%error, "could not renew a snapshot in Redis; will retry"),
     }
 }
 
-/// 0 for a viewer whom nothing has overtaken lately.
+/// Parses a stored epoch. It is 0 for a viewer whose epoch was not ended recently.
 fn epoch_of(stored: Option<Vec<u8>>) -> u64 {
     stored
         .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
@@ -267,7 +274,7 @@ impl FeedCache for RedisCache {
         let pointer = cmd("GET").arg(keys::newest(viewer)).to_owned();
         let found = match self.by_pointer("newest_snapshot", pointer).await {
             Ok(found) => found,
-            // Another host may have made a newer one; this one is better than none.
+            // Another host may have made a newer ranking, but this one is better than none.
             Err(error) => Some(self.known_newest(viewer).ok_or(error)?),
         };
         Ok(found.filter(|snapshot| snapshot.viewer == viewer))
@@ -276,7 +283,8 @@ impl FeedCache for RedisCache {
     async fn put_snapshot(&self, snapshot: Arc<Snapshot>, epoch: Option<u64>) -> StoreResult<()> {
         let _timer = self.snapshots.duration_seconds.start_timer();
         let (viewer, ranking_id) = (snapshot.viewer, snapshot.ranking_id);
-        // First of all here: its cursors are good on this host whatever becomes of Redis.
+        // Insert into this host's memory first, so that cursors work on this host even if Redis
+        // fails.
         let known = Arc::new(Known::new(snapshot.clone()));
         self.known.insert(ranking_id, known);
         self.note_newest(&snapshot);
@@ -289,7 +297,7 @@ impl FeedCache for RedisCache {
             .arg(bytes)
             .arg(ranking_id.as_bytes())
             .arg(SNAPSHOT_EXPIRY_S)
-            // As in `note_newest`.
+            // Only a ranking may become the newest one; see `note_newest`.
             .arg(u8::from(snapshot.algo == Algo::Ch))
             .arg(snapshot.policy.effective_digest.to_string())
             .arg(epoch.map(|epoch| epoch.to_string()).unwrap_or_default())
@@ -348,8 +356,9 @@ impl FeedCache for RedisCache {
         Ok(epoch_of(epoch))
     }
 
-    /// The next epoch is a random number and not the next number: Redis may forget an epoch at any moment, and one
-    /// that counted on from the beginning would come to a number that somebody still holds.
+    /// Ends the epoch. The next epoch is a random number instead of a counter: Redis may lose an
+    /// epoch at any moment, and a counter that restarted from the beginning could reach a number
+    /// that a request still holds.
     async fn overtake(&self, viewer: u64) -> StoreResult<()> {
         let next: u64 = rand::random_range(1..=u64::MAX);
         let mut end = pipe();
@@ -372,7 +381,7 @@ mod tests {
     use crate::stores::conformance::cache::snapshot;
 
     #[test]
-    fn a_snapshot_in_use_is_touched_once_a_minute() {
+    fn use_of_a_snapshot_is_reported_once_a_minute() {
         let known = Known::new(snapshot(1, Uuid::now_v7(), Algo::Ch, "a"));
         let after = |s| known.since + Duration::from_secs(s);
         assert!(!known.touch(after(0)));

@@ -1,10 +1,12 @@
-//! What other hosts have accepted: claims on events that all hosts share, so that `deduped` in an answer knows of an
-//! event that was sent to another host before. A courtesy: the event is durable in the spool by then, claimed or not,
-//! and the consumer is the judge.
+//! Claims on accepted events, shared by all hosts, so that `deduped` in a response also counts an
+//! event that was sent to another host before. Claims only make `deduped` more accurate: the event
+//! is already durable in the spool, claimed or not, and the consumer decides what is a duplicate.
 //!
-//! A set for each viewer and hour of event time, with two short names for each event. Redis packs small sets of numbers
-//! into 8 bytes a member, where a key for each would take 100. An event id that comes again with a time of another hour is not found here.
-//! A call whose connection breaks is sent again and may then know its own events: once in a while `deduped` is too high.
+//! There is one set for each viewer and hour of event time, with two short names for each
+//! event. Redis packs small sets of numbers into 8 bytes per member; one key per event would
+//! take 100. An event id that is repeated with a time in another hour is not found here. If the
+//! connection breaks during a call, the call is sent again and may then find its own claims, so
+//! `deduped` is occasionally too high.
 
 use super::{Redis, keys};
 use crate::events::event::{event_id_key, idempotency_key};
@@ -14,7 +16,8 @@ use prometheus::Histogram;
 use redis::{Pipeline, cmd, pipe};
 use std::collections::BTreeMap;
 
-/// An event may be sent until it is 24 hours old, and its sender's clock may be wrong.
+/// Lifetime of claims in ms. An event may be sent until it is 24 hours old, and the clock of its
+/// sender may be wrong.
 const LIFE_MS: u64 = 25 * HOUR_MS;
 
 #[derive(Debug, Clone)]
@@ -32,11 +35,11 @@ impl RedisClaims {
         }
     }
 
-    /// Claims those events of a viewer's batch that `new` names by their places, ascending; answers which of them
-    /// somebody else had claimed, ascending.
+    /// Claims those events of a viewer's batch whose positions are in `new`, ascending. Returns
+    /// the positions of the events that were already claimed, ascending.
     ///
     /// # Errors
-    /// Redis does not answer: then nobody knows.
+    /// Fails if Redis does not answer; it is then unknown which events were claimed.
     pub async fn claim(
         &self,
         viewer: u64,
@@ -66,7 +69,7 @@ impl RedisClaims {
     }
 }
 
-/// Places in the batch by hour of event time.
+/// Groups positions in the batch by hour of event time.
 fn by_hour(batch: &[AcceptedEvent], places: &[usize]) -> BTreeMap<u64, Vec<usize>> {
     let mut hours = BTreeMap::<u64, Vec<usize>>::new();
     for place in places {
@@ -78,7 +81,8 @@ fn by_hour(batch: &[AcceptedEvent], places: &[usize]) -> BTreeMap<u64, Vec<usize
 
 const NAMES: usize = 2;
 
-/// What identifies each event: its idempotency key and its id, shortened to what tells one hour of one viewer apart.
+/// The names of each event: its idempotency key and its event id, truncated to enough bits to
+/// distinguish the events of one viewer and hour.
 fn names(batch: &[AcceptedEvent], places: &[usize]) -> Vec<i64> {
     let keys = places.iter().flat_map(|place| {
         let event = &batch[*place];

@@ -1,8 +1,10 @@
-//! Snapshots and candidates as bytes: a format byte, then the fields in postcard's encoding, which has no names and
-//! small integers. Whatever does not decode to the end, or belongs to somebody else, is no value.
+//! The binary encoding of snapshots and candidates: a format byte, then the fields in postcard's
+//! encoding, which stores no field names and keeps small integers short. Bytes that do not
+//! decode completely, or that belong to another viewer or ranking, count as a missing value.
 //!
-//! Ages travel as wall time, because a monotonic clock means nothing on another host. A host whose clock is behind
-//! takes a value for younger than it is, and the expiry in Redis bounds by how much.
+//! Ages are stored as wall-clock times, because a monotonic clock means nothing on another
+//! host. A host whose clock is behind takes a value for younger than it is; the expiry in
+//! Redis limits that error.
 
 use crate::clock::unix_ms;
 use crate::experiments::routing::Assignment;
@@ -20,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// Raised whenever a stored type, or one within it, changes its fields or their order.
+/// Must be raised when a stored type, or a type within it, changes its fields or their order.
 const FORMAT: u8 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -48,8 +50,10 @@ struct StoredCandidates<'a> {
     set: Cow<'a, CandidateSet>,
 }
 
+/// Encodes a snapshot.
+///
 /// # Errors
-/// None that a value of these types can cause.
+/// No value of these types can cause an error.
 pub fn encode_snapshot(snapshot: &Snapshot) -> anyhow::Result<Vec<u8>> {
     let stored = StoredSnapshot {
         ranking_id: snapshot.ranking_id,
@@ -75,7 +79,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> anyhow::Result<Vec<u8>> {
     encode(&stored)
 }
 
-/// `None` for anything but the snapshot of this ranking.
+/// Decodes a snapshot. Returns `None` if the bytes are not the snapshot of this ranking.
 pub fn decode_snapshot(bytes: &[u8], ranking_id: Uuid) -> Option<Snapshot> {
     let stored: StoredSnapshot<'static> = decode(bytes)?;
     if stored.ranking_id != ranking_id {
@@ -107,8 +111,10 @@ pub fn decode_snapshot(bytes: &[u8], ranking_id: Uuid) -> Option<Snapshot> {
     })
 }
 
+/// Encodes candidates.
+///
 /// # Errors
-/// None that a value of these types can cause.
+/// No value of these types can cause an error.
 pub fn encode_candidates(viewer: u64, candidates: &CachedCandidates) -> anyhow::Result<Vec<u8>> {
     let age_ms = u64::try_from(candidates.fetched.elapsed().as_millis()).unwrap_or(u64::MAX);
     encode(&StoredCandidates {
@@ -118,11 +124,11 @@ pub fn encode_candidates(viewer: u64, candidates: &CachedCandidates) -> anyhow::
     })
 }
 
-/// `None` for anything but candidates of this viewer.
+/// Decodes candidates. Returns `None` if the bytes are not candidates of this viewer.
 pub fn decode_candidates(bytes: &[u8], viewer: u64) -> Option<CachedCandidates> {
     let stored: StoredCandidates<'static> = decode(bytes)?;
     let set = stored.set.into_owned();
-    // Whoever reads a row reads it from every column.
+    // Code that reads a row reads it from every column, so all columns must have the same length.
     let rows = set.len();
     let even = [
         set.author_ids.len(),
@@ -141,7 +147,8 @@ pub fn decode_candidates(bytes: &[u8], viewer: u64) -> Option<CachedCandidates> 
     })
 }
 
-/// When `at_ms` was, on this host's monotonic clock. What is dated in the future is new.
+/// Converts a wall-clock time to this host's monotonic clock. A time in the future
+/// becomes the current time.
 fn instant_of(at_ms: UnixMs) -> Option<Instant> {
     Instant::now().checked_sub(Duration::from_millis(unix_ms().saturating_sub(at_ms)))
 }
@@ -223,7 +230,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_snapshot_comes_back_as_it_went_without_what_one_host_made_of_it() {
+    fn a_snapshot_survives_a_round_trip_without_its_host_local_state() {
         let original = snapshot(300);
         let bytes = encode_snapshot(&original).unwrap();
         let found = decode_snapshot(&bytes, original.ranking_id).unwrap();
@@ -243,7 +250,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_age_survives_the_journey() {
+    fn an_age_survives_a_round_trip() {
         let age = Duration::from_secs(90);
         let mut original = candidates(3);
         original.fetched = Instant::now().checked_sub(age).unwrap();
@@ -261,7 +268,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_belongs_to_another_viewer_or_ranking_is_no_value() {
+    fn bytes_of_another_viewer_or_ranking_are_rejected() {
         let bytes = encode_candidates(7, &candidates(3)).unwrap();
         assert!(decode_candidates(&bytes, 8).is_none());
         let bytes = encode_snapshot(&snapshot(3)).unwrap();
@@ -269,7 +276,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn columns_of_different_lengths_are_no_value() {
+    fn columns_of_different_lengths_are_rejected() {
         let mut uneven = (*candidates(3).set).clone();
         uneven.affinity.pop();
         let uneven = CachedCandidates {
@@ -280,7 +287,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn foreign_formats_and_cut_or_lengthened_bytes_are_no_value() {
+    fn other_formats_and_truncated_or_extended_bytes_are_rejected() {
         let original = snapshot(3);
         let ranking = original.ranking_id;
         let bytes = encode_snapshot(&original).unwrap();
@@ -297,7 +304,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_are_no_value(mut bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+        fn random_bytes_are_rejected(mut bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
             prop_assert!(decode_snapshot(&bytes, Uuid::from_u128(1)).is_none());
             bytes.insert(0, FORMAT);
             prop_assert!(decode_snapshot(&bytes, Uuid::from_u128(1)).is_none());

@@ -1,8 +1,9 @@
-//! The connection to Redis: one, shared by every caller, whose concurrent commands travel in one write.
+//! The connection to Redis. All callers share one connection, and concurrent commands
+//! travel in one write.
 //!
-//! It is made by whoever needs it first and made again when it breaks. A command that finds it broken is sent once
-//! more within the same deadline: after a restart of Redis nobody should notice more than a slow answer, so every
-//! command here may be sent twice.
+//! The first caller opens the connection, and it is opened again when it breaks. A command that
+//! finds it broken is sent once more within the same deadline, because a restart of Redis
+//! should cause no more than a slow answer. Therefore every command here may be sent twice.
 
 use super::STORE_NAME;
 use super::line::Line;
@@ -19,9 +20,9 @@ use redis::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A cache that takes longer costs more than it saves.
+/// Timeout of a call. A cache that takes longer costs more than it saves.
 pub const CALL_TIMEOUT: Duration = Duration::from_millis(50);
-/// Commands that wait for their turn to be written; beyond it callers wait to get in line.
+/// Maximum number of commands queued for writing; beyond it callers wait for a place in the queue.
 const PIPELINE_COMMANDS: usize = 1_024;
 
 #[derive(Clone)]
@@ -35,28 +36,29 @@ pub struct Redis {
 
 impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The client's own form may show the password of its URL.
+        // The client's own `Debug` output may show the password in its URL.
         f.debug_struct("Redis").finish_non_exhaustive()
     }
 }
 
 impl Redis {
-    /// Asks nothing of Redis yet. To be called within a Tokio runtime.
+    /// Creates the client without connecting. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// When `url` is no Redis URL.
+    /// Fails if `url` is not a Redis URL.
     pub fn new(url: &str) -> anyhow::Result<Self> {
         Self::with_guard(url, Guard::new(STORE_NAME, CALL_TIMEOUT), CALL_TIMEOUT)
     }
 
-    /// With another breaker than the usual one; `timeout` is the guard's.
+    /// Creates the client with a guard that has another breaker; `timeout` must be the timeout
+    /// of `guard`.
     ///
     /// # Errors
-    /// When `url` is no Redis URL.
+    /// Fails if `url` is not a Redis URL.
     pub fn with_guard(url: &str, guard: Guard, timeout: Duration) -> anyhow::Result<Self> {
         let info = url
             .into_connection_info()
-            .context("REDIS_URL is no address of Redis: redis://host:port/database")?
+            .context("REDIS_URL is not a Redis URL; expected redis://host:port/database")?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info).context("REDIS_URL")?;
         let manager = connect_lazily(&client).context("REDIS_URL")?;
@@ -69,8 +71,9 @@ impl Redis {
         })
     }
 
-    /// The same connection for work in the background that may take `timeout` a call, with a breaker of its own: slow
-    /// answers that it may wait for say nothing about those that a feed cannot.
+    /// Returns a client on the same connection for background work, whose calls may take
+    /// `timeout`. It has its own breaker, because slow answers that background work can wait for
+    /// say nothing about answers that a feed request needs.
     pub fn in_background(&self, circuit: &'static str, timeout: Duration) -> Self {
         let breaker = self.guard.breaker_like();
         Self {
@@ -81,7 +84,7 @@ impl Redis {
         }
     }
 
-    /// For connections of one's own, as a subscription needs it.
+    /// The client for opening a separate connection, which a subscription needs.
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
@@ -89,7 +92,8 @@ impl Redis {
     /// Sends a command, a pipeline or a script, and reads its answer.
     ///
     /// # Errors
-    /// Redis did not answer in time, or refused, or the circuit is open.
+    /// Fails if Redis did not answer in time or refused, if the circuit is open, or if too many
+    /// calls are in progress.
     pub(super) async fn ask<'a, T: FromRedisValue + Send>(
         &self,
         query: &'static str,
@@ -118,20 +122,23 @@ impl Redis {
         answer.map_err(Failure::from)
     }
 
+    /// Checks that Redis answers.
+    ///
     /// # Errors
-    /// Redis did not answer.
+    /// Fails if Redis did not answer.
     pub async fn ping(&self) -> StoreResult<()> {
         let ping = Request::from(redis::cmd("PING"));
         self.guard.ping(self.exchange(ping)).await
     }
 }
 
-/// Attempts are the callers', one each: who waits for a series of them waits for nothing when Redis is down.
+/// Creates a manager that connects on first use and does not retry. Each caller makes one attempt,
+/// because waiting for a series of attempts is useless while Redis is down.
 fn connect_lazily(client: &Client) -> RedisResult<ConnectionManager> {
     let config = ConnectionManagerConfig::new()
         .set_number_of_retries(0)
         .set_pipeline_buffer_size(PIPELINE_COMMANDS)
-        // The guard has the deadline.
+        // The guard enforces the deadline.
         .set_response_timeout(None);
     ConnectionManager::new_lazy_with_config(client.clone(), config)
 }
@@ -140,7 +147,7 @@ fn connection_broke(error: &RedisError) -> bool {
     error.is_io_error() || error.is_unrecoverable_error()
 }
 
-/// Something that can be sent, and sent again.
+/// A request that can be sent more than once.
 pub(super) enum Request<'a> {
     Command(Cmd),
     Pipeline(Pipeline),
@@ -176,9 +183,9 @@ impl Request<'_> {
     }
 }
 
-/// One caller's use of the connection. Who could not use it leaves a fresh one to those who come after: a peer that
-/// went away without a word gives no error for many minutes, and the manager makes no second attempt after a
-/// handshake that was answered with garbage.
+/// One caller's use of the connection. If the connection was unusable, the caller replaces it for
+/// later callers. This is needed because a peer that disappears silently causes no error for many
+/// minutes, and the manager does not reconnect after a handshake that was answered with garbage.
 struct Turn<'a> {
     redis: &'a Redis,
     manager: Arc<ConnectionManager>,
@@ -187,7 +194,7 @@ struct Turn<'a> {
 }
 
 enum End {
-    /// Not yet: the caller's patience may end first.
+    /// No answer yet; the caller's deadline may pass first.
     Waiting,
     Answered,
     Broken,
@@ -209,11 +216,11 @@ impl Drop for Turn<'_> {
         let unusable = match self.end {
             End::Answered => false,
             End::Broken => true,
-            // A caller who hung up early proves nothing.
+            // A caller that hangs up early is no evidence of a broken connection.
             End::Waiting => self.began.elapsed() >= self.redis.timeout / 2,
         };
         if unusable && let Ok(fresh) = connect_lazily(&self.redis.client) {
-            // Of many who shared one connection, the first replaces it.
+            // If several callers shared the connection, only the first replaces it.
             self.redis
                 .manager
                 .compare_and_swap(&self.manager, Arc::new(fresh));
@@ -224,7 +231,8 @@ impl Drop for Turn<'_> {
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         let refused = match error.kind() {
-            // Errors of the transport are classed by the library as if this were about one cluster node.
+            // The library assigns transport errors a retry method meant for one node of a cluster,
+            // so they are classified by kind.
             ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => false,
             _ => {
                 matches!(error.retry_method(), RetryMethod::NoRetry) && error.code() != Some("BUSY")
@@ -243,7 +251,7 @@ mod tests {
     use redis::ServerErrorKind;
 
     #[test]
-    fn a_refusal_is_permanent_and_a_lost_connection_is_not() {
+    fn a_refusal_is_permanent_but_a_lost_connection_is_retryable() {
         let retryable = |error: RedisError| Failure::from(error).retryable;
         assert!(retryable(std::io::Error::other("no answer").into()));
         assert!(retryable((ErrorKind::Parse, "garbage").into()));
@@ -257,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_is_none_is_refused_and_the_password_is_not_shown() {
+    async fn an_invalid_url_is_refused_and_the_password_is_never_printed() {
         assert!(Redis::new("http://localhost").is_err());
         let redis = Redis::new("redis://:geheim@127.0.0.1:1/0");
         assert!(!format!("{redis:?}").contains("geheim"));

@@ -1,4 +1,5 @@
-//! The names of everything Nova keeps in Redis. `v1` is the format of the key; values carry one of their own.
+//! The names of all keys that Nova uses in Redis. `v1` is the format of the key; values have
+//! their own format version.
 
 use uuid::Uuid;
 
@@ -11,12 +12,13 @@ pub fn snapshot(ranking_id: Uuid) -> String {
     format!("snap:v1:{ranking_id}")
 }
 
-/// A hash: effective digest → the ranking it made last. One key, so that one command ends them all.
+/// A hash: effective digest → its latest ranking. It is one key, so that one command
+/// invalidates all entries.
 pub fn latest(viewer: u64) -> String {
     format!("latest:v1:{viewer}")
 }
 
-/// The viewer's newest ranking that is no timeline. It outlives the epoch, unlike `latest`.
+/// The viewer's newest ranking that is not a timeline. Unlike `latest`, it outlives the epoch.
 pub fn newest(viewer: u64) -> String {
     format!("newest:v1:{viewer}")
 }
@@ -33,7 +35,7 @@ pub fn seen_version(viewer: u64) -> String {
     format!("seen:{viewer}:version")
 }
 
-/// A set: the events of this viewer and hour of event time that some host accepted.
+/// A set: the events of this viewer and hour of event time that any host has accepted.
 pub fn claims(viewer: u64, hour: u64) -> String {
     format!("claim:v2:{viewer}:{hour}")
 }
@@ -42,16 +44,17 @@ pub fn lease(job: &str) -> String {
     format!("lease:{job}")
 }
 
-/// A sorted set: post → when it was deleted, ms by the clock of Redis.
+/// A sorted set: post → time of its deletion in ms, by the clock of Redis.
 pub const DELETED: &str = "deleted:posts";
 
-/// A hash: post → the version of its row that [`DELETED`] is about.
+/// A hash: post → the version of its row that the entry in [`DELETED`] refers to.
 pub const DELETED_VERSIONS: &str = "deleted:versions";
 
-/// Says that [`DELETED`] has grown.
+/// Channel on which a change of [`DELETED`] is announced.
 pub const DELETED_CHANNEL: &str = "nova:deleted";
 
-/// What the scan tells apart: the beginnings of the keys above, and of those that callers of the value cache choose.
+/// Prefixes that the scan distinguishes: those of the keys above, and those that callers of
+/// the value cache use.
 pub const PREFIXES: &[&str] = &[
     "feed:v1:",
     "snap:v1:",

@@ -1,7 +1,8 @@
-//! Leases on periodic work: the host whose name stands in the key has it, until the key expires.
+//! Leases on periodic work: the host whose name is in the key holds the lease until the key
+//! expires.
 //!
-//! A lease is a way to save work, not a lock: a host that stalls for longer than its lease may find another one at the
-//! same job, so every job must bear being run twice.
+//! A lease saves work; it is not a lock. If a host stalls for longer than its lease, another host
+//! may start the same job, so every job must tolerate being run twice.
 
 use super::{Redis, keys};
 use crate::stores::{Lease, StoreResult};
@@ -17,7 +18,8 @@ static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("re
 #[derive(Debug, Clone)]
 pub struct RedisLease {
     redis: Redis,
-    /// This process, not this machine: after a restart nobody remembers what was being done.
+    /// Identifies this process, not this machine, because a restarted process does not know which
+    /// work was in progress.
     holder: String,
 }
 

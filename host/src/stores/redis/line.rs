@@ -1,16 +1,19 @@
-//! Where callers wait for their turn before the deadline of a call begins.
+//! The concurrency limit on calls to Redis. Callers wait for a permit before the timeout of a
+//! call begins.
 //!
-//! On a host that has more to do than its cores can, an answer of Redis waits long for somebody to read it. A deadline that
-//! began for everybody at once would measure that, and take a busy host for a Redis that is gone. In a fault of Redis itself
-//! nobody waits longer than a call may take: when calls fail and none succeeds, all who were waiting meanwhile are sent away.
+//! If a host has more work than its cores can do, an answer from Redis waits a long time until
+//! the host reads it. If all timeouts began at once, they would measure that delay and mistake
+//! a busy host for a Redis that is down. During a fault of Redis itself, no caller waits
+//! longer than a call may take: if calls fail and none succeeds, all callers that waited
+//! during that time are shed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Enough to keep Redis busy, few enough to be read in time.
+/// Number of permits: enough to keep Redis busy, and few enough that answers are read in time.
 const CALLS_AT_ONCE: usize = 512;
-/// A look-up that waits longer than this is worth less than a miss.
+/// Longest wait for a permit. A look-up that waits longer is worth less than a cache miss.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
@@ -31,7 +34,8 @@ impl Default for Line {
 }
 
 impl Line {
-    /// `None`: the line is too long, or calls only failed since the caller began to wait.
+    /// Waits for a permit. Returns `None` if the wait is too long, or if calls only failed since
+    /// the caller began to wait.
     pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         if let Ok(turn) = self.turns.try_acquire() {
             return Some(turn);
@@ -44,7 +48,8 @@ impl Line {
         (!only_failures).then_some(turn)
     }
 
-    /// To be called with the turn still held: whoever gets it next must know.
+    /// Records the outcome of a call. Must be called while the permit is still held, so that the
+    /// next holder sees the outcome.
     pub fn ended_with(&self, success: bool) {
         let ended = if success {
             &self.successes
@@ -71,7 +76,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_a_turn_unless_calls_only_failed_meanwhile() {
+    async fn a_waiting_caller_gets_a_permit_unless_calls_only_failed_meanwhile() {
         let line = Line::default();
         let mut held = full(&line).await;
         assert_eq!(held.len(), CALLS_AT_ONCE);
@@ -85,12 +90,12 @@ mod tests {
         assert!(turn.is_some());
         let (dismissed, ()) = tokio::join!(line.turn(), one_ends(&[false], held.pop()));
         assert!(dismissed.is_none());
-        // Whoever comes now knows nothing of that, and the turn is free again.
+        // A caller that arrives now did not see those failures, and the permit is free again.
         assert!(line.turn().await.is_some());
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_ever() {
+    async fn a_wait_for_a_permit_is_bounded() {
         let line = Line::default();
         let _held = full(&line).await;
         assert!(line.turn().await.is_none());

@@ -1,7 +1,9 @@
--- Remembers which posts were deleted or came back, and tells every host. KEYS: the sorted set, the versions. ARGV: channel, how
--- long they are kept in ms, then post, version and 1 (deleted) or 0 (living) for each. A living post is the member `-post`.
--- What is older than what is known of a post is a repeat. A living post of which nothing is known is no news. The time is that
--- of Redis: hosts ask for what came after what they know, and their own clocks may differ.
+-- Records which posts were deleted or restored, and notifies every host. KEYS: the sorted set,
+-- the versions. ARGV: channel, retention in ms, then post, version and 1 (deleted) or 0
+-- (living) for each post. A living post is the member `-post`. A version older than the known
+-- one is a repeat and is ignored. A living post without a known version is ignored too, because
+-- it was never deleted. Times are from the clock of Redis: hosts ask for changes after the last
+-- one they know, and their own clocks may differ.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local told = false

@@ -1,6 +1,7 @@
--- Marks posts in the filter of one slice; bloom.rs says how it is built. KEYS: the filter, the viewer's version.
--- ARGV: format, life of the filter in ms, the next version, its life in ms, hashes, divisor at which a layer is full,
--- number of layers, the bits of each, then two numbers for each post. Returns 1 when a post was new.
+-- Marks posts as seen in the filter of one slice; bloom.rs describes the format. KEYS: the
+-- filter, the viewer's version. ARGV: format, lifetime of the filter in ms, the next version,
+-- its lifetime in ms, number of hashes, divisor at which a layer is full, number of layers, the
+-- bits of each layer, then two numbers for each post. Returns 1 if a post was new, else 0.
 local filter, version = KEYS[1], KEYS[2]
 local format, hashes, divisor, layers = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local posts = 8 + layers
@@ -9,7 +10,7 @@ if redis.call('TYPE', filter).ok ~= 'string' or redis.call('GETRANGE', filter, 0
   redis.call('SET', filter, format)
 end
 
--- The layers that are there, and among them the first with room for all these posts.
+-- Finds the layers that exist, and the first of them that has room for all these posts.
 local room = (#ARGV - posts + 1) / 2 * hashes
 local length = redis.call('STRLEN', filter)
 local starts, sizes, open = {}, {}, nil
@@ -48,8 +49,8 @@ local function in_earlier_layer(first, step)
   return false
 end
 
--- One command for all bits of all posts, because what a script calls costs more than what it sets. It answers with the
--- bits as they were: a zero among them belongs to a post that is new.
+-- Sets all bits of all posts with one command, because each call from a script costs more than the
+-- bits it sets. The reply has the previous bits: a zero among them belongs to a post that was new.
 local set = {'BITFIELD', filter}
 for at = posts, #ARGV, 2 do
   local first, step = tonumber(ARGV[at]), tonumber(ARGV[at + 1])

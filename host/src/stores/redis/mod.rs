@@ -1,7 +1,9 @@
-//! What hosts share in Redis: the feed cache, small values, seen posts, claims on events, leases on jobs, deleted posts.
+//! The Redis adapter: data that hosts share, namely the feed cache, small values, seen posts,
+//! claims on events, leases on jobs and deleted posts.
 //!
-//! One connection serves them all (`connection`); each part is one file. Everything here may be lost at any
-//! moment: a value that is gone, of another format or out of reach is a miss, and somebody makes it again.
+//! One connection serves all parts (`connection`); each part is one file. All of this data may
+//! be lost at any moment. A value that is missing, unreachable or in another format is a cache
+//! miss, and a host computes it again.
 
 pub mod bloom;
 pub mod cache;
@@ -21,5 +23,5 @@ pub mod values;
 
 pub use connection::{CALL_TIMEOUT, Redis};
 
-/// The name in `degraded`, `/health` and metrics.
+/// The name used in `degraded`, `/health` and metrics.
 pub const STORE_NAME: &str = "redis";

@@ -1,4 +1,5 @@
--- Keeps a viewer's candidates, unless their epoch is over. KEYS: candidates, epoch. ARGV: bytes, life in ms, epoch.
+-- Stores a viewer's candidates, unless their epoch has ended. KEYS: candidates, epoch. ARGV:
+-- bytes, lifetime in ms, epoch.
 if (redis.call('GET', KEYS[2]) or '0') == ARGV[3] then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 end

@@ -1,4 +1,4 @@
--- Ends a lease, if it is the caller's. KEYS: the lease. ARGV: who asks.
+-- Ends a lease if the caller holds it. KEYS: the lease. ARGV: the holder that asks.
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end

@@ -1,7 +1,9 @@
-//! What stands in Redis, by kind of key: how many, about how large, and how many would stay for ever.
+//! A scan of the keys in Redis by kind: their number, their approximate size, and the number of
+//! keys that never expire.
 //!
-//! For a job or an operator's question, never for a request. The walk takes small steps and a bounded number of keys,
-//! and looks at the size of a sample only: `MEMORY USAGE` walks the whole value.
+//! It is meant for a job or for an operator's question, never for a request. The scan takes small
+//! steps, visits a bounded number of keys and measures only a sample of them, because `MEMORY
+//! USAGE` walks the whole value.
 
 use super::{Redis, keys};
 use crate::stores::StoreResult;
@@ -10,33 +12,33 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Keys in one step; Redis serves nobody else during it.
+/// Number of keys in one step; Redis serves no other client during a step.
 const STEP_KEYS: usize = 200;
-/// Others are served between the steps.
+/// Pause between steps, during which Redis serves other clients.
 const PAUSE: Duration = Duration::from_millis(2);
-/// One key of so many is weighed, of each kind the first one always.
+/// Sampling interval: one key in this many is measured, and always the first key of each kind.
 const SAMPLE: u64 = 16;
 const STEP_TIMEOUT: Duration = Duration::from_secs(1);
-/// The name of its circuit in metrics.
+/// Name of the breaker for the scan in metrics.
 const CIRCUIT: &str = "redis_scan";
-/// Keys of no kind that is ours.
+/// Label of keys that match none of Nova's prefixes.
 const OTHER: &str = "other";
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ScanReport {
-    /// Whether the walk came to its end within its bound.
+    /// True if the scan finished within its limit.
     pub complete: bool,
     pub keys: u64,
-    /// By the beginning of the key, e.g. `snap:v1:`.
+    /// Report for each key prefix, e.g. `snap:v1:`.
     pub prefixes: BTreeMap<&'static str, PrefixReport>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct PrefixReport {
     pub keys: u64,
-    /// What all of them take, from those that were weighed.
+    /// Estimated size of all keys in bytes, from those that were measured.
     pub bytes_estimate: u64,
-    /// Keys that never expire. There should be none.
+    /// Number of keys that never expire. There should be none.
     pub without_ttl: u64,
     #[serde(skip)]
     weighed: u64,
@@ -44,11 +46,11 @@ pub struct PrefixReport {
     weighed_bytes: u64,
 }
 
-/// Walks over at most about `keys_max` keys of the connection's database. Keys that come or go meanwhile may be
-/// counted or not.
+/// Scans at most about `keys_max` keys of the connection's database. Keys that are added or
+/// removed during the scan may or may not be counted.
 ///
 /// # Errors
-/// Redis did not answer a step.
+/// Fails if Redis did not answer a step.
 pub async fn scan_report(redis: &Redis, keys_max: u64) -> StoreResult<ScanReport> {
     let redis = redis.in_background(CIRCUIT, STEP_TIMEOUT);
     let mut report = ScanReport::default();
@@ -96,7 +98,7 @@ async fn look_at(redis: &Redis, found: &[Vec<u8>], report: &mut ScanReport) -> S
     let mut answers = answers.into_iter();
     for (key, weighed) in found.iter().zip(weighed) {
         let entry = report.prefixes.entry(prefix_of(key)).or_default();
-        // −1: no expiry; −2: gone meanwhile.
+        // −1 means no expiry; −2 means that the key is gone by now.
         if answers.next().flatten() == Some(-1) {
             entry.without_ttl += 1;
         }

@@ -1,5 +1,6 @@
-//! Seen posts in Redis: a Bloom filter for each viewer and each slice of three hours. The slices that reach into the
-//! last 24 hours are asked together, so a post is seen for at least 24 hours and for at most three more.
+//! Seen posts in Redis: a Bloom filter for each viewer and each slice of three hours. All
+//! slices that overlap the last 24 hours are queried together, so a post counts as seen for at
+//! least 24 hours and at most three more.
 
 use super::bloom::{FORMAT, FULL_DIVISOR, Filter, HASHES, Hash, LAYERS_BITS};
 use super::{Redis, STORE_NAME, keys};
@@ -10,13 +11,16 @@ use prometheus::Histogram;
 use redis::{Script, cmd};
 use std::sync::LazyLock;
 
-/// Shorter slices would be more keys to read; longer ones keep a post from its viewer for longer than promised.
+/// Length of a slice in ms. Shorter slices would mean more keys to read; longer ones would hide
+/// a post from its viewer for longer than promised.
 const SLICE_MS: u64 = 3 * HOUR_MS;
-/// The version outlives every filter that it speaks for.
+/// Lifetime of the version in ms. It outlives every filter that it covers.
 const VERSION_LIFE_MS: u64 = DAY_MS + 2 * SLICE_MS;
-/// The version of a viewer who has seen nothing of late; 0 is that of a filter that could not be read.
+/// Version of a viewer who has seen no posts recently; 0 is the version of a filter that could
+/// not be read.
 const UNSEEN: u64 = 1;
-/// One call of the script stops Redis for as long as it takes; more posts than this are several calls.
+/// Maximum number of posts in one call of the script, because Redis serves no other client during
+/// a call. More posts are split into several calls.
 const POSTS_PER_CALL: usize = 100;
 
 static MARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("mark_seen.lua")));
@@ -35,7 +39,8 @@ impl RedisSeen {
         }
     }
 
-    /// The version and the filters that cover the 24 hours before `now_ms`, all of one moment.
+    /// Returns the version and the filters that cover the 24 hours before `now_ms`, all
+    /// read at the same moment.
     async fn read(
         &self,
         query: &'static str,
@@ -58,7 +63,8 @@ impl RedisSeen {
     async fn mark_some(&self, viewer: u64, posts: &[u64], accepted_ms: UnixMs) -> StoreResult<()> {
         let slice = accepted_ms / SLICE_MS;
         let filter_life_ms = (slice + 1) * SLICE_MS + DAY_MS - accepted_ms;
-        // Never a number that was used before, not even after Redis forgot the last one.
+        // A random number instead of a counter, so that no version is used twice, even after
+        // Redis has lost the last one.
         let next_version = rand::random_range(UNSEEN + 1..=u64::MAX);
         let mut script = MARK.key(keys::seen(viewer, slice));
         script

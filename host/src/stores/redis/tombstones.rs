@@ -1,7 +1,9 @@
-//! Deleted posts, and those that came back, told to every host at once: snapshots and cached candidates may still hold them.
+//! Tombstones of deleted posts, and restorations of posts, published to every host at once,
+//! because snapshots and cached candidates may still contain those posts.
 //!
-//! The sorted set is the truth; a message on the channel only says that it has grown, so a host that was cut off, or
-//! missed a message, reads the same set and has missed nothing.
+//! The sorted set is authoritative. A message on the channel only announces that the set
+//! has changed. A host that was disconnected, or missed a message, reads the same set and
+//! so misses no change.
 
 use super::{Redis, keys};
 use crate::feed::deleted::{Fate, KEPT_MS};
@@ -12,13 +14,13 @@ use redis::{RedisResult, Script, cmd};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// The name of their circuit in metrics.
+/// Name of the breaker for these calls in metrics.
 const CIRCUIT: &str = "redis_deletions";
-/// Deleted posts in one call of the script, or one answer.
+/// Maximum number of entries in one reply; one call of the script gets a tenth of it.
 const PAGE: usize = 10_000;
-/// The set is long at the start of a host, and nobody waits for it.
+/// Timeout of a call. When a host starts, the set is long, and no request waits for it.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a lost message may go unnoticed.
+/// Longest time that a lost message may go unnoticed.
 const POLL: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
@@ -29,7 +31,7 @@ pub struct Tombstones {
     redis: Redis,
 }
 
-/// What became of a post, and when by the clock of Redis.
+/// A published deletion or restoration of a post, with its time by the clock of Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
     pub post_id: u64,
@@ -37,7 +39,7 @@ pub struct Told {
     pub at_ms: UnixMs,
 }
 
-/// A post that came back is the negative member.
+/// Decodes an entry of the set. A negative member is a restored post.
 fn told((member, at_ms): (i64, UnixMs)) -> Told {
     Told {
         post_id: member.unsigned_abs(),
@@ -47,15 +49,18 @@ fn told((member, at_ms): (i64, UnixMs)) -> Told {
 }
 
 impl Tombstones {
-    /// Nobody waits for these, so Redis has the time that a busy moment costs.
+    /// Creates the client with a long timeout, because no request waits for these calls and Redis
+    /// may be busy for a moment.
     pub fn new(redis: &Redis) -> Self {
         Self {
             redis: redis.in_background(CIRCUIT, READ_TIMEOUT),
         }
     }
 
+    /// Publishes tombstones and restorations.
+    ///
     /// # Errors
-    /// Redis could not be told; telling it again does no harm.
+    /// Fails if Redis did not accept them. Publishing them again does no harm.
     pub async fn tell(&self, fates: &[Fate]) -> StoreResult<()> {
         for fates in fates.chunks(PAGE / 10) {
             let mut script = MARK.key(keys::DELETED);
@@ -72,10 +77,10 @@ impl Tombstones {
         Ok(())
     }
 
-    /// What became of posts at or after `since_ms`, oldest first.
+    /// Returns deletions and restorations at or after `since_ms`, oldest first.
     ///
     /// # Errors
-    /// Redis did not answer.
+    /// Fails if Redis did not answer.
     pub async fn recent(&self, since_ms: UnixMs) -> StoreResult<Vec<Told>> {
         let mut all: Vec<Told> = Vec::new();
         loop {
@@ -97,8 +102,9 @@ impl Tombstones {
         }
     }
 
-    /// What becomes of posts from now on, after all that became of them before; never empty lists. The stream has no end and
-    /// bridges every outage: what was deleted meanwhile comes first.
+    /// Streams all earlier deletions and restorations, then every new one; the lists are never
+    /// empty. The stream has no end and survives every outage: changes made during an outage
+    /// come first after it.
     pub fn follow(&self) -> impl Stream<Item = Vec<Told>> + Send + use<> {
         let follower = Follower {
             tombstones: self.clone(),
@@ -117,9 +123,10 @@ struct Follower {
     tombstones: Tombstones,
     /// `None` while there is no subscription.
     messages: Option<PubSubStream>,
-    /// The last deletions that were told: all of the same millisecond, in which there may be more.
+    /// The last changes that were returned. All have the same millisecond, in which there
+    /// may be more changes.
     known: Vec<Told>,
-    /// There may be news.
+    /// True if the set may have changed since it was last read.
     is_due: bool,
 }
 
@@ -138,7 +145,7 @@ impl Follower {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "deleted posts cannot be read");
+                    tracing::debug!(%error, "could not read deleted posts from Redis; trying again");
                     self.is_due = true;
                     tokio::time::sleep(RECONNECT_DELAY).await;
                 }
@@ -152,16 +159,17 @@ impl Follower {
         self.known.retain(|told| told.at_ms == newest_ms);
     }
 
-    /// Until there may be news. Subscribes before the set is read, so that nothing falls between the two.
+    /// Waits until there may be changes. It subscribes before the set is read, so that no change
+    /// is lost between the two.
     async fn wait(&mut self) {
         let Some(messages) = &mut self.messages else {
             match tokio::time::timeout(RECONNECT_DELAY, self.subscribe()).await {
                 Ok(Ok(messages)) => self.messages = Some(messages),
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "no subscription to deleted posts");
+                    tracing::debug!(%error, "could not subscribe to deleted posts; polling instead and trying again");
                     tokio::time::sleep(RECONNECT_DELAY).await;
                 }
-                Err(_) => tracing::debug!("no subscription to deleted posts in time"),
+                Err(_) => tracing::debug!("subscribing to deleted posts timed out; trying again"),
             }
             return;
         };

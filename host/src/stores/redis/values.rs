@@ -1,4 +1,4 @@
-//! Small shared values, each with the life its maker gave it.
+//! Small shared values, each with the TTL that its writer chose.
 
 use super::Redis;
 use crate::stores::{StoreResult, ValueCache};
@@ -17,7 +17,7 @@ impl RedisValues {
 #[async_trait]
 impl ValueCache for RedisValues {
     async fn get(&self, key: &str) -> StoreResult<Option<Vec<u8>>> {
-        // MGET, because it takes a key of another type for one that is absent, where GET would refuse.
+        // MGET treats a key of another type as absent, whereas GET would return an error.
         let command = redis::cmd("MGET").arg(key).to_owned();
         let [value] = self.0.ask("value_get", command).await?;
         Ok(value)

@@ -1,5 +1,6 @@
-//! The conformance suite, loaded as in life: change data capture, import, and batches from the
-//! broker that are judged and, some of them, stored twice.
+//! The conformance tests on data that is loaded as in production: by change data capture, by
+//! import, and in batches from the broker that are checked for duplicates, some of them stored
+//! twice.
 
 use super::TestDatabase;
 use crate::clock::unix_ms;
@@ -49,7 +50,7 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
     };
     let mut follows: Vec<FollowRow> = community.follows.iter().map(follow).collect();
     store.insert_captured(&follows).await.unwrap();
-    // Unfollowed, then followed again; the older change is delivered last, and twice.
+    // Each follow is removed, then added again; the older change is delivered last, and twice.
     for (version, is_deleted) in [(CAPTURED + 1, 0), (CAPTURED, 1), (CAPTURED, 1)] {
         for row in follows.iter_mut().step_by(3) {
             (row.version, row.is_deleted) = (version, is_deleted);
@@ -60,7 +61,7 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
     let posts: Vec<PostRow> = (community.posts.iter())
         .map(|(post, _)| post_row(post, IMPORTED, 0))
         .collect();
-    // Imported, and captured again when PostgreSQL had them.
+    // The posts are imported, and some arrive again by CDC.
     store.insert_captured(&posts).await.unwrap();
     let captured: Vec<PostRow> = (community.posts.iter().step_by(2))
         .map(|(post, _)| post_row(post, CAPTURED, 0))
@@ -148,7 +149,8 @@ async fn load_history(store: &ClickHouseStore, community: &Community) {
     store.insert_captured(&comments).await.unwrap();
 }
 
-/// As a consumer does it; `attempts` times, as one does that never learns of its success.
+/// Stores a run as a consumer does, `attempts` times, like a consumer that never learns that it
+/// succeeded.
 pub(super) async fn store_run(
     store: &ClickHouseStore,
     first_offset: i64,
@@ -177,7 +179,7 @@ pub(super) async fn store_run(
 }
 
 #[tokio::test]
-async fn clickhouse_gives_the_models_answers_on_random_communities() {
+async fn clickhouse_gives_the_same_answers_as_the_model_on_random_communities() {
     for seed in 0..2 {
         let Some(database) = TestDatabase::migrated().await else {
             return;

@@ -1,5 +1,5 @@
-//! A batch counts once, in the raw table and in every aggregate, however often and however badly it
-//! was stored before.
+//! Tests that a batch counts once, in the raw table and in every aggregate, regardless of how
+//! often it was stored before and how earlier attempts failed.
 
 use super::TestDatabase;
 use super::conformance::store_run;
@@ -8,7 +8,7 @@ use crate::stores::clickhouse::{ImportedEvent, PartitionRun};
 use crate::stores::{AcceptedEvent, Action};
 use uuid::Uuid;
 
-/// Raw rows, then what each aggregate counts of the likes.
+/// Number of raw rows, then the number of likes in each aggregate.
 const LEDGER: [&str; 5] = [
     "SELECT count() FROM events",
     "SELECT sum(likes) FROM post_metrics_1h",
@@ -44,7 +44,7 @@ async fn ledger(database: &TestDatabase) -> [u64; 5] {
 }
 
 #[tokio::test]
-async fn the_same_batch_twice_is_one_in_the_raw_table_and_in_every_aggregate() {
+async fn a_repeated_batch_counts_once_in_the_raw_table_and_in_every_aggregate() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
@@ -63,7 +63,7 @@ async fn the_same_batch_twice_is_one_in_the_raw_table_and_in_every_aggregate() {
 }
 
 #[tokio::test]
-async fn a_batch_that_one_view_refused_is_whole_after_a_retry() {
+async fn a_batch_that_one_view_refused_is_complete_after_a_retry() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
@@ -89,14 +89,14 @@ async fn a_batch_that_one_view_refused_is_whole_after_a_retry() {
 }
 
 #[tokio::test]
-async fn repeats_are_known_by_key_and_by_event_id_but_never_by_the_runs_own_rows() {
+async fn repeats_are_recognised_by_key_and_by_event_id_but_not_by_the_runs_own_rows() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
     let store = &database.store;
     let events = likes(5_000);
     assert_eq!(store_run(store, 0, &events, 2).await, 5_000);
-    // The same messages again, as after a spool whose broker's answer was lost.
+    // The same messages again, as when the spool missed the broker's acknowledgement.
     assert_eq!(store_run(store, 5_000, &events, 1).await, 0);
 
     let mut again = events.get(10).unwrap().clone();
@@ -109,7 +109,7 @@ async fn repeats_are_known_by_key_and_by_event_id_but_never_by_the_runs_own_rows
     let mut refused_id = other_user.clone();
     refused_id.event_id = again.event_id;
     refused_id.user_id = again.user_id;
-    // An id that only a repeat had is still free.
+    // An event id that occurred only in a repeat is still free.
     let batch = [again, same_id, other_user, refused_id];
     assert_eq!(store_run(store, 10_000, &batch, 2).await, 2);
     assert_eq!(database.number("SELECT count() FROM events").await, 5_002);
@@ -125,7 +125,7 @@ fn history(count: u64) -> Vec<ImportedEvent> {
 }
 
 #[tokio::test]
-async fn history_that_one_view_refused_is_whole_after_the_next_import() {
+async fn history_that_one_view_refused_is_complete_after_the_next_import() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
@@ -145,14 +145,15 @@ async fn history_that_one_view_refused_is_whole_after_the_next_import() {
 }
 
 #[tokio::test]
-async fn history_that_is_stored_but_not_noted_is_not_counted_again() {
+async fn history_that_was_stored_without_its_ids_is_not_counted_again() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
     let events = history(500);
     database.store.insert_imported(&events).await.unwrap();
     database.execute("TRUNCATE TABLE imported_rows").await;
-    // Of the same chunk one was sent in between: no reason to store the others again.
+    // One event of the same chunk was sent in the meantime; that is no reason to store the others
+    // again.
     let sent = "INSERT INTO event_ids SELECT user_id, event_id, event_time, 0, 1 FROM events WHERE post_id = 9";
     database.execute(sent).await;
     database.store.insert_imported(&events).await.unwrap();

@@ -1,4 +1,4 @@
-//! Exposures and daily metrics: ClickHouse counts what the embedded store counts.
+//! Tests that ClickHouse counts the same exposures and daily metrics as the embedded store.
 
 use super::TestDatabase;
 use super::conformance::store_run;
@@ -25,7 +25,7 @@ fn exposure(rng: &mut StdRng, day_start_ms: u64) -> Exposure {
         (rng.random_range(1..=POSTS), Cow::Borrowed(reason))
     };
     let mut posts: Vec<(u64, Cow<'static, str>)> = (0..12).map(|_| post(rng)).collect();
-    // A post that stands twice has the same reason both times.
+    // A post that appears twice has the same reason both times.
     for at in 1..posts.len() {
         let first = posts.iter().position(|(id, _)| *id == posts[at].0).unwrap();
         posts[at].1 = posts[first].1.clone();
@@ -34,7 +34,7 @@ fn exposure(rng: &mut StdRng, day_start_ms: u64) -> Exposure {
         ranking_id: Uuid::from_u128(rng.random()),
         request_id: "r".into(),
         user_id: rng.random_range(1..=USERS),
-        // Some on the eve and some on the morrow.
+        // Some rankings lie before the day and some after it.
         served_at_ms: day_start_ms - 2 * DAY_MS + rng.random_range(0..4 * DAY_MS),
         served_by: "policy".into(),
         policy: "p@1.0.0".into(),
@@ -70,7 +70,7 @@ fn event(rng: &mut StdRng, exposures: &[Exposure], day_start_ms: u64) -> Accepte
 }
 
 #[tokio::test]
-async fn exposures_and_daily_metrics_are_those_of_the_embedded_store() {
+async fn exposures_and_daily_metrics_equal_those_of_the_embedded_store() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
@@ -84,7 +84,7 @@ async fn exposures_and_daily_metrics_are_those_of_the_embedded_store() {
         .collect();
 
     embedded.record(&exposures).await.unwrap();
-    // Twice, as by a consumer that starts again.
+    // Recorded twice, as by a consumer that restarts.
     for _ in 0..2 {
         database.store.record(&exposures).await.unwrap();
     }

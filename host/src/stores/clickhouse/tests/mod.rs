@@ -1,5 +1,5 @@
-//! Against a real server, in a database of each test's own. Where `CLICKHOUSE_URL` names none they
-//! say that they were not run, and with `NOVA_REQUIRE_SERVICES=1` they fail.
+//! Tests against a real server; each test has its own database. If `CLICKHOUSE_URL` is not set,
+//! the tests report that they were not run; with `NOVA_REQUIRE_SERVICES=1` they fail.
 
 mod conformance;
 mod counted_once;
@@ -11,21 +11,21 @@ use super::ClickHouseStore;
 use clickhouse::{Client, RowOwned, RowRead};
 use uuid::Uuid;
 
-/// A database that is dropped with this.
+/// A test database; dropping this value drops the database.
 struct TestDatabase {
     store: ClickHouseStore,
     url: String,
 }
 
 impl TestDatabase {
-    /// With the schema; `None` where there is no server.
+    /// Creates a database with the schema; `None` if there is no server.
     async fn migrated() -> Option<Self> {
         let this = Self::absent()?;
         this.store.migrate().await.unwrap();
         Some(this)
     }
 
-    /// Not even created.
+    /// A database that has not been created yet; `None` if there is no server.
     fn absent() -> Option<Self> {
         let Ok(server) = std::env::var("CLICKHOUSE_URL") else {
             let is_required =
@@ -46,7 +46,7 @@ impl TestDatabase {
         })
     }
 
-    /// For what no adapter does.
+    /// A client for statements that no adapter sends.
     fn client(&self) -> &Client {
         &self.store.worker
     }
@@ -67,7 +67,8 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let url = self.url.clone();
-        // The test's own runtime may be the one that unwinds, and its connections with it.
+        // A separate thread, because the test's own runtime may be unwinding, and its
+        // connections with it.
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -1,9 +1,9 @@
-//! Migration, and that every statement of the schema is one this server takes.
+//! Tests of the migration, and that the server accepts every statement of the schema.
 
 use super::TestDatabase;
 
 #[tokio::test]
-async fn migrating_creates_the_database_and_again_changes_nothing() {
+async fn migrating_creates_the_database_and_a_second_run_changes_nothing() {
     let Some(database) = TestDatabase::absent() else {
         return;
     };
@@ -16,7 +16,7 @@ async fn migrating_creates_the_database_and_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn two_hosts_may_migrate_at_once() {
+async fn two_hosts_can_migrate_at_once() {
     let Some(database) = TestDatabase::absent() else {
         return;
     };

@@ -1,4 +1,5 @@
-//! How long an adapter's call takes, printed: `cargo test -p nova --lib clickhouse::tests::speed -- --ignored --nocapture`.
+//! Measurement of the time that an adapter's call takes. It prints the result:
+//! `cargo test -p nova --lib clickhouse::tests::speed -- --ignored --nocapture`.
 
 use super::TestDatabase;
 use crate::clock::unix_ms;
@@ -36,7 +37,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 #[tokio::test]
 #[ignore = "a measurement"]
-async fn storing_events() {
+async fn storing_events_is_measured() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };

@@ -1,4 +1,4 @@
-//! The feed cache and the small values.
+//! Tests of the feed cache and of the small values.
 
 use super::Trial;
 use crate::feed::snapshot::Algo;
@@ -18,13 +18,13 @@ fn host(redis: &Redis) -> RedisCache {
     RedisCache::new(redis.clone(), 64 << 20)
 }
 
-/// A host that remembers nothing, so that each answer comes from Redis.
+/// A host without its own memory, so that each answer comes from Redis.
 fn forgetful(redis: &Redis) -> RedisCache {
     RedisCache::new(redis.clone(), 0)
 }
 
 #[tokio::test]
-async fn redis_keeps_the_promises_of_a_feed_cache() {
+async fn redis_passes_the_feed_cache_conformance_tests() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -33,7 +33,7 @@ async fn redis_keeps_the_promises_of_a_feed_cache() {
 }
 
 #[tokio::test]
-async fn it_keeps_them_without_the_memory_of_the_host_as_well() {
+async fn redis_passes_the_feed_cache_conformance_tests_without_the_hosts_memory() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -42,13 +42,13 @@ async fn it_keeps_them_without_the_memory_of_the_host_as_well() {
 }
 
 #[tokio::test]
-async fn the_process_keeps_the_promises_of_a_feed_cache() {
+async fn the_process_cache_passes_the_feed_cache_conformance_tests() {
     let ids = crate::stores::conformance::Ids::fresh();
     keeps_its_promises(&ProcessCache::new(64 << 20), ids).await;
 }
 
 #[tokio::test]
-async fn what_one_host_keeps_another_finds() {
+async fn a_snapshot_stored_by_one_host_is_found_by_another() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -65,7 +65,7 @@ async fn what_one_host_keeps_another_finds() {
 }
 
 #[tokio::test]
-async fn everything_expires() {
+async fn every_key_of_the_feed_cache_expires() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -94,7 +94,7 @@ async fn everything_expires() {
 }
 
 #[tokio::test]
-async fn candidates_that_are_too_old_already_are_not_kept() {
+async fn candidates_older_than_their_ttl_are_not_stored() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -109,7 +109,7 @@ async fn candidates_that_are_too_old_already_are_not_kept() {
 }
 
 #[tokio::test]
-async fn reading_a_snapshot_prolongs_its_life() {
+async fn reading_a_snapshot_extends_its_lifetime() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -126,7 +126,7 @@ async fn reading_a_snapshot_prolongs_its_life() {
 }
 
 #[tokio::test]
-async fn a_snapshot_in_use_that_redis_lost_is_given_back() {
+async fn a_used_snapshot_that_redis_lost_is_written_again() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -139,7 +139,7 @@ async fn a_snapshot_in_use_that_redis_lost_is_given_back() {
 }
 
 #[tokio::test]
-async fn a_poisoned_value_is_a_miss_and_counted() {
+async fn an_undecodable_value_is_a_miss_and_is_counted() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -176,7 +176,7 @@ async fn a_poisoned_value_is_a_miss_and_counted() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_type_is_a_miss_and_heals() {
+async fn a_key_of_another_type_is_a_miss_and_is_overwritten() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -211,7 +211,7 @@ async fn a_key_of_another_type_is_a_miss_and_heals() {
 }
 
 #[tokio::test]
-async fn a_value_is_kept_for_its_time_and_removed_at_once() {
+async fn a_value_is_kept_for_its_ttl_and_removed_at_once() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };

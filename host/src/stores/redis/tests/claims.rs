@@ -1,4 +1,4 @@
-//! Claims on events: one holder each, whoever asks and however often.
+//! Tests of claims on events: each event has one holder, regardless of who claims it and how often.
 
 use super::Trial;
 use crate::clock::unix_ms;
@@ -25,7 +25,7 @@ fn event(viewer: u64, post: u64, event_time_ms: u64) -> AcceptedEvent {
 }
 
 #[tokio::test]
-async fn an_event_is_known_to_all_but_the_first_who_claims_it_by_its_content_or_by_its_id() {
+async fn an_event_that_was_claimed_is_recognised_by_its_content_and_by_its_id() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -43,7 +43,7 @@ async fn an_event_is_known_to_all_but_the_first_who_claims_it_by_its_content_or_
     let known = other.claim(viewer, &batch, &[0, 1, 2]).await.unwrap();
     assert_eq!(known, [0, 1]);
 
-    // The same content under another id, and the same id with other content.
+    // The same content with another id, and the same id with other content.
     let renamed = event(viewer, 1, now_ms);
     let altered = AcceptedEvent {
         event_id: batch[0].event_id,
@@ -54,7 +54,7 @@ async fn an_event_is_known_to_all_but_the_first_who_claims_it_by_its_content_or_
     let known = other.claim(viewer, &again, &[0, 1, 2]).await.unwrap();
     assert_eq!(known, [1, 2]);
 
-    // Another viewer's are another's.
+    // Claims of another viewer are separate.
     let neighbour = trial.ids.viewer(1);
     let theirs = [event(neighbour, 1, now_ms)];
     let known = one.claim(neighbour, &theirs, &[0]).await.unwrap();
@@ -63,7 +63,7 @@ async fn an_event_is_known_to_all_but_the_first_who_claims_it_by_its_content_or_
 }
 
 #[tokio::test]
-async fn claims_outlive_the_oldest_event_that_may_still_come() {
+async fn claims_outlive_the_oldest_event_that_may_still_arrive() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };

@@ -1,5 +1,5 @@
-//! Against a real Redis, the one `REDIS_URL` names, beside whatever else it holds: every test has ids of its own and
-//! removes what it made.
+//! Tests against a real Redis, the one that `REDIS_URL` names. It may hold other data: every test
+//! uses its own ids and removes the keys it created.
 
 mod cache;
 mod claims;
@@ -13,14 +13,15 @@ use crate::stores::guard::Guard;
 use redis::{AsyncCommands as _, aio::MultiplexedConnection};
 use std::time::Duration;
 
-/// On a busy machine an answer may take longer than a feed would wait for it.
+/// Timeout in tests. On a busy machine an answer may take longer than a feed request would wait
+/// for it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn patient(url: &str) -> Redis {
     Redis::with_guard(url, Guard::new("redis_tests", PATIENCE), PATIENCE).unwrap()
 }
 
-/// Whether a test may leave itself out because a server is missing.
+/// Skips a test because a server is missing; panics if servers are required.
 fn left_out(what: &str) {
     let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
     assert!(!required, "{what}, and NOVA_REQUIRE_SERVICES=1");
@@ -29,7 +30,7 @@ fn left_out(what: &str) {
 
 struct Trial {
     redis: Redis,
-    /// To look and meddle past the adapter.
+    /// A connection that reads and changes data directly, without the adapter.
     raw: MultiplexedConnection,
     ids: Ids,
 }
@@ -48,7 +49,7 @@ impl Trial {
         })
     }
 
-    /// Every key this test made.
+    /// Every key that this test created.
     async fn keys(&mut self) -> Vec<String> {
         let mut all = Vec::new();
         for pattern in self.ids.key_patterns() {

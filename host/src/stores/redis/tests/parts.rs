@@ -1,4 +1,4 @@
-//! Leases, deleted posts and the scan.
+//! Tests of leases, deleted posts and the scan.
 
 use super::{Trial, patient};
 use crate::feed::deleted::Fate;
@@ -31,7 +31,7 @@ async fn one_host_of_many_holds_a_lease_until_it_releases_it() {
     other.release(&job).await.unwrap();
     assert!(
         !other.hold(&job, TTL).await.unwrap(),
-        "it is not theirs to end"
+        "a host cannot release another host's lease"
     );
     one.release(&job).await.unwrap();
     assert!(other.hold(&job, TTL).await.unwrap());
@@ -39,7 +39,7 @@ async fn one_host_of_many_holds_a_lease_until_it_releases_it() {
 }
 
 #[tokio::test]
-async fn of_many_hosts_at_once_one_gets_the_lease() {
+async fn only_one_of_many_concurrent_hosts_gets_the_lease() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -57,7 +57,8 @@ async fn of_many_hosts_at_once_one_gets_the_lease() {
     trial.end().await;
 }
 
-/// Deleted posts stand in one set, shared with whoever else tests here: these ids are known, others are ignored.
+/// Removes posts from the set of deleted posts. All tests on this Redis share the set, so each
+/// test checks its own ids and ignores others.
 async fn forget(trial: &mut Trial, posts: &[u64]) {
     let members: Vec<i64> = posts
         .iter()
@@ -76,7 +77,7 @@ fn fate(post_id: u64, version: u64, deleted: bool) -> Fate {
 }
 
 #[tokio::test]
-async fn of_what_became_of_a_post_the_higher_version_is_true_in_whatever_order_it_is_told() {
+async fn the_highest_version_of_a_post_wins_in_any_order_of_publication() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -85,7 +86,7 @@ async fn of_what_became_of_a_post_the_higher_version_is_true_in_whatever_order_i
     let told = [
         fate(back, 10, true),
         fate(back, 20, false),
-        // Redelivered.
+        // A repeated delivery.
         fate(back, 10, true),
         fate(gone, 20, true),
         fate(gone, 10, false),
@@ -99,13 +100,13 @@ async fn of_what_became_of_a_post_the_higher_version_is_true_in_whatever_order_i
     };
     assert_eq!(deleted(back), Some(false));
     assert_eq!(deleted(gone), Some(true));
-    assert_eq!(deleted(new), None, "a new post is no news");
+    assert_eq!(deleted(new), None, "a new post is not published");
     forget(&mut trial, &[back, gone, new]).await;
     trial.end().await;
 }
 
 #[tokio::test]
-async fn a_deletion_reaches_who_follows_and_who_comes_later() {
+async fn a_deletion_reaches_current_and_later_followers() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -139,7 +140,7 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
         );
     }
     let times_told = told.iter().filter(|post| **post == before).count();
-    assert_eq!(times_told, 1, "what is known is no news");
+    assert_eq!(times_told, 1, "a known deletion is not repeated");
     let recent = there.recent(0).await.unwrap();
     let at_ms = |post| {
         recent
@@ -156,7 +157,7 @@ async fn a_deletion_reaches_who_follows_and_who_comes_later() {
 }
 
 #[tokio::test]
-async fn the_scan_counts_weighs_and_finds_what_never_expires() {
+async fn the_scan_counts_and_measures_keys_and_finds_those_that_never_expire() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };

@@ -1,4 +1,4 @@
-//! A Redis of this test's own, stopped and started again in the middle.
+//! Tests with their own Redis server, which is stopped and started again in the middle.
 
 use super::{PATIENCE, left_out, patient};
 use crate::clock::unix_ms;
@@ -47,7 +47,8 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Starts the server and waits until it answers; `false` where there is no such program.
+    /// Starts the server and waits until it answers; returns `false` if the program is not
+    /// installed.
     async fn up(&mut self) -> bool {
         let spawned = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--save", "", "--port"])
@@ -83,7 +84,7 @@ impl Drop for Server {
 }
 
 #[tokio::test]
-async fn a_restart_between_two_calls_is_no_failure() {
+async fn a_restart_between_two_calls_causes_no_failure() {
     let Some(mut server) = Server::start().await else {
         return;
     };
@@ -94,7 +95,7 @@ async fn a_restart_between_two_calls_is_no_failure() {
     cache.put_snapshot(put.clone(), Some(0)).await.unwrap();
     server.down();
     assert!(server.up().await);
-    // Everything is gone, the scripts as well.
+    // All data is gone, the scripts too.
     let latest = cache.latest_snapshot(viewer, digest("a")).await.unwrap();
     assert!(latest.is_none());
     cache
@@ -112,7 +113,7 @@ async fn a_restart_between_two_calls_is_no_failure() {
 }
 
 #[tokio::test]
-async fn while_redis_is_down_cursors_of_this_host_go_on_and_it_comes_back_by_itself() {
+async fn cursors_of_this_host_work_while_redis_is_down_and_the_cache_recovers() {
     let Some(mut server) = Server::start().await else {
         return;
     };
@@ -134,7 +135,7 @@ async fn while_redis_is_down_cursors_of_this_host_go_on_and_it_comes_back_by_its
     assert!(seen.version(viewer).await.is_err());
     assert_eq!(guard.circuit(), Circuit::Open);
     assert!(server.up().await);
-    // Once Redis is there, the next probe closes the circuit.
+    // Once Redis is up, the next probe closes the circuit.
     while cache.put_snapshot(put.clone(), Some(0)).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -144,7 +145,7 @@ async fn while_redis_is_down_cursors_of_this_host_go_on_and_it_comes_back_by_its
 }
 
 #[tokio::test]
-async fn a_hit_on_a_snapshot_this_host_knows_is_one_small_command() {
+async fn a_hit_on_a_snapshot_in_this_hosts_memory_costs_one_small_command() {
     let Some(server) = Server::start().await else {
         return;
     };

@@ -1,4 +1,5 @@
-//! Seen posts: the promises of both sets, and that the script builds the filter that the host reads.
+//! Tests of seen posts: both implementations pass the conformance tests, and the script builds
+//! the filter that the host reads.
 
 use super::Trial;
 use crate::clock::unix_ms;
@@ -14,7 +15,7 @@ use crate::stores::{HOUR_MS, SeenPosts};
 use redis::AsyncCommands as _;
 
 #[tokio::test]
-async fn redis_keeps_the_promises_of_seen_posts() {
+async fn redis_passes_the_seen_posts_conformance_tests() {
     let Some(trial) = Trial::begin().await else {
         return;
     };
@@ -23,16 +24,16 @@ async fn redis_keeps_the_promises_of_seen_posts() {
 }
 
 #[tokio::test]
-async fn the_process_keeps_the_promises_of_seen_posts() {
+async fn the_process_set_passes_the_seen_posts_conformance_tests() {
     let dir = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(dir.path()).await.unwrap();
     let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
     keeps_its_promises(&ProcessSeen::new(spool, store), Ids::fresh()).await;
 }
 
-/// The host's own model of the script is what the property test of the filter is about.
+/// The property test of the filter uses the host's own model of the script, so the two must agree.
 #[tokio::test]
-async fn the_script_sets_the_bits_of_the_model() {
+async fn the_script_sets_the_same_bits_as_the_model() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -44,7 +45,8 @@ async fn the_script_sets_the_bits_of_the_model() {
     let mut next = 1_u64;
     for batch in [1, 30, 100, 7, 100, 100, 1].into_iter().cycle().take(60) {
         let posts: Vec<u64> = (next..next + batch).map(|n| n * n).collect();
-        // Batches overlap by half: a post that is known already sets no bit in a later layer.
+        // Batches overlap by half, because a post that is already known must set no bit in a
+        // later layer.
         next += batch / 2 + 1;
         seen.mark(viewer, &posts, accepted_ms).await.unwrap();
         mark(&mut model, &posts);
@@ -56,7 +58,7 @@ async fn the_script_sets_the_bits_of_the_model() {
 }
 
 #[tokio::test]
-async fn a_poisoned_filter_is_empty_and_heals() {
+async fn an_unreadable_filter_counts_as_empty_and_is_overwritten() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
@@ -83,7 +85,7 @@ async fn a_poisoned_filter_is_empty_and_heals() {
 }
 
 #[tokio::test]
-async fn a_filter_lives_until_no_day_reaches_it() {
+async fn a_filter_outlives_every_day_that_may_read_it() {
     let Some(mut trial) = Trial::begin().await else {
         return;
     };
