@@ -32,7 +32,7 @@ pub struct Capture {
     invalidator: Invalidator,
     /// Each topic with its table.
     tables: Vec<(String, Table)>,
-    /// By table: the time when a change was last stored, and its delay since its commit, in
+    /// The last stored change of each table: when it was stored, and its delay since its commit, in
     /// seconds.
     stored: Mutex<BTreeMap<&'static str, (Instant, f64)>>,
 }
