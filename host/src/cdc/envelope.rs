@@ -230,7 +230,7 @@ fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

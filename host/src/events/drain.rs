@@ -98,7 +98,7 @@ impl Drain {
                 Err(error) => {
                     tracing::error!(
                         error = format!("{error:#}"),
-                        "could not write accepted events to the sink; they stay in the spool and are tried again"
+                        "could not drain the spool to its sink; accepted events stay in the spool and are tried again"
                     );
                     progress = Progress::default();
                     tokio::time::sleep(RETRY_WAIT).await;

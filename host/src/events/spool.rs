@@ -280,5 +280,5 @@ fn options(path: &Path) -> SqliteConnectOptions {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;

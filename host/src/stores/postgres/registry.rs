@@ -79,7 +79,7 @@ impl PostgresRegistry {
 }
 
 /// Signals a change after every notification and after every new connection, because changes
-/// made before the connection were not heard.
+/// made before the connection were not received.
 async fn listen(pool: PgPool, changes: Arc<Notify>) {
     loop {
         if let Err(error) = listen_once(&pool, &changes).await {

@@ -379,7 +379,7 @@ async fn a_change_is_announced_to_every_other_host() {
     };
     let here = PostgresRegistry::new(&database.url).unwrap();
     let there = PostgresRegistry::new(&database.url).unwrap();
-    // The first signal is for the connection itself, because changes before it were not heard.
+    // The first signal is for the connection itself, because changes before it were not received.
     there.changed().await;
     let heard = tokio::spawn(async move {
         there.changed().await;

@@ -124,7 +124,7 @@ async fn a_timeline_is_newest_first_and_marks_followed_posts() {
         let edge = NOW_MS - 72 * HOUR_MS;
         store.post(10, 2, NOW_MS).await;
         store.post(11, 2, edge).await;
-        store.post(12, 2, edge - 1).await; // too old for the followees' posts, but not for the newest posts of all
+        store.post(12, 2, edge - 1).await; // too old as a followee's post
         store.post(13, 3, NOW_MS).await;
         store.post(14, 3, NOW_MS - 90 * 24 * HOUR_MS).await;
         store.post(15, 3, NOW_MS - 90 * 24 * HOUR_MS - 1).await;
