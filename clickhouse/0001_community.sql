@@ -1,17 +1,18 @@
--- The community as PostgreSQL has it, brought here by change data capture, because the candidate
--- sources join it with what happened: users, posts, follows, comments and likes.
+-- The community's tables, copied from PostgreSQL by change data capture: users, posts, follows,
+-- comments and likes. The candidate sources join them with the events.
 --
--- How these files are read: in the order of their numbers, each once (`schema_version` remembers),
--- statement by statement, a statement ending with `;` at the end of a line. A statement names no
--- database, so that the one in CLICKHOUSE_URL is the one that is meant, and repeating it does no
--- harm: two hosts may migrate at once.
+-- These files are applied in the order of their numbers, each once (recorded in
+-- `schema_version`), statement by statement. A statement ends with `;` at the end of a line.
+-- Statements name no database, so they apply to the database in CLICKHOUSE_URL. Repeating a
+-- statement does no harm, because two hosts may migrate at once.
 --
--- Every table is a ReplacingMergeTree(version, is_deleted). `version` is the position of the change
--- in PostgreSQL's log, 0 for imported rows: a change that is delivered again, or late, replaces
--- nothing newer. A time of processing would not do: a delete that is delivered twice would outrank
--- a later re-insert for good. Until parts are merged old rows are there beside new ones, so every
--- read says FINAL. That merges within partitions only (`do_not_merge_across_partitions_select_final`
--- in the adapter), which is right because whatever decides the partition is part of the sort key.
+-- Every table is a ReplacingMergeTree(version, is_deleted). `version` is twice the position of
+-- the change in PostgreSQL's log, plus one for a live row, and 0 for imported rows. A change
+-- that is delivered again, or late, replaces nothing newer. A processing time would not work as
+-- the version: a delete that is delivered twice would outrank a later re-insert for ever. Until
+-- parts are merged, old rows exist next to new ones, so every read uses FINAL. FINAL merges
+-- within partitions only (`do_not_merge_across_partitions_select_final` in the adapter). This
+-- is correct because the columns that decide the partition are part of the sort key.
 
 CREATE TABLE IF NOT EXISTS users (
     user_id    UInt64,
@@ -27,8 +28,8 @@ CREATE TABLE IF NOT EXISTS users (
 ORDER BY user_id
 SETTINGS index_granularity = 1024;
 
--- In the order of the questions "what have these authors written since": an author's newest posts
--- stand side by side. An author and a creation time never change, so this key is a post's identity.
+-- Sorted for queries for an author's posts since a given time: an author's newest posts are
+-- adjacent. The author and the creation time never change, so this key identifies a post.
 CREATE TABLE IF NOT EXISTS posts (
     post_id    UInt64,
     author_id  UInt64,
@@ -40,8 +41,9 @@ PARTITION BY toYYYYMM(created_at)
 ORDER BY (author_id, created_at, post_id)
 SETTINGS index_granularity = 1024;
 
--- "Who wrote these posts, and are they still there": a few hundred ids of millions, so small
--- granules; with the default 8,192 rows each id would read eight times as much.
+-- Look-ups by id: the author of each of these posts, and whether it is deleted. A query has a
+-- few hundred ids of millions, so the granules are small. With the default of 8,192 rows each id
+-- would read eight times as much.
 CREATE TABLE IF NOT EXISTS posts_by_id (
     post_id    UInt64,
     author_id  UInt64,
@@ -55,7 +57,7 @@ SETTINGS index_granularity = 256;
 CREATE MATERIALIZED VIEW IF NOT EXISTS posts_to_posts_by_id TO posts_by_id AS
 SELECT post_id, author_id, created_at, version, is_deleted FROM posts;
 
--- "The newest posts of everybody."
+-- The newest posts of all authors.
 CREATE TABLE IF NOT EXISTS posts_by_time (
     post_id    UInt64,
     author_id  UInt64,
@@ -81,7 +83,7 @@ CREATE TABLE IF NOT EXISTS follows (
 ORDER BY (follower_id, following_id)
 SETTINGS index_granularity = 1024;
 
--- "Who follows these people, and how many are they."
+-- The followers of given users, and their number.
 CREATE TABLE IF NOT EXISTS follows_by_following (
     following_id UInt64,
     follower_id  UInt64,
@@ -94,8 +96,8 @@ SETTINGS index_granularity = 1024;
 CREATE MATERIALIZED VIEW IF NOT EXISTS follows_to_follows_by_following TO follows_by_following AS
 SELECT following_id, follower_id, version, is_deleted FROM follows;
 
--- Comments and likes are here to be compared with PostgreSQL (`nova cdc validate`). Counters come
--- from events alone and never from these.
+-- Comments and likes are stored only for the comparison with PostgreSQL (`nova cdc validate`).
+-- Counters come from events alone, never from these tables.
 CREATE TABLE IF NOT EXISTS comments (
     comment_id UInt64,
     post_id    UInt64,

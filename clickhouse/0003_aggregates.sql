@@ -1,11 +1,12 @@
--- What feeds read of events: sums that grow with every insert into `events`, in buckets, so that a
--- window can roll. Each table remembers its blocks (see 0002), or a repeated batch would count twice.
+-- The aggregates that feeds read: sums that grow with every insert into `events`, in buckets,
+-- so that a window can roll. Each table remembers its blocks (see 0002_events.sql), because a
+-- repeated batch would otherwise count twice.
 
--- A post's counters by hour, in the order of post ids: the counters of 500 posts are 500 short
--- ranges. They are summed when they are read: kept in a dictionary they would be stale, and joined
--- in they would read the table as a whole. Three things make short ranges cheap: small granules,
--- small compressed blocks (a block is decompressed as a whole), and a primary key without the hour,
--- which halves the time to find the ranges.
+-- A post's counters by hour, sorted by post id: reading the counters of 500 posts reads 500
+-- short ranges. They are summed when they are read. A dictionary of sums would be stale, and a
+-- join would read the whole table. Three settings make short ranges cheap: small granules,
+-- small compressed blocks (a block is decompressed as a whole), and a primary key without the
+-- hour, which halves the time to find the ranges.
 CREATE TABLE IF NOT EXISTS post_metrics_1h (
     post_id      UInt64,
     hour         DateTime('UTC'),
@@ -36,8 +37,8 @@ SELECT
 FROM events
 GROUP BY post_id, hour;
 
--- The same for trending, in the order of time and only of what trending weighs: impressions and
--- views are nearly all events and would be read for nothing.
+-- The counters for trending, sorted by time and limited to the actions that trending weighs.
+-- Impressions and views are nearly all events and would be read for nothing.
 CREATE TABLE IF NOT EXISTS trending_1h (
     hour     DateTime('UTC'),
     post_id  UInt64,
@@ -61,7 +62,8 @@ FROM events
 WHERE action IN ('like', 'comment', 'share')
 GROUP BY hour, post_id;
 
--- What a viewer had to do with an author, by day: without the day in the key the 90 days could not roll.
+-- A viewer's interactions with an author by day. Without the day in the key, the 90 days could
+-- not roll.
 CREATE TABLE IF NOT EXISTS user_author_90d (
     user_id   UInt64,
     author_id UInt64,
@@ -87,7 +89,8 @@ FROM events
 WHERE user_id != 0 AND action IN ('like', 'comment', 'view')
 GROUP BY user_id, author_id, day;
 
--- Which authors a viewer was shown in the last day, from the moment of acceptance.
+-- The authors whose posts a viewer was shown in the last day, counted from the time of
+-- acceptance.
 CREATE TABLE IF NOT EXISTS viewer_impressions (
     user_id     UInt64,
     accepted_at DateTime64(3, 'UTC'),

@@ -1,9 +1,9 @@
--- Exposures: which rankings were served, by what, with which posts. For the daily metrics and for
--- the results of experiments.
+-- Exposures: the rankings that were served, with their policy and posts. They are read for the
+-- daily metrics and for the results of experiments.
 --
--- One row a ranking, posts and reasons as arrays: a row a post would be fifty times as many rows,
--- and nothing asks for a single one. A ranking that is recorded again has the same key and is
--- replaced by itself.
+-- Each ranking is one row, with posts and reasons as arrays. One row per post would make fifty
+-- times as many rows, and no query reads a single post. A ranking that is recorded again has
+-- the same key and replaces itself.
 CREATE TABLE IF NOT EXISTS served (
     ranking_id       UUID,
     request_id       String,
@@ -23,7 +23,7 @@ ORDER BY (user_id, served_at, ranking_id)
 TTL toDateTime(served_at) + INTERVAL 92 DAY
 SETTINGS ttl_only_drop_parts = 1;
 
--- The viewers of each variation, in the order in which they are counted.
+-- The viewers of each variation, sorted in the order in which they are counted.
 CREATE TABLE IF NOT EXISTS variation_exposures (
     experiment LowCardinality(String),
     variation  LowCardinality(String),

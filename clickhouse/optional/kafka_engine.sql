@@ -1,18 +1,21 @@
--- Optional: ClickHouse reads `events` from Kafka by itself (T017, T018, T071), where the host's own
--- consumer does it by default. `nova migrate` never applies this file. Apply it by hand, after
--- putting your brokers, and your topic if it has a prefix, into the two settings below; and set
--- `stores.consume_events = false` (NOVA_CONSUME_EVENTS) on every host, because the two know nothing
--- of each other and each event would count twice.
+-- Optional: ClickHouse reads `events` from Kafka itself, instead of the host's own consumer,
+-- which is the default. `nova migrate` never applies this file. To use it, put your brokers,
+-- and your topic if it has a prefix, into the two settings below and apply the file by hand.
+-- Then set `stores.consume_events = false` (NOVA_CONSUME_EVENTS) on every host. The two readers
+-- do not know of each other, so with both of them each event would count twice.
 --
--- What it gives up, which is why it is not the default:
---   * Exactly once. The engine commits offsets after its insert and names no batch: whatever it
---     reads again after a restart or a rebalance is inserted again, and counts again in every
---     aggregate. The host's consumer repeats a batch under the same token, see 0002_events.sql.
---   * Duplicates. It stores an event that was sent twice, where the host's consumer looks up
---     idempotency keys and event ids first (SEMANTICS, "Events").
---   * Dead letters. What cannot be parsed goes to `events_kafka_errors` here, not to `events_dlq`, and
---     the host's metrics of lag, duplicates and dead letters stand still.
--- What it gains: events go on being counted while every host is down.
+-- The costs, which are the reason why it is not the default:
+--
+-- - Exactly-once counting. The engine commits offsets after its insert and names no batch.
+--   Messages that it reads again after a restart or a rebalance are inserted again and count
+--   again in every aggregate. The host's consumer repeats a batch under the same token, see
+--   0002_events.sql.
+-- - Deduplication. The engine stores an event that was sent twice. The host's consumer looks up
+--   idempotency keys and event ids first, see docs/semantics.md, "Events".
+-- - Dead letters. A message that cannot be parsed goes to `events_kafka_errors` here and not to
+--   `events_dlq`. The host's metrics of lag, duplicates and dead letters stay unchanged.
+--
+-- The benefit: events are counted even while every host is down.
 
 CREATE TABLE IF NOT EXISTS events_kafka (
     event_id      UUID,
@@ -34,7 +37,7 @@ SETTINGS
     kafka_format = 'JSONEachRow',
     kafka_num_consumers = 4,
     kafka_thread_per_consumer = 1,
-    -- A message that is no event must not stop those behind it.
+    -- A message that is not an event must not block the messages behind it.
     kafka_handle_error_mode = 'stream';
 
 CREATE TABLE IF NOT EXISTS events_kafka_errors (
@@ -53,7 +56,7 @@ SELECT now64(3) AS received_at, toInt32(_partition) AS kafka_partition, toInt64(
 FROM events_kafka
 WHERE notEmpty(_error);
 
--- Last, because reading begins with it.
+-- This view comes last, because reading begins with it.
 CREATE MATERIALIZED VIEW IF NOT EXISTS events_kafka_to_events TO events AS
 SELECT
     event_id,

@@ -1,8 +1,10 @@
-//! What a change of a row in PostgreSQL is in ClickHouse: one row to write, or two when the sort key changed.
+//! Conversion of a PostgreSQL row change into ClickHouse rows: one row to write, or two if the
+//! sort key changed.
 //!
-//! The version of a row is twice the position of its change in PostgreSQL's log, and one more for a row that lives.
-//! Positions are monotone for each row, because a row's lock makes its changes wait for each other. The low bit is
-//! for a change that ends one row and begins another at the same position: `posts_by_id` has both under one key, and the living one must win.
+//! The version of a row is twice the position of its change in PostgreSQL's log, plus one if
+//! the row is live. Positions are monotone for each row, because a row's lock makes its changes
+//! wait for each other. The low bit decides if one change ends a row and begins another at the
+//! same position: `posts_by_id` has both rows under one key, and the live one must win.
 
 use super::envelope::{Comment, Follow, Like, Post, Table, User};
 use crate::stores::clickhouse::{CommentRow, FollowRow, LikeRow, PostRow, UserRow};
@@ -24,7 +26,7 @@ pub struct Transition<R> {
     pub after: Option<R>,
     pub lsn: u64,
     pub committed_ms: u64,
-    /// Read as it was, not changed.
+    /// True if the row was read by a snapshot and not changed.
     pub snapshot: bool,
 }
 
@@ -76,7 +78,7 @@ impl Rows {
     }
 }
 
-/// Where a written row stands in its table, and whether it lives.
+/// The version of a written row in its table, and its deletion flag.
 #[derive(Clone, Copy)]
 struct Mark {
     version: u64,
@@ -118,7 +120,7 @@ impl<R> Transition<R> {
     }
 }
 
-/// What ClickHouse takes for the same row: the columns of its sort key, and of its partition.
+/// Identity of a row in ClickHouse: the columns of its sort key and of its partition.
 trait SortKey {
     fn key(&self) -> (u64, u64, i64);
 }
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insert_lives_a_delete_ends_and_a_mark_is_a_delete() {
+    fn an_insert_is_live_and_a_delete_or_a_deletion_mark_is_deleted() {
         let alive = || Some(some_post(1, false));
         assert_eq!(written(None, alive()), [(1, 201, 0)]);
         assert_eq!(written(alive(), None), [(1, 200, 1)]);
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_sort_key_ends_the_old_row_and_the_new_one_outranks_it() {
+    fn a_changed_sort_key_deletes_the_old_row_with_a_lower_version_than_the_new_one() {
         assert_eq!(
             written(Some(some_post(1, false)), Some(some_post(2, false))),
             [(1, 200, 1), (2, 201, 0)]
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_change_outranks_whatever_came_before_it() {
+    fn a_later_change_has_a_higher_version_than_any_earlier_one() {
         assert!(Mark::gone(101).version > Mark::living(100).version);
     }
 }

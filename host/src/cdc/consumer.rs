@@ -1,5 +1,6 @@
-//! From the topics `cdc.*` into ClickHouse, then whatever the changes overtake. In this order: a feed that is fetched
-//! anew because of a change must find it.
+//! The consumer of the topics `cdc.*`: writes changes to ClickHouse, then invalidates the
+//! caches that they make stale. The order matters, because a feed that is fetched again after
+//! an invalidation must contain the change.
 
 use super::change::{Change, Rows};
 use super::envelope::{self, Table};
@@ -16,21 +17,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub const GROUP: &str = "nova-cdc";
-/// A new post is in its followers' next feed after this, the insert and Debezium's own half second.
+/// Time that the first batch of a round waits for more. A new post is in its followers' next
+/// feed after this wait, the insert and Debezium's own half second.
 const LINGER: Duration = Duration::from_millis(200);
-/// A first snapshot of millions of rows goes in large inserts.
+/// Batches are large because a first snapshot has millions of rows.
 const BATCH_MAX: usize = 10_000;
 const ROUND_MAX: usize = 50_000;
 
-/// For how long the lag of what was stored last says how far behind the capture is.
+/// Time for which the lag of the last stored change counts as the lag of the capture.
 const STORED_LAG_HOLDS: Duration = Duration::from_secs(60);
 
 pub struct Capture {
     store: ClickHouseStore,
     invalidator: Invalidator,
-    /// Table by topic.
+    /// Each topic with its table.
     tables: Vec<(String, Table)>,
-    /// When something of a table was stored last, and how long after its commit, in s.
+    /// The last stored change of each table: when it was stored, and its delay since its commit, in
+    /// seconds.
     stored: Mutex<BTreeMap<&'static str, (Instant, f64)>>,
 }
 
@@ -90,7 +93,9 @@ impl Capture {
         }
     }
 
-    /// Of what was stored a moment ago, which has Debezium's part in it, unlike the age of what waits in the topic.
+    /// Returns the lag of the last stored change in seconds, or 0 if nothing was stored
+    /// recently. It includes Debezium's share of the delay. The age of the messages that wait
+    /// in the topic does not.
     fn lag_stored(&self, table: Table) -> f64 {
         let stored = self.stored().get(table.name()).copied();
         let recent = stored.filter(|(at, _)| at.elapsed() < STORED_LAG_HOLDS);
@@ -102,7 +107,8 @@ impl Capture {
     }
 
     async fn write(&self, rows: &Rows) -> StoreResult<()> {
-        // Side by side: five short inserts in turn would be most of a change's way.
+        // The inserts run concurrently, because five short inserts in sequence would be most of
+        // a change's latency.
         tokio::try_join!(
             self.store.insert_captured(&rows.users),
             self.store.insert_captured(&rows.posts),
@@ -119,8 +125,9 @@ impl BatchHandler for Capture {
 
     fn decode(&self, topic: &str, payload: Option<&[u8]>) -> Result<Option<Change>, Undecodable> {
         let table = self.tables.iter().find(|(name, _)| name == topic);
-        let (_, table) =
-            table.ok_or_else(|| Undecodable::Invalid(format!("no table belongs to {topic}")))?;
+        let (_, table) = table.ok_or_else(|| {
+            Undecodable::Invalid(format!("topic {topic} belongs to no captured table"))
+        })?;
         let decoded = envelope::decode(*table, payload);
         if decoded.is_err() {
             count(*table, "undecodable", 1);
@@ -136,7 +143,8 @@ impl BatchHandler for Capture {
                     .cdc_lag_seconds
                     .with_label_values(&labels)
                     .set(self.lag_stored(*table).max(*waiting)),
-                // Its partitions are other hosts'. Absent when nothing was shown yet.
+                // Other hosts read the partitions of this topic. The series does not exist if
+                // it was never set.
                 None => drop(METRICS.cdc_lag_seconds.remove_label_values(&labels)),
             }
         }

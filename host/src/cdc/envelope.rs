@@ -1,6 +1,8 @@
-//! Debezium's messages as they lie in `cdc.*`: the full envelope, with the row before and after.
+//! Decoding of Debezium's messages in `cdc.*`: the full envelope, with the row before and after
+//! the change.
 //!
-//! Times are `timestamptz` and so come as text in UTC whatever the connector's precision mode.
+//! Times are `timestamptz` columns, so they arrive as text in UTC in every precision mode of
+//! the connector.
 
 use super::change::{Change, Transition};
 use crate::events::event::ID_MAX;
@@ -9,7 +11,8 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// What stands for a large value that an update did not touch, where PostgreSQL does not log old rows in full.
+/// Debezium's placeholder for a large value that an update did not touch. It is sent if
+/// PostgreSQL does not log old rows in full.
 const UNAVAILABLE: &str = "__debezium_unavailable_value";
 
 /// The tables that are captured.
@@ -80,7 +83,7 @@ pub struct Comment {
 pub struct Like {
     pub like_id: u64,
     pub post_id: u64,
-    /// `None`: anonymous.
+    /// `None` if the like is anonymous.
     pub user_id: Option<u64>,
     pub created_at: DateTime<Utc>,
 }
@@ -98,17 +101,21 @@ struct Envelope<R> {
 struct Source {
     /// The position of the change itself in PostgreSQL's log.
     lsn: Option<u64>,
-    /// When its transaction was committed.
+    /// Commit time of its transaction.
     ts_ms: u64,
 }
 
-/// What every captured row must be able to say.
+/// A row of a captured table.
 pub trait Row: DeserializeOwned + Clone {
-    /// Ids that are there in every true row. Without full replica identity a delete names its key alone, and the
-    /// other columns come as zeros, which would delete a row that never was.
+    /// Returns the ids that every real row has. Without full replica identity, a delete carries
+    /// only its key and the other columns arrive as zeros. Such a message would delete a row
+    /// that never existed.
     fn ids(&self) -> Vec<u64>;
 
-    /// A value that stands for one that was not sent is filled in from the old row, where there is one.
+    /// Replaces placeholders for values that were not sent by the values of the old row.
+    ///
+    /// # Errors
+    /// If the old row is missing or lacks the value too.
     fn fill_in(&mut self, _before: Option<&Self>) -> Result<(), Undecodable> {
         Ok(())
     }
@@ -165,10 +172,11 @@ impl Row for Like {
     }
 }
 
-/// Reads one message. `None` for a tombstone, which follows a delete for the sake of compacted topics and says nothing new.
+/// Decodes one message. Returns `None` for a tombstone: it follows a delete for the sake of
+/// compacted topics and has no new information.
 ///
 /// # Errors
-/// When it is no change of that table.
+/// If the message is not a change of that table.
 pub fn decode(table: Table, payload: Option<&[u8]>) -> Result<Option<Change>, Undecodable> {
     let Some(payload) = payload else {
         return Ok(None);
@@ -207,10 +215,11 @@ fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
             )));
         }
     }
-    let lsn = envelope
-        .source
-        .lsn
-        .ok_or_else(|| Undecodable::Invalid("no position in the log".to_owned()))?;
+    let lsn = envelope.source.lsn.ok_or_else(|| {
+        Undecodable::Invalid(
+            "the change has no position in PostgreSQL's log (source.lsn)".to_owned(),
+        )
+    })?;
     Ok(Transition {
         before,
         after,
@@ -221,11 +230,11 @@ fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 
-    /// As Debezium 3.6 wrote them, one a line: table, key, value.
+    /// Messages written by Debezium 3.6, one per line: name, table, key, value.
     const CAPTURED: &str = include_str!("captured.jsonl");
 
     #[derive(Deserialize)]
@@ -259,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_read_is_a_row_without_a_past() {
+    fn a_snapshot_read_has_no_old_row() {
         let read = user("user read in the snapshot");
         assert!(read.snapshot && read.before.is_none());
         let row = read.after.unwrap();
@@ -269,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insert_an_update_and_a_delete_have_the_rows_they_should() {
+    fn an_insert_an_update_and_a_delete_carry_the_expected_old_and_new_rows() {
         let rows = |name: &str| match captured(name).unwrap().unwrap() {
             Change::Post(t) => (
                 t.before.map(|row| row.deleted),
@@ -291,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tombstone_asks_for_nothing() {
+    fn a_tombstone_is_not_a_change() {
         assert_eq!(captured("tombstone"), Ok(None));
     }
 
@@ -304,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_that_names_its_key_alone_is_refused_where_more_is_needed() {
+    fn a_delete_that_carries_only_its_key_is_refused_if_more_is_needed() {
         let error = captured("post deleted without replica identity full").unwrap_err();
         assert!(
             error.to_string().contains("REPLICA IDENTITY FULL"),
@@ -313,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_change_says_why() {
+    fn a_message_that_is_not_a_change_is_refused_with_a_reason() {
         for (payload, reason) in [
             ("{", "malformed"),
             (r#"{"op":"c"}"#, "malformed"),

@@ -1,4 +1,5 @@
-//! What a change in PostgreSQL overtakes: cached feeds, suggestions, and posts that nobody may see any more.
+//! Invalidation after changes in PostgreSQL: cached feeds, suggestions, and posts that must no
+//! longer be shown.
 
 use super::change::{Change, Transition};
 use super::envelope::Post;
@@ -11,34 +12,38 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Beyond this many followers the TTL does the rest.
+/// Maximum followers of one author whose feeds are invalidated. The other feeds expire by their
+/// TTL.
 const FOLLOWERS_MAX: u32 = 10_000;
-/// Authors looked up at once.
+/// Authors whose followers are looked up concurrently.
 const LOOKUPS_PARALLEL: usize = 8;
-/// What all look-ups of one round may take, and bring: the consumer does not poll meanwhile, and a bulk load of posts
-/// has thousands of authors. Beyond that the TTL does the rest, too.
+/// Limits of all look-ups of one round: their duration and the number of viewers that they
+/// return. The consumer does not poll meanwhile, and a bulk load of posts has thousands of
+/// authors. Feeds beyond the limits expire by their TTL.
 const LOOKUPS_TIME: Duration = Duration::from_secs(3);
 const VIEWERS_MAX: usize = 100_000;
-/// Followees' posts are candidates for so long; an older one changes no feed that anybody waits for.
+/// Age up to which followees' posts are candidates. An older post changes no feed that needs an
+/// update at once.
 const NEWS_MS: u64 = 72 * HOUR_MS;
-/// Calls to the cache on their way at once.
+/// Concurrent calls to the cache.
 const PARALLEL: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invalidation {
-    /// The feeds of those who follow its author lack it.
+    /// The feeds of this author's followers lack the new post.
     NewPost { author_id: u64 },
-    /// No answer may show it, or every answer may again.
+    /// A deleted post must be in no response; a restored one may be in every response again.
     PostFate {
         post_id: u64,
         version: u64,
         deleted: bool,
     },
-    /// Their feed and their suggestions rest on whom they followed before.
+    /// The feed and the suggestions of this viewer depend on their earlier follows.
     FollowsChanged { follower_id: u64 },
 }
 
-/// What one change overtakes. A row that a snapshot read is no news.
+/// Returns the invalidations that one change requires. A row read by a snapshot requires none,
+/// because it did not change.
 pub fn of(change: &Change) -> Vec<Invalidation> {
     match change {
         Change::Post(change) if !change.snapshot => of_post(change),
@@ -64,7 +69,7 @@ fn of_post(change: &Transition<Post>) -> Vec<Invalidation> {
         // An update whose old row was not logged may be the one that deleted the post.
         (_, Some(post)) if post.deleted => vec![fate(post, true)],
         (_, Some(_)) if lived => Vec::new(),
-        // New, or there again.
+        // The post is new or restored.
         (_, Some(post)) => {
             let created_ms = post.created_at.timestamp_millis().max(0) as u64;
             let news =
@@ -78,10 +83,11 @@ fn of_post(change: &Transition<Post>) -> Vec<Invalidation> {
     }
 }
 
-/// Tells every host what became of posts.
+/// Publishes deletions and restorations of posts to every host.
 pub type Bury = Arc<dyn Fn(Vec<Fate>) + Send + Sync>;
 
-/// Carries invalidations out. What fails is logged and left to the TTL: a cache that is down must not hold changes up.
+/// Carries out invalidations. A failure is logged, and the entry expires by its TTL: a cache
+/// that is down must not block the changes.
 #[derive(Clone)]
 pub struct Invalidator {
     pub relational: Arc<dyn RelationalStore>,
@@ -128,7 +134,7 @@ impl Invalidator {
             .await;
     }
 
-    /// As many as there is time and room for.
+    /// Adds the followers of `authors` until the time or the room for viewers is used up.
     async fn add_followers(&self, authors: &[u64], viewers: &mut BTreeSet<u64>) {
         let mut asked = futures::stream::iter(authors.to_vec())
             .map(|author| self.relational.followers(author, FOLLOWERS_MAX))
@@ -154,7 +160,7 @@ impl Invalidator {
 
 fn log<T>(result: StoreResult<T>) -> Option<T> {
     result
-        .inspect_err(|error| tracing::warn!(%error, "a cache keeps what a change overtook"))
+        .inspect_err(|error| tracing::warn!(%error, "could not invalidate cached feeds or suggestions after a change; they stay until they expire"))
         .ok()
 }
 
@@ -195,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_post_overtakes_its_authors_followers_unless_it_is_history() {
+    fn a_new_post_invalidates_its_authors_followers_unless_it_is_old_or_a_snapshot_read() {
         let news = Invalidation::NewPost { author_id: 1 };
         assert_eq!(overtaken(None, post(1, false), false), [fate(false), news]);
         let back = overtaken(post(1, true), post(1, false), false);
@@ -206,16 +212,20 @@ mod tests {
     }
 
     #[test]
-    fn a_post_is_buried_when_its_row_goes_and_when_it_is_marked() {
+    fn a_post_is_deleted_when_its_row_is_deleted_or_marked_as_deleted() {
         let buried = [fate(true)];
         assert_eq!(overtaken(post(1, false), None, false), buried);
         assert_eq!(overtaken(post(1, false), post(1, true), false), buried);
         assert_eq!(overtaken(None, post(1, true), false), buried);
-        assert_eq!(overtaken(post(1, true), None, false), [], "it was before");
+        assert_eq!(
+            overtaken(post(1, true), None, false),
+            [],
+            "it was deleted before"
+        );
     }
 
     #[test]
-    fn whoever_follows_or_unfollows_is_overtaken() {
+    fn a_follow_and_an_unfollow_invalidate_the_follower() {
         let follow = || {
             Some(Follow {
                 follower_id: 2,

@@ -1,7 +1,10 @@
-//! Change data capture: PostgreSQL → Debezium → Kafka → ClickHouse, and what a change means for cached feeds.
+//! Change data capture: PostgreSQL → Debezium → Kafka → ClickHouse, and the invalidation of
+//! cached feeds.
 //!
-//! `envelope` reads Debezium's messages, `change` says what they are to the store, `invalidation` what they overtake,
-//! `consumer` does both in order, and `validate` compares the two databases. `ops/debezium` configures the capture.
+//! `envelope` decodes Debezium's messages, `change` converts them to ClickHouse rows,
+//! `invalidation` finds the cache entries that they make stale, and `consumer` stores the rows
+//! and then invalidates. `validate` compares the two databases. `ops/debezium` configures the
+//! capture.
 
 pub mod change;
 pub mod consumer;

@@ -1,7 +1,9 @@
-//! PostgreSQL against ClickHouse: rows and checksums by day of creation, and how far the copy is behind.
+//! Validation of the captured data: compares PostgreSQL with ClickHouse by the rows and
+//! checksums of each day of creation, and measures how far the copy is behind.
 //!
-//! Each database computes its own sums, so that only a number a day travels. A sum of hashes needs no order; the hash
-//! is MD5, which both have, shortened to the 60 bits that fit PostgreSQL's signed numbers; sums wrap around at 2^64.
+//! Each database computes its own sums, so that only one number per day is transferred. A sum
+//! of hashes does not depend on the order. The hash is MD5, which both databases have,
+//! truncated to the 60 bits that fit PostgreSQL's signed numbers. Sums wrap around at 2^64.
 
 use super::consumer::{GROUP, topic_of};
 use super::envelope::Table;
@@ -16,13 +18,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a change may be on its way without being seen anywhere.
+/// Maximum time that a change may be in flight without being visible anywhere.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(5);
 
 /// The rows created on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bucket {
-    /// Since 1970-01-01.
+    /// Days since 1970-01-01.
     pub day: i64,
     pub rows: u64,
     pub sum: u64,
@@ -52,7 +54,7 @@ pub struct TableReport {
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Equal,
-    /// Different, and changes are on their way that may explain it.
+    /// The tables differ, but changes in flight may explain it.
     Behind,
     Different,
 }
@@ -65,12 +67,12 @@ impl Report {
     }
 }
 
-/// Since when each day of a table has been as it is. The two databases are read one after the other, and a change that is
-/// on its way between them is no difference.
+/// Time since which each day of a table is unchanged. The two databases are read one after the
+/// other, and a change in flight between them must not count as a difference.
 #[derive(Default)]
 struct Still {
     since: BTreeMap<i64, (Bucket, Instant)>,
-    /// The first look and the last.
+    /// Times of the first and the last read.
     looks: Option<(Instant, Instant)>,
 }
 
@@ -93,7 +95,8 @@ impl Still {
             .map_or(Duration::ZERO, |(first, last)| last.duration_since(first))
     }
 
-    /// A day without rows has been so for as long as anybody looked.
+    /// Returns the time for which a day was unchanged. A day without rows was unchanged for the
+    /// whole time of observation.
     fn since(&self, day: i64) -> Duration {
         match (self.since.get(&day), self.looks) {
             (Some((_, since)), Some((_, last))) => last.duration_since(*since),
@@ -102,27 +105,28 @@ impl Still {
     }
 }
 
-/// What is compared.
+/// Connections and settings of one comparison.
 #[derive(Debug)]
 pub struct Validation {
     pub postgres: PgConnection,
     pub clickhouse: ClickHouseStore,
     pub kafka: KafkaSettings,
     pub slot: String,
-    /// How long a difference may take to vanish before it is believed.
+    /// Time for which a difference may still vanish before it is reported.
     pub patience: Duration,
 }
 
 impl Validation {
     /// # Errors
-    /// When one of the databases, or the broker, does not answer.
+    /// If one of the databases or the broker does not answer.
     pub async fn run(mut self) -> anyhow::Result<Report> {
         let mut tables = Vec::new();
         for table in Table::ALL {
             tables.push(self.table(table).await?);
         }
         let slot_lag_bytes = self.slot_lag().await?;
-        // The log is written to all the time; only a slot far behind says that changes are under way.
+        // The log is written to all the time, so only a slot far behind shows that changes are
+        // in flight.
         if slot_lag_bytes.is_some_and(|bytes| bytes > SLOT_AT_REST_BYTES) {
             for table in &mut tables {
                 if table.state == State::Different {
@@ -148,7 +152,7 @@ impl Validation {
             let settled = self.patience.min(IN_FLIGHT_MAX);
             let is_still = |day| still.since(day) >= settled;
             let report = compare(table, &postgres, &clickhouse, behind, is_still, unix_ms());
-            // One look cannot tell what moves from what differs.
+            // One read cannot distinguish a moving day from a different one.
             let looked_long = still.watched() >= settled;
             if report.state == State::Equal || (looked_long && Instant::now() >= until) {
                 return Ok(report);
@@ -172,7 +176,8 @@ impl Validation {
     }
 }
 
-/// Debezium confirms every few seconds, with its heartbeat at the latest.
+/// Slot lag that is normal at rest. Debezium confirms every few seconds, at the latest with its
+/// heartbeat.
 const SLOT_AT_REST_BYTES: i64 = 16 << 20;
 const DAYS_SHOWN: usize = 10;
 
@@ -197,7 +202,7 @@ fn compare(
         .collect();
     days.sort_unstable();
     days.dedup();
-    // Every waiting change touches one day, or two when it moves a row.
+    // Every waiting change affects one day, or two if it moves a row.
     let still = days.iter().filter(|day| is_still(**day)).count() as u64;
     let explained = still <= 2 * behind.messages;
     let state = match (days.is_empty(), explained) {
@@ -225,7 +230,8 @@ fn date(day: i64) -> String {
     at.format("%Y-%m-%d").to_string()
 }
 
-/// The same as ClickHouse computes in `stores/clickhouse/checksums.rs`, over the rows that are not deleted.
+/// Computes the same checksums as `stores/clickhouse/checksums.rs`, over the rows that are not
+/// deleted.
 macro_rules! checksums {
     ($from:literal, $columns:literal) => {
         concat!(
@@ -257,7 +263,12 @@ async fn postgres_checksums(
     let rows = sqlx::query(query)
         .fetch_all(postgres)
         .await
-        .with_context(|| format!("PostgreSQL, table {}", table.name()))?;
+        .with_context(|| {
+            format!(
+                "could not compute the checksums of table {} in PostgreSQL",
+                table.name()
+            )
+        })?;
     rows.iter()
         .map(|row| {
             Ok(Bucket {
@@ -286,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_that_changes_while_it_is_looked_at_is_not_different_yet() {
+    fn a_day_that_changes_during_the_comparison_is_not_reported_as_different() {
         let (here, began) = ([day(0, 2, 9), day(1, 1, 1)], Instant::now());
         let mut still = Still::default();
         still.look(&[day(0, 1, 3), day(1, 1, 1)], began);
@@ -297,7 +308,11 @@ mod tests {
         let report = compare(Table::Posts, &here, &there, behind, is_still, 0);
         assert_eq!(report.state, State::Behind);
         let report = compare(Table::Posts, &here, &there[..1], behind, is_still, 0);
-        assert_eq!(report.state, State::Different, "the other day is still");
+        assert_eq!(
+            report.state,
+            State::Different,
+            "the other day did not change"
+        );
     }
 
     #[test]
@@ -311,14 +326,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_number_of_other_rows_is_a_difference_and_its_day_is_named() {
+    fn equal_row_counts_with_different_checksums_are_a_difference_and_name_the_day() {
         let report = compared(&[day(0, 2, 9)], &[day(0, 2, 8)], 0);
         assert_eq!(report.state, State::Different);
         assert_eq!(report.differing_days, ["1970-01-01"]);
     }
 
     #[test]
-    fn waiting_changes_explain_as_many_days_as_they_can_touch_and_no_more() {
+    fn waiting_changes_explain_only_as_many_different_days_as_they_can_affect() {
         let (here, there) = ([day(0, 1, 1), day(1, 1, 1), day(2, 1, 1)], []);
         assert_eq!(compared(&here, &there, 2).state, State::Behind);
         assert_eq!(compared(&here, &there, 1).state, State::Different);

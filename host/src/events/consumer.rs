@@ -1,8 +1,11 @@
-//! The judge of duplicates: from the topic `events` into ClickHouse, each event once in every aggregate.
+//! Final deduplication of events: reads the topic `events` and stores each event in ClickHouse,
+//! once in every aggregate.
 //!
-//! Two things are needed for that. A batch that was begun is repeated exactly, under the same token, because a crash
-//! may have left it in the raw table and not in the aggregates, and only the same token heals that. And each event is
-//! looked up before it is stored, because a message that was sent twice has another offset and so another token.
+//! Two rules ensure this. First, a batch that was begun is repeated exactly, under the same
+//! token. A crash may have left the batch in the raw table but not in the aggregates, and only
+//! an insert with the same token repairs that. Second, each event is looked up before it is
+//! stored, because a message that was produced twice has another offset and therefore another
+//! token.
 
 use super::drain::{Counted, overtaking};
 use crate::failpoint;
@@ -15,13 +18,17 @@ use futures::StreamExt as _;
 use std::time::Duration;
 
 pub const GROUP: &str = "nova-events";
-/// Each insert is a part of the raw table and of every table behind it, and each partition has its own insert: the
-/// waiting keeps them to some twenty a second, however many events there are, and is most of an event's way.
+/// Time that the first batch of a round waits for more messages. Each insert creates a part in
+/// the raw table and in every table behind it, and each partition inserts separately. The wait
+/// limits this to about twenty inserts a second at any event rate. It is most of an event's
+/// latency.
 const LINGER: Duration = Duration::from_millis(700);
-/// What catches up after an outage takes this many of one partition at once.
+/// Maximum messages of one partition in a batch. Batches reach this size while the consumer
+/// catches up after an outage.
 const BATCH_MAX: usize = 4_000;
 const ROUND_MAX: usize = 24_000;
-/// Batches of different partitions on their way at once: one waits for its look-up while another is inserted.
+/// Batches of different partitions in progress at once: one waits for its look-up while another
+/// is inserted.
 const PARALLEL: usize = 4;
 
 pub struct Judge {
@@ -47,12 +54,12 @@ pub fn subscription() -> Subscription {
 }
 
 impl Judge {
-    /// `counted` is told once every aggregate has the events.
+    /// Calls `counted` once every aggregate has the events.
     pub fn new(store: ClickHouseStore, counted: Counted) -> Self {
         Self { store, counted }
     }
 
-    /// Stores what is new in one batch, and returns it.
+    /// Stores the new events of one batch and returns them.
     async fn judge<'a>(
         &self,
         batch: &'a Batch<AcceptedEvent>,
@@ -90,7 +97,7 @@ impl BatchHandler for Judge {
     async fn store(&self, batches: &[Batch<AcceptedEvent>]) -> StoreResult<()> {
         failpoint::hit("after_intent");
         let judging: Vec<_> = batches.iter().map(|batch| self.judge(batch)).collect();
-        // All of them, though one fails: an insert that is dropped half way helps nobody.
+        // Finishes every batch even if one fails, because a cancelled insert gains nothing.
         let judged: Vec<StoreResult<Vec<&AcceptedEvent>>> = futures::stream::iter(judging)
             .buffer_unordered(PARALLEL)
             .collect()

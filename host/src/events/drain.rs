@@ -1,6 +1,7 @@
-//! From the spool to its sink: read a portion, write it, forget it. The sink is the aggregates themselves when
-//! embedded, the broker in the real stack. A crash between any two steps repeats a step, and the sink, or whoever
-//! reads behind it, leaves out what is there already.
+//! The loop that moves events from the spool to its sink: read a portion, write it, delete it
+//! from the spool. The sink is the aggregates themselves in embedded mode and the broker in the
+//! real stack. A crash between any two steps repeats a step. The sink, or the consumer behind
+//! the broker, drops the events that it already has.
 
 use super::spool::{Entry, Spool};
 use crate::clock::unix_ms;
@@ -12,18 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// For a sink that writes to a store: small enough to hold its writer for a few milliseconds only.
+/// Batch size for a sink that writes to a store: small enough to block the store's writer for
+/// only a few milliseconds.
 pub const STORE_BATCH_EVENTS: u32 = 1_000;
-/// For a broker: one round trip and one commit of the spool are shared by so many.
+/// Batch size for a broker: this many events share one round trip and one commit of the spool.
 pub const BROKER_BATCH_EVENTS: u32 = 5_000;
-/// The safety net behind the spool's notification.
+/// Interval of reads while the spool is idle, in case its notification is missed.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
-/// Told whose likes, comments and shares are counted now.
+/// Callback that receives the viewers whose likes, comments and shares have just been counted.
 pub type Counted = Arc<dyn Fn(BTreeSet<u64>) + Send + Sync>;
 
-/// The viewers whose feeds these events change: the ones who liked, commented or shared.
+/// Returns the viewers whose feeds these events change: those who liked, commented or shared.
 pub fn overtaking<'a>(events: impl IntoIterator<Item = &'a AcceptedEvent>) -> BTreeSet<u64> {
     let changes_feed = |event: &&AcceptedEvent| {
         matches!(event.action, Action::Like | Action::Comment | Action::Share)
@@ -35,7 +37,8 @@ pub fn overtaking<'a>(events: impl IntoIterator<Item = &'a AcceptedEvent>) -> BT
 pub struct Drain {
     pub spool: Spool,
     pub sink: Arc<dyn EventSink>,
-    /// Told of what the sink wrote; for a sink that is only a stage on the way, nobody.
+    /// Called with the viewers of the events that the sink wrote. `None` if the sink does not
+    /// count events itself but only passes them on.
     pub counted: Option<Counted>,
     pub batch_events: u32,
 }
@@ -48,12 +51,12 @@ impl std::fmt::Debug for Drain {
     }
 }
 
-/// How far this process got. Lost after an error, when the sink is asked again.
+/// Progress of this process. It is reset after an error, and the sink is then asked again.
 #[derive(Default)]
 struct Progress {
     /// The last entry written.
     through: Option<i64>,
-    /// What was read while that was written.
+    /// The portion that was read while the previous one was being written.
     next: Option<Portion>,
 }
 
@@ -63,7 +66,8 @@ struct Portion {
 }
 
 impl Drain {
-    /// Drains the spool until told to stop; then until it is empty or `stop` has been set for `flush`.
+    /// Drains the spool until `stop` is set. It then goes on until the spool is empty or
+    /// `flush` has passed.
     pub async fn run(self, stop: CancellationToken, flush: Duration) {
         let deadline = async {
             stop.cancelled().await;
@@ -71,14 +75,15 @@ impl Drain {
         };
         tokio::select! {
             () = self.drain(&stop) => {}
-            () = deadline => tracing::warn!(events = self.spool.pending(), "stopping with events in the spool; the next start counts them"),
+            () = deadline => tracing::warn!(events = self.spool.pending(), "stopping before the spool is empty; the next start drains the rest"),
         }
     }
 
     async fn drain(&self, stop: &CancellationToken) {
         let mut progress = Progress::default();
         loop {
-            // Asked before the spool is read: what was accepted last may have come in after an empty look at it.
+            // Reads `stop` before the spool: an event accepted just before the stop may arrive
+            // after a read that found nothing.
             let stopping = stop.is_cancelled();
             match self.advance(&mut progress).await {
                 Ok(true) => {}
@@ -93,7 +98,7 @@ impl Drain {
                 Err(error) => {
                     tracing::error!(
                         error = format!("{error:#}"),
-                        "accepted events cannot be counted yet; they stay in the spool"
+                        "could not drain the spool to its sink; accepted events stay in the spool and are tried again"
                     );
                     progress = Progress::default();
                     tokio::time::sleep(RETRY_WAIT).await;
@@ -102,7 +107,8 @@ impl Drain {
         }
     }
 
-    /// Writes one portion; meanwhile the one before it is forgotten and the one after it is read. `false` when there was none.
+    /// Writes one portion. Meanwhile it deletes the previous portion from the spool and reads
+    /// the next one. Returns `false` if there was nothing to write.
     async fn advance(&self, progress: &mut Progress) -> anyhow::Result<bool> {
         let written = match progress.through {
             Some(through) => through,
@@ -135,7 +141,8 @@ impl Drain {
             counted(overtaking(&events));
         }
         if !forgot {
-            // The disk does not take the deletion now. What comes next is written all the same, and forgotten with it.
+            // The disk rejects the deletion at the moment. The next portions are written all
+            // the same, and a later deletion covers both.
             tokio::time::sleep(RETRY_WAIT).await;
         }
         progress.through = Some(through);
@@ -148,15 +155,16 @@ impl Drain {
         Ok(Portion { entries, through })
     }
 
-    /// Drops what the sink has: the spool must not stay full of it. `false` when that could not be done; the sink has
-    /// it all the same, and must not be given it again and again.
+    /// Deletes the entries that the sink has, so that they do not fill the spool. Returns
+    /// `false` if the deletion failed. The sink keeps these events, and the drain must not
+    /// write them to it again and again.
     async fn forget(&self, through: i64) -> bool {
         if through == 0 || self.spool.pending() == 0 {
             return true;
         }
         let forgot = self.spool.forget(through).await;
         if let Err(error) = &forgot {
-            tracing::error!(%error, through, "events that were passed on cannot be removed from the spool yet");
+            tracing::error!(%error, through, "could not delete events from the spool that the sink already has; trying again");
         }
         forgot.is_ok()
     }

@@ -1,7 +1,8 @@
-//! The event story: validate → make durable (`spool`) → 202 → hand on (`drain`), to the aggregates when embedded,
-//! else to the broker, behind which the `consumer` decides what counts.
+//! The path of an event: validate → make durable (`spool`) → 202 → pass on (`drain`). In
+//! embedded mode the drain writes the aggregates. In the real stack it writes to the broker,
+//! and the `consumer` behind the broker decides which events are duplicates.
 //!
-//! An accepted impression or view is in the viewer's seen set before the answer leaves.
+//! An accepted impression or view is in the viewer's seen set before the response is sent.
 
 pub mod consumer;
 pub mod drain;

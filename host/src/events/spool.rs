@@ -1,9 +1,10 @@
-//! The durable queue of accepted events: SQLite in WAL mode with full sync, written by one task
-//! that commits many requests at once.
+//! The durable queue of accepted events: SQLite in WAL mode with full sync. One task writes it
+//! and commits many requests at once.
 //!
-//! A 202 follows the commit. Where a host is alone, claims on idempotency keys are made in the same transaction, so a
-//! crash can neither lose an accepted event nor turn its retry into a false duplicate; and the posts that were seen are
-//! kept beside them. Hosts that share a Redis have both there.
+//! A 202 is sent after the commit. On a single embedded host the same transaction also claims
+//! the idempotency keys, so a crash can neither lose an accepted event nor turn its retry into
+//! a false duplicate. The seen posts are stored in the same file. Hosts that share a Redis keep
+//! claims and seen posts there.
 
 mod writer;
 
@@ -20,12 +21,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use writer::{Job, Memory, ROW_OVERHEAD_BYTES, Writer};
 
-/// Requests that may wait for the writer; more than that and the disk is not keeping up.
+/// Maximum requests that wait for the writer. If there are more, the disk is not keeping up.
 const QUEUE_MAX: usize = 4_096;
-/// One for the consumer, one for viewers who come back.
+/// Read connections: one for the drain, one to load the seen posts of returning viewers.
 const READERS: u32 = 2;
 
-/// Why events were not accepted. Both pass: try again later.
+/// The reason that events were not accepted. Both reasons are temporary, so the client can try
+/// again later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SpoolError {
     #[error("the event spool is full")]
@@ -34,7 +36,7 @@ pub enum SpoolError {
     Unavailable,
 }
 
-/// What became of a batch.
+/// The outcome of an accepted batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Accepted {
     /// Indices of the events that were known already, ascending. The others are in the spool.
@@ -66,19 +68,21 @@ struct Shared {
 }
 
 impl Spool {
-    /// For a host that shares claims and seen posts with others: this keeps neither. Entry ids begin where they ended.
+    /// Opens the spool of a host that shares claims and seen posts with other hosts. The spool
+    /// stores neither. Entry ids continue after the last id in the file.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// If the file cannot be opened.
     pub async fn open_shared(data_dir: &Path, bytes_max: u64) -> anyhow::Result<Self> {
         Self::open_as(data_dir, bytes_max, 0, Memory::Elsewhere).await
     }
 
-    /// For a host that is alone. Entry ids continue after `written_through`, whatever
-    /// happened to the file, because the sink takes smaller ids for repeats.
+    /// Opens the spool of a single host. It also stores the claims and the seen posts. Entry
+    /// ids continue after `written_through` even if the file was lost, because the sink treats
+    /// smaller ids as repeats.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// If the file cannot be opened.
     pub async fn open(
         data_dir: &Path,
         bytes_max: u64,
@@ -94,7 +98,9 @@ impl Spool {
         memory: Memory,
     ) -> anyhow::Result<Self> {
         let path = data_dir.join("spool.db");
-        let mut connection = writer::connect(&path).await.context("event spool")?;
+        let mut connection = writer::connect(&path)
+            .await
+            .context("could not open the event spool")?;
         continue_after(&mut connection, written_through).await?;
         let row =
             sqlx::query("SELECT count(*), coalesce(sum(octet_length(event)), 0) FROM entries")
@@ -122,10 +128,13 @@ impl Spool {
         })
     }
 
-    /// Makes a batch durable. When this returns `Ok`, the events survive a crash of the host and of the machine.
+    /// Makes a batch durable. When this returns `Ok`, the events survive a crash of the host
+    /// and of the machine.
     ///
     /// # Errors
-    /// Nothing of the batch was accepted.
+    /// [`SpoolError::Full`] if the spool or the writer's queue is full,
+    /// [`SpoolError::Unavailable`] if the disk cannot be written. No event of the batch was
+    /// accepted.
     pub async fn append(&self, events: Vec<AcceptedEvent>) -> Result<Accepted, SpoolError> {
         if self.is_full() {
             return Err(SpoolError::Full);
@@ -137,14 +146,15 @@ impl Spool {
         answer.await.unwrap_or(Err(SpoolError::Unavailable))
     }
 
-    /// The oldest entries after `after`, in order, and the id of the last row looked at. A row that
-    /// cannot be read as an event is left out, logged and counted as a dead letter: it must not stop
-    /// those behind it.
+    /// Returns the oldest entries after `after`, in order, and the id of the last row read. A
+    /// row that cannot be decoded as an event is skipped, logged and counted as a dead letter,
+    /// so that it does not block the rows behind it.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub async fn read(&self, after: i64, limit: u32) -> anyhow::Result<(Vec<Entry>, Option<i64>)> {
-        // One row: fetching each entry by itself costs more than everything else that is done with it.
+        // The query returns one row, because fetching each entry as its own row costs more than
+        // all other work on it.
         let row = sqlx::query(
             "SELECT max(id), '[' || group_concat('{\"id\":' || id || ',\"event\":' || event || '}', ',' ORDER BY id) || ']' \
              FROM (SELECT id, event FROM entries WHERE id > ? ORDER BY id LIMIT ?)",
@@ -161,7 +171,7 @@ impl Spool {
         }
     }
 
-    /// The same, when one of them is no event.
+    /// Reads the same entries one by one, because at least one of them cannot be decoded.
     async fn read_singly(&self, after: i64, through: Option<i64>) -> anyhow::Result<Vec<Entry>> {
         let rows =
             sqlx::query("SELECT id, event FROM entries WHERE id > ? AND id <= ? ORDER BY id")
@@ -173,17 +183,17 @@ impl Spool {
             let (id, event): (i64, &str) = (row.get(0), row.get(1));
             let event = serde_json::from_str(event).inspect_err(|error| {
                 METRICS.dead_letters_total.with_label_values(&["events", "undecodable"]).inc();
-                tracing::error!(entry = id, %error, "an entry of the spool is no event and is left out");
+                tracing::error!(entry = id, %error, "could not decode a spool entry as an event; skipping it and counting it as a dead letter");
             });
             Some(Entry { id, event: event.ok()? })
         });
         Ok(entries.collect())
     }
 
-    /// Drops what was counted.
+    /// Deletes the entries up to `through`, which the sink has.
     ///
     /// # Errors
-    /// When the file cannot be written; the entries stay and are dropped later.
+    /// If the file cannot be written. The entries stay, and a later call deletes them.
     pub async fn forget(&self, through: i64) -> Result<(), SpoolError> {
         let (done, answer) = oneshot::channel();
         self.jobs
@@ -193,10 +203,11 @@ impl Spool {
         answer.await.unwrap_or(Err(SpoolError::Unavailable))
     }
 
-    /// Posts of accepted impressions and views of one viewer since an instant, from this spool.
+    /// Returns the posts of one viewer's impressions and views accepted since `since_ms`, from
+    /// this spool.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub async fn seen_since(
         &self,
         viewer: u64,
@@ -215,12 +226,12 @@ impl Spool {
             .collect())
     }
 
-    /// Wakes when something was written.
+    /// Waits until the writer has committed.
     pub async fn written(&self) {
         self.shared.written.notified().await;
     }
 
-    /// Events that are accepted and not yet counted.
+    /// Number of events that are accepted and not yet drained.
     pub fn pending(&self) -> i64 {
         self.shared.events.load(Ordering::Relaxed)
     }
@@ -229,12 +240,13 @@ impl Spool {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 
-    /// No more events are accepted until some are counted.
+    /// True if the spool has reached its size limit. It then refuses events until the drain has
+    /// removed some.
     pub fn is_full(&self) -> bool {
         self.pending_bytes().max(0) as u64 >= self.shared.bytes_max
     }
 
-    /// `false` after a write failed, until one succeeds.
+    /// False after a failed write, until one succeeds.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Relaxed)
     }
@@ -268,5 +280,5 @@ fn options(path: &Path) -> SqliteConnectOptions {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;

@@ -1,4 +1,4 @@
-//! What stops an import, in words for the person who runs it.
+//! The errors that stop an import, with texts for the person who runs it.
 
 use super::FileSummary;
 use crate::stores::StoreError;
@@ -7,11 +7,11 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     #[error(
-        "{0}: none of users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv is there; name the directory that holds them"
+        "{0} contains none of users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv; name the directory that contains them"
     )]
     NothingToImport(PathBuf),
 
-    /// Nothing of `file` was loaded. `line` counts from the header, which is 1.
+    /// Nothing of `file` was loaded. `line` counts from the header, which is line 1.
     #[error("{file}:{line}: {reason} ({})", fate(file, loaded))]
     BadRow {
         file: &'static str,
@@ -63,7 +63,7 @@ impl ImportError {
         }
     }
 
-    /// The same error, knowing what was loaded before it.
+    /// Returns the same error with the list of files that were loaded before it.
     #[must_use]
     pub(super) fn after(mut self, done: &[FileSummary]) -> Self {
         match &mut self {
@@ -80,7 +80,7 @@ impl ImportError {
 
 fn fate(file: &str, loaded: &[&str]) -> String {
     if loaded.is_empty() {
-        return format!("nothing of {file} was loaded, nor anything before it");
+        return format!("nothing of {file} was loaded, and no file was loaded before it");
     }
     format!(
         "nothing of {file} was loaded; loaded before it: {}",

@@ -1,7 +1,7 @@
-//! The six files: their columns, how a row is read, and what makes it a bad row.
+//! The six files: their columns, the parsing of their rows, and the checks that find a bad row.
 //!
-//! A file's rows are checked as a whole, where they are staged. The statements here read the same in
-//! every store. A check returns (line, reason) of the first bad row, if there is one.
+//! A file's rows are checked as a whole after they are staged. The same statements run in every
+//! store. A check returns (line, reason) of the first bad row, if there is one.
 
 use super::rows::{Row, parse_id};
 use crate::stores::Action;
@@ -27,17 +27,18 @@ pub struct ImportFile {
     pub required: &'static [&'static str],
     pub optional: &'static [&'static str],
     pub time_column: &'static str,
-    /// A row as a JSON array, in the order in which targets stage it, or what is wrong with it.
+    /// Converts a row to a JSON array in the order in which targets stage it, or returns the
+    /// reason why it is bad.
     pub(super) parse: fn(&Row<'_>) -> Result<String, String>,
     pub checks: &'static [&'static str],
-    /// Removes from the stage what the store already has.
+    /// Removes the rows that the store already has from the staging table.
     pub leave_out_known: &'static str,
 }
 
-/// In the order of their references.
+/// The files in the order of their references.
 pub(super) static FILES: [ImportFile; 6] = [USERS, POSTS, FOLLOWS, COMMENTS, LIKES, EVENTS];
 
-/// The largest count a row may carry, that of ids.
+/// The largest count of a row, equal to the largest id.
 const MAX_VIEWS: u64 = (1 << 53) - 1;
 const MAX_DWELL_MS: u64 = 3_600_000;
 
@@ -264,7 +265,8 @@ fn parse_event(row: &Row<'_>) -> Result<String, String> {
     ))
 }
 
-/// A uuid as the API has them, or a number as the other files have them, spread over 16 bytes.
+/// Parses an event id: a uuid as in the API, or a number as in the other files, hashed to 16
+/// bytes.
 fn parse_event_id(text: &str) -> Result<[u8; 16], String> {
     if let Ok(id) = Uuid::try_parse(text) {
         return Ok(id.into_bytes());
@@ -279,7 +281,8 @@ fn parse_event_id(text: &str) -> Result<[u8; 16], String> {
     ))
 }
 
-/// Takes the place of the idempotency key: an imported event is known by its own id alone.
+/// Returns the value that replaces the idempotency key, because only its own id identifies an
+/// imported event.
 fn imported_identity(event_id: [u8; 16]) -> [u8; 16] {
     first_16(
         &Sha256::new()

@@ -1,4 +1,5 @@
-//! One file: read and staged row by row, then checked as a whole and loaded by its target.
+//! Loading of one file: its rows are read and staged one by one, then its target checks and
+//! loads them as a whole.
 
 use super::files::ImportFile;
 use super::offset::Shift;
@@ -9,14 +10,14 @@ use crate::stores::StoreResult;
 use csv::ByteRecord;
 use std::path::Path;
 
-/// What reading a file came to: its rows are staged, up to the first that could not be read.
+/// Result of reading a file. Its rows are staged up to the first one that could not be read.
 #[derive(Debug)]
 struct Staged {
     rows_read: u64,
     unreadable: Option<BadRow>,
 }
 
-/// Loads one file, or nothing of it.
+/// Loads the whole file, or nothing of it.
 pub(super) async fn load_file(
     target: &dyn ImportTarget,
     file: &'static ImportFile,

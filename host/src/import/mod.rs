@@ -1,8 +1,8 @@
-//! The core of `nova import DIR`: six CSV files become rows and aggregates.
+//! The core of `nova import DIR`: converts six CSV files to rows and aggregates.
 //!
-//! Files are loaded in the order of their references, each in one transaction: a bad row leaves
-//! its file unloaded, the files before it stay. Reading and its errors are the same wherever the
-//! rows go; `target` says what a store has to do.
+//! Files are loaded in the order of their references, each in one transaction. If a row is bad,
+//! its file is not loaded, and the files before it stay loaded. Reading and its errors are the
+//! same for every store. `target` defines the operations of a store.
 
 mod embedded;
 mod error;
@@ -29,13 +29,14 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImportOptions {
-    /// Moves all times by one offset, so that the newest time of all files is `now_ms`. Files
-    /// whose newest time was imported before get the offset of then, so that they add nothing.
+    /// Moves all times by one offset, so that the newest time of all files becomes `now_ms`. If
+    /// files with this newest time were imported before, they get the same offset again, so
+    /// that they add nothing.
     pub shift_to_now: bool,
     pub now_ms: UnixMs,
 }
 
-/// How far the file at hand is. Rows are counted while they are read; they are loaded at the end.
+/// Progress in the current file. Rows are counted while they are read, and loaded at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     pub file: &'static str,
@@ -46,9 +47,9 @@ pub struct Progress {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ImportSummary {
-    /// In the order of loading.
+    /// The files in the order in which they were loaded.
     pub files: Vec<FileSummary>,
-    /// What was added to every time, in milliseconds; 0 without `--shift-to-now`.
+    /// The offset added to every time, in milliseconds. It is 0 without `--shift-to-now`.
     pub offset_ms: i64,
 }
 
@@ -60,15 +61,15 @@ pub struct FileSummary {
     pub rows_already_there: u64,
 }
 
-/// Loads those of the six files that are in `dir`.
+/// Loads each of the six files that exists in `dir`.
 ///
-/// Importing the same files again, from wherever, changes nothing: rows are known by their own
-/// ids (a follow by its two ends). A row whose id is there already with other references (author,
-/// post, user) is a bad row; other columns of a known row are left as they are.
+/// Importing the same files again, from any path, changes nothing: rows are identified by their
+/// own ids (a follow by its two users). A row whose id already exists with other references
+/// (author, post, user) is a bad row. Other columns of a known row are left unchanged.
 ///
 /// # Errors
-/// The first bad row as `FILE:LINE: reason`, a file that cannot be read, or a failing store. The
-/// text says which files were loaded before.
+/// The first bad row as `FILE:LINE: reason`, a file that cannot be read, or a failing store.
+/// The text names the files that were loaded before.
 pub async fn import_dir(
     target: &dyn ImportTarget,
     dir: &Path,

@@ -1,9 +1,9 @@
-//! The one offset by which `--shift-to-now` moves all times.
+//! The single offset by which `--shift-to-now` moves all times.
 //!
-//! It is remembered in the store under the newest time that stands in the files, with the first
-//! file that loads. So the same files get the same offset ever after, from whatever path, also
-//! when an import stopped at a bad row that was then mended; files that grew get a new offset for
-//! their new rows. Two directories with the same newest time are taken for parts of one export,
+//! The store remembers the offset under the newest time in the files, together with the first
+//! file that loads. The same files therefore always get the same offset, from any path, even if
+//! an import stopped at a bad row that was corrected later. Files that grew get a new offset
+//! for their new rows. Two directories with the same newest time count as parts of one export,
 //! which must move together.
 
 use super::files::ImportFile;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shift {
     pub offset_ms: i64,
-    /// Under which the offset is to be remembered; `None` when nothing is moved.
+    /// The newest time under which the offset is remembered. `None` if no time is moved.
     pub newest_ms: Option<UnixMs>,
 }
 
@@ -49,7 +49,8 @@ impl Shift {
     }
 }
 
-/// What is not a time here is skipped: loading the file will name it with its line.
+/// Returns the newest time in the file. A value that is not a time is skipped, because loading
+/// the file reports it with its line.
 fn newest_time_ms(file: &ImportFile, path: &Path) -> Result<Option<UnixMs>, ImportError> {
     let unreadable = |error| ImportError::unreadable(file.name, error);
     let opened = std::fs::File::open(path).map_err(unreadable)?;

@@ -1,18 +1,18 @@
-//! One CSV row and the values in it, with reasons when they are not what they should be.
+//! A CSV row and its values, with a reason for each invalid value.
 
 use crate::stores::UnixMs;
 use chrono::DateTime;
 use csv::StringRecord;
 
-/// The largest id, 2^53 − 1: what a JavaScript client can still read exactly.
+/// The largest id, 2^53 − 1, which a JavaScript client can still read exactly.
 const MAX_ID: u64 = (1 << 53) - 1;
 
-/// Which field of a record holds which column.
+/// The position of each column in a record.
 #[derive(Debug)]
 pub(super) struct Columns {
-    /// `None` for an optional column that is not there.
+    /// `None` for an optional column that is missing.
     places: Vec<(&'static str, Option<usize>)>,
-    /// How many fields every record must have.
+    /// Number of fields that every record must have.
     pub fields: usize,
 }
 
@@ -48,20 +48,20 @@ impl Columns {
 pub(super) struct Row<'a> {
     pub columns: &'a Columns,
     pub record: &'a StringRecord,
-    /// The header is line 1.
+    /// The line in the file. The header is line 1.
     pub line: u64,
-    /// Added to every time.
+    /// The offset added to every time, in milliseconds.
     pub offset_ms: i64,
 }
 
 impl<'a> Row<'a> {
-    /// Empty when the column is not there.
+    /// Returns the text of a column, which is empty if the column is missing.
     pub fn text(&self, column: &str) -> &'a str {
         let Some(place) = self.columns.place(column) else {
             return "";
         };
         let field = self.record.get(place).unwrap_or("");
-        // What a file with `\r\n` leaves at the end of a line.
+        // A file with `\r\n` leaves a `\r` at the end of each line.
         let last = place + 1 == self.columns.fields;
         if last {
             field.strip_suffix('\r').unwrap_or(field)
@@ -82,7 +82,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// An unsigned number up to `max`; `None` when empty.
+    /// Returns an unsigned number up to `max`, or `None` if the field is empty.
     pub fn optional_number(&self, column: &str, max: u64) -> Result<Option<u64>, String> {
         let text = self.text(column);
         if text.is_empty() {
@@ -96,7 +96,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The time in this column, moved by the offset.
+    /// Returns the time in this column, moved by the offset.
     pub fn time_ms(&self, column: &str) -> Result<UnixMs, String> {
         let text = self.text(column);
         let Some(at_ms) = parse_time_ms(text) else {
@@ -107,7 +107,7 @@ impl<'a> Row<'a> {
         (i64::try_from(at_ms).ok())
             .and_then(|at_ms| at_ms.checked_add(self.offset_ms))
             .and_then(|moved| UnixMs::try_from(moved).ok())
-            .ok_or_else(|| format!("{column}: {text} moved by the offset lies before 1970"))
+            .ok_or_else(|| format!("{column}: {text} is before 1970 after the offset is added"))
     }
 }
 
@@ -127,7 +127,8 @@ pub(super) fn parse_id(text: &str) -> Result<u64, String> {
     }
 }
 
-/// RFC 3339 to milliseconds; `None` for anything else and for times before 1970.
+/// Converts RFC 3339 to milliseconds. Returns `None` for anything else and for times before
+/// 1970.
 pub(super) fn parse_time_ms(text: &str) -> Option<UnixMs> {
     let time = DateTime::parse_from_rfc3339(text).ok()?;
     UnixMs::try_from(time.timestamp_millis()).ok()

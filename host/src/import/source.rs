@@ -1,4 +1,4 @@
-//! A file as it is read: rows with their line numbers, parsed one by one.
+//! A file that is being read: its rows with their line numbers, parsed one by one.
 
 use super::ImportError;
 use super::files::ImportFile;
@@ -9,17 +9,18 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-/// Large enough that statements cost nothing beside rows, small enough for a lively progress bar.
+/// Rows in one statement: enough that statements cost little compared to rows, few enough for a
+/// smooth progress bar.
 pub(super) const ROWS_PER_STATEMENT: usize = 4_000;
 
-/// An open file whose header was found good.
+/// An open file with a valid header.
 pub(super) struct Source {
     pub file: &'static ImportFile,
     reader: csv::Reader<File>,
     columns: Columns,
     offset_ms: i64,
     pub bytes_total: u64,
-    /// Whether the file ends with a line break.
+    /// True if the file ends with a line break.
     ends_with_line_break: bool,
 }
 
@@ -33,9 +34,9 @@ impl Source {
         let mut opened = File::open(path).map_err(unreadable)?;
         let bytes_total = opened.metadata().map_err(unreadable)?.len();
         let ends_with_line_break = ends_with_line_break(&mut opened).map_err(unreadable)?;
-        // Only `\n` ends a record: with the usual terminators the reader leaves the `\n` of a
-        // `\r\n` for the next record and its line numbers drift. The `\r` is stripped from the
-        // last field. Lengths are checked here, where the line is known.
+        // Only `\n` ends a record. With the usual terminators, the reader leaves the `\n` of a
+        // `\r\n` for the next record, and its line numbers drift. The `\r` is stripped from the
+        // last field. The number of fields is checked here, where the line is known.
         let mut reader = csv::ReaderBuilder::new()
             .terminator(csv::Terminator::Any(b'\n'))
             .flexible(true)
@@ -57,7 +58,8 @@ impl Source {
         })
     }
 
-    /// The next rows as a JSON array, at most [`ROWS_PER_STATEMENT`], and how many they are.
+    /// Returns the next rows as a JSON array, at most [`ROWS_PER_STATEMENT`], with their number
+    /// and the row at which reading stopped, if it is bad.
     pub fn next_rows(&mut self, record: &mut ByteRecord) -> (String, u64, Option<BadRow>) {
         let mut json = String::from("[");
         let mut rows = 0;
@@ -115,10 +117,10 @@ impl Source {
             ));
         }
         if record.as_slice().contains(&0) {
-            return Err("a NUL character".to_owned());
+            return Err("the row contains a NUL character".to_owned());
         }
         let text = StringRecord::from_byte_record(std::mem::take(record))
-            .map_err(|_| "not UTF-8".to_owned())?;
+            .map_err(|_| "the row is not UTF-8".to_owned())?;
         let row = Row {
             columns: &self.columns,
             record: &text,
@@ -130,7 +132,7 @@ impl Source {
         parsed
     }
 
-    /// The line on which the record that was just read begins: where the reader is now, less the
+    /// Returns the line on which the last record begins: the reader's current line, minus the
     /// line breaks inside the record and the one that ended it. (The reader's own position of a
     /// record counts from the empty lines before it.)
     fn line_of(&self, record: &ByteRecord) -> u64 {
@@ -158,7 +160,7 @@ fn ends_with_line_break(file: &mut File) -> io::Result<bool> {
 
 fn csv_reason(error: &csv::Error) -> String {
     match error.kind() {
-        csv::ErrorKind::Utf8 { .. } => "not UTF-8".to_owned(),
+        csv::ErrorKind::Utf8 { .. } => "the row is not UTF-8".to_owned(),
         _ => error.to_string(),
     }
 }

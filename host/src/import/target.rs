@@ -1,5 +1,5 @@
-//! Where an import goes: the embedded store, or the real stack. A target stages rows, checks them by
-//! the file's statements, and loads all of them or none.
+//! The destination of an import: the embedded store or the real stack. A target stages rows,
+//! checks them with the file's statements, and loads all of them or none.
 
 use super::files::ImportFile;
 use super::offset::Shift;
@@ -8,21 +8,22 @@ use async_trait::async_trait;
 
 #[async_trait]
 pub trait ImportTarget: Send + Sync {
-    /// The offset with which files of this newest time were loaded before.
+    /// Returns the offset with which files of this newest time were loaded before.
     async fn offset_ms(&self, newest_ms: UnixMs) -> StoreResult<Option<i64>>;
 
-    /// Begins a file, with nothing staged.
+    /// Begins a file with nothing staged.
     async fn begin(&self, file: &'static ImportFile) -> StoreResult<Box<dyn FileLoad>>;
 }
 
-/// A file on its way. What was staged is seen by nobody else, and is gone when this is dropped.
+/// The load of one file. Only this load sees its staged rows, and dropping it discards them.
 #[async_trait]
 pub trait FileLoad: Send {
-    /// `rows`: a JSON array of parsed rows, in the order of their lines.
+    /// Stages `rows`, a JSON array of parsed rows in the order of their lines.
     async fn stage(&mut self, rows: String) -> StoreResult<()>;
 
-    /// Checks the staged rows against each other and the store, and loads them if all are good.
-    /// `unreadable`: the row at which reading stopped; a bad row above it is the one reported.
+    /// Checks the staged rows against each other and the store, and loads them if all are
+    /// valid. `unreadable` is the row at which reading stopped. If a row before it is bad, that
+    /// row is reported instead.
     async fn finish(
         self: Box<Self>,
         unreadable: Option<BadRow>,
@@ -30,7 +31,7 @@ pub trait FileLoad: Send {
     ) -> StoreResult<Loaded>;
 }
 
-/// A row that cannot be loaded, and why.
+/// A row that cannot be loaded, and the reason.
 #[derive(Debug)]
 pub struct BadRow {
     pub line: u64,
@@ -38,7 +39,7 @@ pub struct BadRow {
 }
 
 impl BadRow {
-    /// The one that comes first in the file. `found`: what a check returned.
+    /// Returns the bad row that comes first in the file. `found` is the result of a check.
     pub(super) fn first(bad: Option<Self>, found: Option<(i64, String)>) -> Option<Self> {
         let Some((line, reason)) = found else {
             return bad;

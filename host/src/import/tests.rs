@@ -1,4 +1,4 @@
-//! What loads, what does not, and what the next import makes of it.
+//! Tests of rows that load, rows that are refused, and repeated imports.
 
 use super::*;
 use crate::stores::embedded::EmbeddedStore;
@@ -110,7 +110,8 @@ async fn history_counts_as_if_its_events_had_happened() {
         exposures: 8,
     };
     assert_eq!(f.counters().await, HashMap::from([(10, ten)]));
-    // Two likes with a user, one comment, two views; the anonymous like is nobody's affinity.
+    // Two likes with a user, one comment, two views. The anonymous like counts for no viewer's
+    // affinity.
     assert_eq!(
         f.store.affinities(2, NOW_MS).await.unwrap(),
         HashMap::from([(1, 5)])
@@ -120,7 +121,7 @@ async fn history_counts_as_if_its_events_had_happened() {
 }
 
 #[tokio::test]
-async fn the_same_directory_again_changes_nothing_also_after_expiry() {
+async fn importing_the_same_directory_again_changes_nothing_even_after_expiry() {
     let f = Fixture::new(&[
         ("users.csv", USERS_CSV),
         ("posts.csv", POSTS_CSV),
@@ -281,7 +282,7 @@ async fn every_kind_of_bad_value_is_refused_on_its_line() {
 }
 
 #[tokio::test]
-async fn the_first_of_several_bad_rows_is_reported_whatever_is_wrong_with_it() {
+async fn the_first_of_several_bad_rows_is_reported_for_every_kind_of_error() {
     let f = Fixture::new(&[("users.csv", USERS_CSV), ("posts.csv", POSTS_CSV)]).await;
     let likes = "like_id,post_id,user_id,created_at\n1,10,2,2026-03-02T00:00:00Z\n\n\
         2,99,2,2026-03-02T00:00:00Z\n3,10,77,2026-03-02T00:00:00Z\n4,10,2,never\n";
@@ -310,7 +311,7 @@ async fn a_missing_required_column_is_an_error_of_line_1_and_a_missing_optional_
 }
 
 #[tokio::test]
-async fn a_quoted_field_with_line_breaks_does_not_confuse_lines() {
+async fn a_quoted_field_with_line_breaks_does_not_shift_line_numbers() {
     let users = "user_id,created_at,bio\n1,2026-03-01T00:00:00Z,\"one\ntwo\nthree\"\n0,2026-03-01T00:00:00Z,x\n";
     let f = Fixture::new(&[("users.csv", users)]).await;
     let text = f.refusal().await;
@@ -318,7 +319,7 @@ async fn a_quoted_field_with_line_breaks_does_not_confuse_lines() {
 }
 
 #[tokio::test]
-async fn an_id_twice_is_one_row_if_equal_and_a_bad_row_if_not() {
+async fn a_repeated_id_is_one_row_if_equal_and_a_bad_row_if_different() {
     let equal = "user_id,created_at\n1,2026-03-01T00:00:00Z\n1,2026-03-01T00:00:00Z\n";
     let f = Fixture::new(&[("users.csv", equal)]).await;
     let users = f.import().await.unwrap().files[0];
@@ -363,7 +364,7 @@ async fn references_may_point_to_rows_of_an_earlier_import() {
 }
 
 #[tokio::test]
-async fn imported_events_are_known_by_their_id_and_sent_ones_by_their_identity() {
+async fn imported_events_are_identified_by_their_id_and_sent_ones_by_their_idempotency_key() {
     let f = Fixture::new(&[
         ("users.csv", USERS_CSV),
         (
@@ -373,7 +374,8 @@ async fn imported_events_are_known_by_their_id_and_sent_ones_by_their_identity()
         ("events.csv", EVENTS_CSV),
     ])
     .await;
-    // The same user, post, action and second as two imported rows, and the id of one of them.
+    // This event has the same user, post, action and second as two imported rows, and the id of
+    // one of them.
     let sent = AcceptedEvent {
         event_id: Uuid::try_parse("9a4f4f43-98d7-4d7e-8d28-53e6ae1ea74d").unwrap(),
         event_time_ms: 1_773_144_000_000,

@@ -22,7 +22,7 @@ fn event(post_id: u64, action: Action) -> AcceptedEvent {
 }
 
 #[tokio::test]
-async fn a_shared_spool_knows_repeats_within_a_commit_alone_and_keeps_no_seen_posts() {
+async fn a_shared_spool_detects_repeats_only_within_one_commit_and_stores_no_seen_posts() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open_shared(dir.path(), 1 << 20).await.unwrap();
     let one = event(1, Action::View);
@@ -65,7 +65,7 @@ async fn a_repeat_is_dropped_within_a_batch_across_batches_and_after_a_restart()
 }
 
 #[tokio::test]
-async fn entries_come_back_in_order_and_leave_when_forgotten() {
+async fn entries_are_read_in_order_and_deleted_when_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), 1 << 20, 100).await.unwrap();
     let posts = [3, 1, 2];
@@ -88,7 +88,7 @@ async fn entries_come_back_in_order_and_leave_when_forgotten() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_no_event_is_left_out_and_those_behind_it_are_not() {
+async fn an_undecodable_entry_is_skipped_and_the_entries_behind_it_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
     let likes = [1, 2, 3].map(|post| event(post, Action::Like));
@@ -107,7 +107,7 @@ async fn an_entry_that_is_no_event_is_left_out_and_those_behind_it_are_not() {
 }
 
 #[tokio::test]
-async fn a_full_spool_refuses_and_takes_events_again_once_it_is_drained() {
+async fn a_full_spool_refuses_events_until_it_is_drained() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), 300, 0).await.unwrap();
     spool
@@ -126,7 +126,7 @@ async fn a_full_spool_refuses_and_takes_events_again_once_it_is_drained() {
 }
 
 #[tokio::test]
-async fn trying_the_disk_writes_one_row_however_often() {
+async fn repeated_disk_tests_write_a_single_row() {
     let dir = tempfile::tempdir().unwrap();
     let mut connection = connect(&dir.path().join("spool.db")).await.unwrap();
     for _ in 0..2 {
@@ -140,7 +140,7 @@ async fn trying_the_disk_writes_one_row_however_often() {
 }
 
 #[tokio::test]
-async fn what_is_forgotten_leaves_no_bytes_behind_whatever_the_alphabet() {
+async fn forgotten_entries_leave_no_bytes_behind_in_any_alphabet() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
     let device = "電話📱".to_owned();
@@ -157,7 +157,7 @@ async fn what_is_forgotten_leaves_no_bytes_behind_whatever_the_alphabet() {
 }
 
 #[tokio::test]
-async fn impressions_and_views_are_seen_and_likes_are_not() {
+async fn impressions_and_views_mark_a_post_as_seen_and_likes_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), 1 << 20, 0).await.unwrap();
     let events = vec![

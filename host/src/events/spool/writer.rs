@@ -1,4 +1,4 @@
-//! The one task that writes the spool's file.
+//! The only task that writes the spool's file.
 
 use super::{Accepted, Shared, SpoolError, options};
 use crate::clock::unix_ms;
@@ -14,14 +14,17 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Events committed together: enough to make the fsync cheap, few enough to keep the first one waiting little.
+/// Maximum events in one commit: enough to make the fsync cheap, few enough that the first one
+/// waits only briefly.
 const COMMIT_EVENTS_MAX: usize = 5_000;
-/// Claims outlive the oldest event a client may still send, plus its allowance for clocks.
+/// Lifetime of a claim. It exceeds the age of the oldest event that a client may still send,
+/// plus the tolerance for clocks.
 const CLAIM_LIFE_MS: u64 = 25 * HOUR_MS;
-/// An fsync error leaves the descriptor in doubt: it is closed, and not opened again for this long.
+/// Pause before the file is opened again. After an fsync error the state of the descriptor is
+/// unknown, so it is closed.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 const EXPIRE_INTERVAL_MS: u64 = 60_000;
-/// One row of bookkeeping beside the event itself.
+/// Bookkeeping bytes of one row, in addition to the event itself.
 pub(super) const ROW_OVERHEAD_BYTES: i64 = 64;
 
 const SCHEMA: &str = "
@@ -51,7 +54,7 @@ pub(super) struct Writer {
     memory: Memory,
 }
 
-/// Who remembers what was accepted and what was seen.
+/// The place where accepted keys (claims) and seen posts are stored: in this file or elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Memory {
     Here,
@@ -74,7 +77,8 @@ impl Writer {
             let received = if self.shared.healthy.load(Ordering::Relaxed) {
                 queue.recv_many(&mut jobs, 1).await
             } else {
-                // Not ready means that no events come, so the disk must be tried without them.
+                // A host whose spool is unhealthy is not ready and gets no events, so the
+                // writer must test the disk without them.
                 let waited =
                     tokio::time::timeout(REOPEN_PAUSE, queue.recv_many(&mut jobs, 1)).await;
                 waited.unwrap_or(usize::MAX)
@@ -82,7 +86,7 @@ impl Writer {
             if received == 0 {
                 return;
             }
-            // Whatever came in while the last commit was under way shares the next one.
+            // Jobs that arrived during the last commit share the next one.
             let mut events = event_count(&jobs);
             while events < COMMIT_EVENTS_MAX
                 && let Ok(job) = queue.try_recv()
@@ -126,7 +130,7 @@ impl Writer {
             Err(error) => {
                 tracing::error!(
                     error = format!("{error:#}"),
-                    "the event spool cannot be written; events are refused"
+                    "could not write the event spool; refusing events until a write succeeds"
                 );
                 for (_, done) in appends {
                     let _ = done.send(Err(SpoolError::Unavailable));
@@ -134,7 +138,7 @@ impl Writer {
                 for done in forgotten {
                     let _ = done.send(Err(SpoolError::Unavailable));
                 }
-                // Nothing may be written through a descriptor whose fsync failed.
+                // A descriptor whose fsync failed must not be written again.
                 self.connection = None;
                 tokio::time::sleep(REOPEN_PAUSE).await;
             }
@@ -195,14 +199,14 @@ fn event_count(jobs: &[Job]) -> usize {
         .sum()
 }
 
-/// What a transaction adds to the spool's size.
+/// Change of the spool's size that one transaction makes.
 #[derive(Default)]
 struct Change {
     events: i64,
     bytes: i64,
 }
 
-/// Appends the events that are new. Statements take whole batches as JSON, because a round trip to
+/// Appends the new events. The statements take whole batches as JSON, because a round trip to
 /// SQLite's thread costs more than a row.
 async fn append(
     tx: &mut SqliteConnection,
@@ -223,7 +227,7 @@ async fn append(
                 .collect()
         })
         .collect();
-    // Without claims a repeat within the transaction is still one.
+    // Without claims, a repeat is still detected if both copies are in this transaction.
     let mut claimed = match memory {
         Memory::Here => claimed_already(tx, keys.iter().flatten().flatten()).await?,
         Memory::Elsewhere => HashSet::new(),
@@ -315,7 +319,8 @@ async fn drop_through(
     Ok(())
 }
 
-/// Writes a row: a transaction that writes nothing commits on a full disk as well.
+/// Tests the disk by writing a row. A transaction that writes nothing would commit even on a
+/// full disk.
 pub(super) async fn try_disk(tx: &mut SqliteConnection) -> anyhow::Result<()> {
     sqlx::query("INSERT OR REPLACE INTO claims (key, expires_ms) VALUES (x'00', unixepoch('subsec') * 1000)")
         .execute(tx)

@@ -1,5 +1,5 @@
-//! Import into the embedded store. A file is first staged in a temporary table, which locks nothing,
-//! so that a running host waits only for the load itself.
+//! Import into the embedded store. A file is first staged in a temporary table, which locks
+//! nothing, so a running host waits only for the load itself.
 
 mod statements;
 
@@ -17,7 +17,7 @@ const STAGE_SCHEMA: &str = include_str!("stage.sql");
 
 struct Load {
     store: EmbeddedStore,
-    /// The staging tables belong to the connection, so one connection sees the file through.
+    /// The staging tables belong to the connection, so one connection serves the whole file.
     connection: PoolConnection<Sqlite>,
     file: &'static ImportFile,
     statements: &'static Statements,
@@ -102,7 +102,7 @@ async fn load_staged(
     for effect in statements.effects {
         sqlx::query(*effect).execute(&mut *connection).await?;
     }
-    // Raw events are there after events.csv alone; for the other files this adds nothing.
+    // Only events.csv adds raw events. For the other files this adds nothing.
     aggregate_after(connection, events_before).await?;
     Ok(new)
 }

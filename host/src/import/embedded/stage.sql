@@ -1,6 +1,6 @@
--- Where a file's rows wait until all of them are read. Temporary: another process sees nothing of
--- it and waits for nothing. `line` is the row's line in its file; `again_line` the line on which
--- the same id came again with other content.
+-- Staging tables that hold a file's rows until all of them are read. They are temporary:
+-- another process neither sees them nor waits for them. `line` is the row's line in its file.
+-- `again_line` is the line on which the same id occurs again with other content.
 CREATE TEMP TABLE IF NOT EXISTS staged_users (
     user_id INTEGER PRIMARY KEY, line INTEGER NOT NULL, again_line INTEGER,
     created_at_ms INTEGER NOT NULL, username TEXT NOT NULL, avatar_url TEXT NOT NULL,

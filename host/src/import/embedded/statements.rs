@@ -1,13 +1,13 @@
-//! How each file is staged in SQLite, loaded, and counted in the aggregates.
+//! The SQLite statements that stage each file, load it, and count it in the aggregates.
 
 use crate::import::files::FileKind;
 
 #[derive(Debug)]
 pub(super) struct Statements {
-    /// ?1: a JSON array of rows.
+    /// Stages ?1, a JSON array of rows.
     pub stage: &'static str,
     pub insert: &'static str,
-    /// What the new rows add to the aggregates.
+    /// Statements that add the new rows to the aggregates.
     pub effects: &'static [&'static str],
 }
 
@@ -62,7 +62,7 @@ ON CONFLICT (post_id, hour_ms) DO UPDATE SET
 };
 
 const FOLLOWS: Statements = Statements {
-    // An edge that comes twice, whatever its time, is one edge: the first.
+    // An edge that occurs twice is one edge, even if the times differ. The first one stays.
     stage: "
 INSERT INTO staged_follows (follower_id, following_id, line, created_at_ms)
 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3
@@ -124,7 +124,7 @@ FROM staged_likes
 WHERE true
 GROUP BY 1, 2
 ON CONFLICT (post_id, hour_ms) DO UPDATE SET likes = likes + excluded.likes",
-        // An anonymous like counts for its post and for nobody's affinity.
+        // An anonymous like counts for its post and for no viewer's affinity.
         "
 INSERT INTO user_author_90d (user_id, author_id, day_ms, likes, comments, views)
 SELECT s.user_id, p.author_id, s.created_at_ms - s.created_at_ms % 86400000, count(*), 0, 0
@@ -150,8 +150,9 @@ WHERE again_line IS NULL
     insert: "
 INSERT INTO imported_events (event_id, user_id, post_id)
 SELECT event_id, user_id, post_id FROM staged_events",
-    // Accepted when it happened. An event that its user's client sent under the same id is there
-    // already; the aggregates follow from what is really inserted.
+    // An imported event counts as accepted when it happened. If the user's client sent an event
+    // with the same id, that event is already there. The aggregates follow from the rows that
+    // are really inserted.
     effects: &["
 INSERT INTO events (idempotency_key, event_id, event_time_ms, accepted_ms, user_id, post_id,
                     author_id, action, dwell_ms, device, app_ver)

@@ -1,5 +1,5 @@
-//! What an import writes beside PostgreSQL: the captured tables and the events in ClickHouse, and the
-//! posts that imported events show as seen.
+//! The writes of an import outside PostgreSQL: the captured tables and the events in
+//! ClickHouse, and the posts that imported events mark as seen.
 
 use super::rows;
 use crate::clock::unix_ms;
@@ -30,7 +30,8 @@ impl History {
         Self { clickhouse, seen }
     }
 
-    /// What follows from the staged rows of a file, which are those that are new.
+    /// Writes the data that follows from the staged rows of a file. At this point only the new
+    /// rows are staged.
     pub async fn write(&self, staged: &mut PgConnection, kind: FileKind) -> Result<(), Failure> {
         match kind {
             FileKind::Users => self.copy(staged, rows::USERS, rows::user).await,
@@ -51,7 +52,7 @@ impl History {
         }
     }
 
-    /// Copied again, a row replaces itself.
+    /// Copies the staged rows. A row that is copied again replaces itself.
     async fn copy<T, R: CapturedRow>(
         &self,
         staged: &mut PgConnection,

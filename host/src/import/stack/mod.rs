@@ -1,9 +1,11 @@
-//! Import into the real stack: rows into PostgreSQL, and what follows from them into ClickHouse.
+//! Import into the real stack: writes the rows to PostgreSQL, and the data that follows from
+//! them to ClickHouse.
 //!
-//! PostgreSQL's transaction is open until ClickHouse has everything, so a file whose history could not
-//! be written is not loaded. What ClickHouse got by then is known there by its own ids, and adds nothing
-//! when the file is loaded again. The rows reach ClickHouse a second time by change data capture; those
-//! written here have version 0, which every captured change outranks.
+//! PostgreSQL's transaction stays open until ClickHouse has everything, so a file whose history
+//! could not be written is not loaded. ClickHouse identifies the rows that it received by then
+//! by their own ids, so they add nothing when the file is loaded again. The rows reach
+//! ClickHouse a second time by change data capture. The rows written here have version 0, so
+//! every captured change outranks them.
 
 mod history;
 mod rows;
@@ -33,14 +35,14 @@ use std::time::Duration;
 
 const STAGE_SCHEMA: &str = include_str!("stage.sql");
 
-/// The longest a single step may take, the last of a file with millions of rows included.
+/// Maximum duration of a single step, including the last step of a file with millions of rows.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// One for the file at hand, one to ask beside it.
+/// One connection for the current file, and one for queries outside its transaction.
 const CONNECTIONS_MAX: u32 = 2;
-/// Nobody waits for a feed here.
+/// Timeout for marking posts as seen. No viewer waits for it.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Imports go one after the other: each decides by what it finds.
+/// Makes imports run one after the other, because each decides by the rows that it finds.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('nova import'))";
 
 #[derive(Debug)]
@@ -51,10 +53,10 @@ pub struct StackTarget {
 }
 
 impl StackTarget {
-    /// Nothing is connected yet.
+    /// Creates the target without connecting.
     ///
     /// # Errors
-    /// When a URL is none.
+    /// If one of the URLs is invalid.
     pub fn connect(urls: StackUrls<'_>) -> anyhow::Result<Self> {
         let seen = Redis::with_guard(
             urls.redis,
@@ -85,7 +87,7 @@ struct Load {
     pool: PgPool,
     guard: Guard,
     history: Arc<History>,
-    /// The staging tables belong to the connection, so one connection sees the file through.
+    /// The staging tables belong to the connection, so one connection serves the whole file.
     connection: PoolConnection<Postgres>,
     file: &'static ImportFile,
     statements: &'static Statements,
@@ -151,7 +153,8 @@ impl FileLoad for Load {
             }
             execute(&mut tx, self.file.leave_out_known).await?;
             let new = execute(&mut tx, self.statements.insert).await?;
-            // Not in the transaction: what ClickHouse gets it keeps, and the rest must be shifted alike.
+            // The offset is stored outside the transaction: ClickHouse keeps the rows that it
+            // received, so the rest must be shifted by the same offset.
             remember(&self.pool, shift).await?;
             self.history.write(&mut tx, self.file.kind).await?;
             tx.commit().await?;

@@ -1,5 +1,5 @@
-//! What an import writes into ClickHouse, and where in PostgreSQL it comes from: the rows that are
-//! staged and new.
+//! The rows that an import writes to ClickHouse, and the queries that read them from
+//! PostgreSQL: the rows that are staged and new.
 
 use crate::stores::clickhouse::{CommentRow, FollowRow, ImportedEvent, LikeRow, PostRow, UserRow};
 use crate::stores::guard::Failure;
@@ -7,7 +7,7 @@ use crate::stores::postgres::from_sql;
 use crate::stores::{AcceptedEvent, Action};
 use uuid::Uuid;
 
-/// What is captured later outranks it.
+/// Version of imported rows. Every row captured later outranks it.
 const VERSION: u64 = 0;
 
 pub(super) const USERS: &str =
@@ -20,7 +20,8 @@ pub(super) const COMMENTS: &str =
 pub(super) const LIKES: &str =
     "SELECT like_id, post_id, coalesce(user_id, 0), created_at_ms FROM staged_likes";
 
-// Events in the order of time: a batch then touches few days, each of which is a part of its own.
+// Events are read in the order of time, so that a batch touches few days. Each day is a part of
+// its own.
 
 pub(super) const VIEW_COUNTS: &str = "
 SELECT a.import_id || post_id, md5(a.import_id || post_id)::uuid, created_at_ms, 0::bigint, post_id,
@@ -118,7 +119,7 @@ pub(super) type Event = (
     i64,
 );
 
-/// Accepted when it happened.
+/// Converts a staged event, which counts as accepted when it happened.
 pub(super) fn event(staged: Event) -> Result<ImportedEvent, Failure> {
     let (
         import_id,
@@ -133,8 +134,11 @@ pub(super) fn event(staged: Event) -> Result<ImportedEvent, Failure> {
         app_ver,
         times,
     ) = staged;
-    let action = Action::parse(&action)
-        .ok_or_else(|| Failure::permanent(anyhow::anyhow!("staged action {action:?}")))?;
+    let action = Action::parse(&action).ok_or_else(|| {
+        Failure::permanent(anyhow::anyhow!(
+            "a staged event has the unknown action {action:?}"
+        ))
+    })?;
     let event = AcceptedEvent {
         event_id,
         event_time_ms: from_sql(at_ms),

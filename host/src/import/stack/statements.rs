@@ -1,12 +1,13 @@
-//! How each file is staged in PostgreSQL, freed of repetitions, and loaded.
+//! The PostgreSQL statements that stage each file, remove its repetitions, and load it.
 
 use crate::import::files::FileKind;
 
 #[derive(Debug)]
 pub(super) struct Statements {
-    /// $1: a JSON array of rows.
+    /// Stages $1, a JSON array of rows.
     pub stage: &'static str,
-    /// Of rows with one id the first stays, with `again_line` where a later one has other content.
+    /// Statements that keep the first of several rows with one id, and set its `again_line` if
+    /// a later one has other content.
     pub settle: &'static [&'static str],
     pub insert: &'static str,
 }
@@ -24,7 +25,8 @@ impl Statements {
     }
 }
 
-/// Temporary tables are not analysed by themselves, and the checks join.
+/// Ends with ANALYZE, because temporary tables are not analysed automatically and the checks
+/// join them.
 macro_rules! settle_by {
     ($table:literal, $key:literal) => {
         &[
@@ -98,7 +100,7 @@ const FOLLOWS: Statements = Statements {
 INSERT INTO staged_follows (follower_id, following_id, line, created_at_ms)
 SELECT (value ->> 0)::bigint, (value ->> 1)::bigint, (value ->> 2)::bigint, (value ->> 3)::bigint
 FROM jsonb_array_elements($1::jsonb)",
-    // An edge that comes twice, whatever its time, is one edge: the first.
+    // An edge that occurs twice is one edge, even if the times differ. The first one stays.
     settle: &[
         leave_first!("staged_follows", "follower_id, following_id"),
         "ANALYZE staged_follows",
@@ -139,7 +141,8 @@ ON CONFLICT DO NOTHING",
 };
 
 const EVENTS: Statements = Statements {
-    // Position 1 is the identity by which the embedded store tells an imported event from a sent one.
+    // Position 1 is not staged here. It is the identity by which the embedded store
+    // distinguishes an imported event from a sent one.
     stage: "
 INSERT INTO staged_events (event_id, line, event_time_ms, user_id, post_id, author_id, action,
                            dwell_ms, device, app_ver, content)

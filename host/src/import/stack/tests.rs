@@ -1,4 +1,5 @@
-//! The same files into both targets: the same summaries, the same refusals, the same counters after.
+//! Tests that import the same files into both targets and expect equal summaries, errors and
+//! counters.
 
 use super::StackTarget;
 use crate::clock::{rfc3339, unix_ms};
@@ -33,7 +34,7 @@ const ALL: [(&str, &str); 6] = [
     ("events.csv", EVENTS),
 ];
 
-/// Remembers what was marked.
+/// A store of seen posts that records the marks.
 #[derive(Debug, Default)]
 struct Marks(Mutex<Vec<(u64, u64, UnixMs)>>);
 
@@ -62,7 +63,7 @@ impl SeenPosts for Marks {
     }
 }
 
-/// Both targets, each with stores of its own.
+/// Both targets, each with its own stores.
 struct Both {
     embedded: EmbeddedStore,
     real: StackTarget,
@@ -102,8 +103,8 @@ impl Both {
         })
     }
 
-    /// Imports the files into both, asserts that both answer alike, and returns the answer. All
-    /// times are moved to now: ClickHouse keeps 92 days.
+    /// Imports the files into both targets, asserts that the results are equal, and returns the
+    /// result. All times are moved to now, because ClickHouse keeps 92 days.
     async fn import(
         &self,
         files: &[(&str, &str)],
@@ -151,7 +152,8 @@ impl Drop for Both {
         let mut url = self.clickhouse_url.clone();
         let drop = format!("DROP DATABASE IF EXISTS {}", url.path().trim_matches('/'));
         url.set_path("/");
-        // The test's own runtime may be the one that unwinds.
+        // A new thread drops the database, because the test's own runtime may be the one that
+        // unwinds.
         let dropped = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -164,7 +166,7 @@ impl Drop for Both {
 }
 
 #[tokio::test]
-async fn the_same_history_counts_alike_and_a_second_import_changes_nothing() {
+async fn both_targets_count_the_same_history_equally_and_a_second_import_changes_nothing() {
     let Some(both) = Both::new().await else {
         return;
     };
@@ -194,7 +196,7 @@ async fn the_same_history_counts_alike_and_a_second_import_changes_nothing() {
 }
 
 #[tokio::test]
-async fn imported_impressions_and_views_of_the_last_day_are_seen() {
+async fn imported_impressions_and_views_of_the_last_day_are_marked_as_seen() {
     let Some(both) = Both::new().await else {
         return;
     };
@@ -209,13 +211,13 @@ async fn imported_impressions_and_views_of_the_last_day_are_seen() {
 }
 
 #[tokio::test]
-async fn what_clickhouse_got_from_an_import_that_failed_is_not_counted_again() {
+async fn rows_that_clickhouse_got_from_a_failed_import_are_not_counted_again() {
     let Some(both) = Both::new().await else {
         return;
     };
     both.import(&ALL).await.unwrap();
     let counters = both.counters().await;
-    // As if PostgreSQL had gone away before each commit.
+    // Simulates a failure of PostgreSQL before each commit.
     let forget = "TRUNCATE users, posts, follows, comments, likes, events_dedup";
     sqlx::raw_sql(forget)
         .execute(&both.real.pool)
@@ -237,7 +239,7 @@ async fn what_clickhouse_got_from_an_import_that_failed_is_not_counted_again() {
 }
 
 #[tokio::test]
-async fn both_refuse_the_same_rows_in_the_same_words() {
+async fn both_targets_refuse_the_same_rows_with_the_same_texts() {
     let Some(both) = Both::new().await else {
         return;
     };
@@ -285,7 +287,7 @@ async fn both_refuse_the_same_rows_in_the_same_words() {
 }
 
 #[tokio::test]
-async fn equal_rows_twice_are_one_and_ids_of_an_earlier_import_may_be_pointed_to() {
+async fn repeated_equal_rows_are_one_row_and_may_refer_to_an_earlier_import() {
     let Some(both) = Both::new().await else {
         return;
     };
@@ -298,7 +300,7 @@ async fn equal_rows_twice_are_one_and_ids_of_an_earlier_import_may_be_pointed_to
 }
 
 #[tokio::test]
-async fn an_import_into_a_store_that_is_down_fails_and_says_which() {
+async fn an_import_into_a_store_that_is_down_fails_and_names_the_store() {
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://nobody@{}/nothing", unused.local_addr().unwrap());
     drop(unused);

@@ -1,4 +1,4 @@
-//! What every feed cache promises.
+//! Conformance tests of the feed caches.
 
 use super::Ids;
 use crate::clock::unix_ms;

@@ -1,5 +1,5 @@
-//! A random community: rows of history, batches of live events with repeats, posts that are deleted
-//! later; and the same as a model.
+//! A random community: rows of history, batches of live events with repeats, and posts that are
+//! deleted later. The same community is also built as a model.
 
 use super::model::{Happening, Model};
 use super::{POSTS, USERS};
@@ -22,17 +22,17 @@ pub struct Reaction {
 #[derive(Debug)]
 pub struct Community {
     pub now_ms: u64,
-    /// (user, when)
+    /// (user, time in ms)
     pub users: Vec<(u64, u64)>,
-    /// With their view counts.
+    /// The posts and their view counts.
     pub posts: Vec<(Post, u64)>,
-    /// (follower, following, when); some of them twice.
+    /// (follower, following, time in ms). Some pairs occur twice.
     pub follows: Vec<(u64, u64, u64)>,
     pub likes: Vec<Reaction>,
     pub comments: Vec<Reaction>,
-    /// A fifth of the events repeat an earlier one.
+    /// Batches of live events. A fifth of the events repeat an earlier one.
     pub batches: Vec<Vec<AcceptedEvent>>,
-    /// After everything else.
+    /// Posts to delete after everything else is loaded.
     pub deleted: BTreeSet<u64>,
 }
 
@@ -98,7 +98,7 @@ impl Maker<'_> {
         } else {
             100 * DAY_MS
         };
-        // Whole minutes, so that ties happen; a few in the future.
+        // Times are whole minutes, so that ties occur. A few lie in the future.
         let at_ms = (self.ago(max_age) + self.rng.random_range(0..2) * HOUR_MS) / 60_000 * 60_000;
         let views = self.rng.random_range(0..5);
         let post = Post {
@@ -128,7 +128,7 @@ impl Maker<'_> {
         (who, whom, self.ago(DAY_MS))
     }
 
-    /// Likes may be anonymous.
+    /// Makes a like or a comment. Likes may be anonymous.
     fn reaction(&mut self, id: u64, action: Action) -> Reaction {
         let post = self.any_post();
         let user = self.rng.random_range(1..=USERS);
@@ -158,7 +158,7 @@ impl Maker<'_> {
         }
     }
 
-    /// What counts of them goes into the model.
+    /// Makes batches of events, and adds the events that count to the model.
     fn batches(&mut self) -> Vec<Vec<AcceptedEvent>> {
         let mut known = BTreeSet::new();
         let mut sent: Vec<AcceptedEvent> = Vec::new();
@@ -188,7 +188,7 @@ impl Maker<'_> {
         batches
     }
 
-    /// The same event, sometimes under another id and at another moment of its second.
+    /// Returns the same event, sometimes under another id and at another moment of its second.
     fn repeat_of(&mut self, sent: &[AcceptedEvent]) -> AcceptedEvent {
         let event = sent[self.rng.random_range(0..sent.len())].clone();
         if self.rng.random_bool(0.5) {

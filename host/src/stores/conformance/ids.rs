@@ -1,8 +1,9 @@
-//! Ids of one suite's own on a server that suites share.
+//! The ids of one test suite on a server that several suites share.
 
 use uuid::Uuid;
 
-/// Ids that nobody else uses, so that suites can share a server, and that a pattern finds again.
+/// Ids that no other suite uses, so that suites can share a server. A pattern finds their keys
+/// again.
 #[derive(Debug, Clone, Copy)]
 pub struct Ids(u64);
 
@@ -11,7 +12,7 @@ impl Ids {
         Self(rand::random_range(10_000_000_000..100_000_000_000))
     }
 
-    /// `n` below 100.
+    /// Returns the id of a viewer. `n` is below 100.
     pub fn viewer(self, n: u64) -> u64 {
         self.0 * 100 + n
     }
@@ -20,7 +21,7 @@ impl Ids {
         Uuid::from_u64_pair(self.0, n)
     }
 
-    /// Glob patterns of every key that has one of these ids in it.
+    /// Returns glob patterns that match every key with one of these ids.
     pub fn key_patterns(self) -> [String; 2] {
         let ranking = self.ranking(0).to_string();
         let (front, _) = ranking.split_at(18);

@@ -1,7 +1,8 @@
-//! What every set of stores must answer: a random community, loaded as each set is loaded in life,
-//! against a model that computes every answer the slow way from the words of SEMANTICS.
+//! Conformance tests of the candidate stores: a random community is loaded through each set's
+//! usual write path, and the results are compared with a model that computes them the slow way.
+//! See docs/semantics.md.
 //!
-//! A set's own tests load a [`Community`] and call [`assert_conforms`].
+//! The tests of each set load a [`Community`] and call [`assert_conforms`].
 
 pub mod cache;
 mod community;
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 const USERS: u64 = 80;
 const POSTS: u64 = 600;
 
-/// Asks for everything and compares.
+/// Compares every result of the store with the model.
 pub async fn assert_conforms(store: &dyn CandidateStore, model: &Model) {
     for viewer in 1..=10 {
         compare_sources(store, model, viewer).await;
@@ -29,7 +30,8 @@ pub async fn assert_conforms(store: &dyn CandidateStore, model: &Model) {
     compare_trending_windows(store, model).await;
 }
 
-/// Some viewers ask for everything, some for little, so that limits cut.
+/// Returns the limit of a viewer. Some viewers request everything and some only a few rows, so
+/// that limits apply.
 fn limit(viewer: u64, all: usize) -> (u32, usize) {
     let limit = if viewer.is_multiple_of(2) { all } else { 7 };
     (u32::try_from(limit).unwrap(), limit)

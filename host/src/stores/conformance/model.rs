@@ -1,11 +1,11 @@
-//! Every answer computed the slow way, from the words of SEMANTICS.
+//! The reference model: computes every result the slow way, directly from docs/semantics.md.
 
 use super::USERS;
 use crate::stores::{Action, Counters, DAY_MS, HOUR_MS, Post};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Something that counts: an event, or a row of history as if it were one.
+/// An interaction that counts: an event, or a row of history that counts as one.
 #[derive(Debug, Clone)]
 pub struct Happening {
     pub at_ms: u64,
@@ -17,7 +17,7 @@ pub struct Happening {
     pub dwell_ms: u64,
 }
 
-/// A community as the stores should see it at `now_ms`.
+/// The community that the stores should return at `now_ms`.
 #[derive(Debug, Default)]
 pub struct Model {
     pub now_ms: u64,
@@ -25,7 +25,7 @@ pub struct Model {
     pub deleted: BTreeSet<u64>,
     pub follows: BTreeSet<(u64, u64)>,
     pub happenings: Vec<Happening>,
-    /// (viewer, post, author, accepted, action)
+    /// (viewer, post, author, time of acceptance in ms, action)
     pub shown: Vec<(u64, u64, u64, u64, Action)>,
 }
 
@@ -126,7 +126,7 @@ impl Model {
         posts
     }
 
-    /// (user, followers, score)
+    /// Returns (user, followers, score).
     pub fn suggestions(&self, viewer: u64, limit: usize) -> Vec<(u64, u64, f64)> {
         let follows = |who, whom| self.follows.contains(&(who, whom));
         let interactions = self.affinities(viewer, &[Action::Like, Action::Comment, Action::View]);
@@ -152,7 +152,8 @@ impl Model {
         found
     }
 
-    /// Impressions by author, and when each post was last seen, accepted at or after `since_ms`.
+    /// Returns the impressions by author, and the time when each post was last seen. Both
+    /// include only what was accepted at or after `since_ms`.
     pub fn shown_to(&self, viewer: u64, since_ms: u64) -> (BTreeMap<u64, u64>, BTreeMap<u64, u64>) {
         let mut impressions: BTreeMap<u64, u64> = BTreeMap::new();
         let mut seen: BTreeMap<u64, u64> = BTreeMap::new();

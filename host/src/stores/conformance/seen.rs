@@ -1,10 +1,10 @@
-//! What every memory of seen posts promises.
+//! Conformance tests of the stores of seen posts.
 
 use super::Ids;
 use crate::clock::unix_ms;
 use crate::stores::{DAY_MS, HOUR_MS, SeenPosts};
 
-/// How long a post may stay seen beyond its 24 hours.
+/// Time that a post may stay seen beyond its 24 hours.
 const SLACK_MS: u64 = 3 * HOUR_MS;
 
 pub async fn keeps_its_promises(seen: &dyn SeenPosts, ids: Ids) {
@@ -19,7 +19,10 @@ async fn a_stranger_has_seen_nothing(seen: &dyn SeenPosts, viewer: u64) {
     let now_ms = unix_ms();
     let found = seen.among(viewer, &[1, 2], now_ms).await.unwrap();
     assert_eq!(found.seen, [false, false]);
-    assert_ne!(found.version, 0, "0 is the version of what cannot be read");
+    assert_ne!(
+        found.version, 0,
+        "0 is the version of a set that cannot be read"
+    );
     assert_eq!(seen.count(viewer, now_ms).await.unwrap(), 0);
     let nothing = seen.among(viewer, &[], now_ms).await.unwrap();
     assert!(nothing.seen.is_empty());

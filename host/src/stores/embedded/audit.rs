@@ -7,9 +7,10 @@ use crate::policy::registry::RegistryError;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, SqlitePool};
 
-/// Gives a log that is older than the chain its columns, and refuses what would be written without them.
+/// Adds the hash columns to a log that is older than the hash chain, and a trigger that rejects
+/// entries without a hash.
 pub(super) async fn prepare(writer: &SqlitePool) -> Result<(), sqlx::Error> {
-    // IMMEDIATE: of two processes that open the file at once, one adds them.
+    // IMMEDIATE: if two processes open the file at once, only one of them adds the columns.
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
     let find = "SELECT count(*) FROM pragma_table_info('audit') WHERE name = 'hash'";
     let found: i64 = sqlx::query_scalar(find).fetch_one(&mut *tx).await?;
@@ -57,7 +58,8 @@ fn entry(row: &SqliteRow) -> Result<AuditEntry, RegistryError> {
     })
 }
 
-/// The hash that the next entry continues, within the transaction that writes it.
+/// Returns the hash that the next entry continues. It must run in the transaction that writes
+/// that entry.
 pub(super) async fn head(
     connection: &mut SqliteConnection,
 ) -> Result<Option<Digest>, RegistryError> {

@@ -1,4 +1,4 @@
-//! Caches in the process, bounded in bytes and in time.
+//! In-process caches of feeds and small values, bounded in bytes and in time.
 
 use crate::feed::snapshot::{Algo, CachedCandidates, Snapshot};
 use crate::policy::Digest;
@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How long a snapshot lives after its last use; a cursor into it is good for as long.
+/// Lifetime of a snapshot after its last use. A cursor into it is valid for the same time.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(600);
-/// Upper bound on the age of cached candidates; the configured TTL is checked by the reader and may be shorter.
+/// Upper bound on the age of cached candidates. The reader checks the configured TTL, which may
+/// be shorter.
 const CANDIDATES_LIFE: Duration = Duration::from_secs(3_600);
 
-/// A viewer meets few policies within the life of a snapshot.
+/// Maximum rankings remembered for one viewer. Few policies serve one viewer within the life of
+/// a snapshot.
 const DIGESTS_PER_VIEWER_MAX: usize = 4;
 
 #[derive(Debug, Clone)]
@@ -25,20 +27,21 @@ pub struct ProcessCache {
     snapshots: Cache<Uuid, Arc<Snapshot>>,
     /// viewer → the newest ranking of each effective digest, newest first.
     latest: Cache<u64, Vec<(Digest, Uuid)>>,
-    /// viewer → the newest ranking that is no timeline.
+    /// viewer → the newest ranking that is not a timeline.
     newest: Cache<u64, Uuid>,
     candidates: Cache<u64, Arc<CachedCandidates>>,
     values: Cache<String, (Instant, Vec<u8>)>,
     epochs: Arc<Epochs>,
 }
 
-/// An epoch for each viewer, shared by viewers whose ids fall together: a false end costs one cached
-/// answer, a counter of one's own would cost memory for every viewer ever seen.
+/// The epochs of all viewers. Viewers whose ids map to the same slot share an epoch: an
+/// unneeded end costs one cached response, while a counter for each viewer would cost memory
+/// for every viewer ever seen.
 #[derive(Debug)]
 struct Epochs(Box<[AtomicU64]>);
 
 const EPOCHS: usize = 1 << 16;
-/// For trending lists, suggestions and reports.
+/// Size limit for trending lists, suggestions and reports.
 const VALUES_BYTES_MAX: u64 = 16 << 20;
 
 impl Default for Epochs {
@@ -54,7 +57,7 @@ impl Epochs {
 }
 
 impl ProcessCache {
-    /// `bytes_max` for snapshots and as much again for candidates.
+    /// Creates caches of `bytes_max` for snapshots and as much again for candidates.
     pub fn new(bytes_max: u64) -> Self {
         let weight = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         let index_entries_max = bytes_max / 256;
@@ -92,8 +95,9 @@ impl ProcessCache {
     }
 }
 
-/// A cache that drops what was used longest ago. The default policy drops the newcomer instead,
-/// unless it is asked for often, and a new ranking never was: its cursor would end at once.
+/// Returns the builder of an LRU cache. The default policy would drop the new entry instead,
+/// unless it is requested often. A new ranking has not been requested yet, so its cursor would
+/// expire at once.
 fn cache<K, V>() -> CacheBuilder<K, V, Cache<K, V>>
 where
     K: Eq + Hash + Send + Sync + 'static,
@@ -144,7 +148,8 @@ impl FeedCache for ProcessCache {
                     .collect()
             });
         }
-        // A timeline must not stand in for a ranking: it is the rung below.
+        // A timeline must not replace a ranking here, because it is the next step of the
+        // fallback chain.
         if snapshot.algo == Algo::Ch {
             self.newest.insert(viewer, ranking_id);
         }

@@ -1,4 +1,5 @@
-//! The candidate sources and features, from posts, follows and the two aggregates.
+//! Queries for the candidate sources and features: they read posts, follows and the two
+//! aggregates.
 
 use super::{
     AGGREGATE_WINDOW_MS, EmbeddedStore, STORE_NAME, day_start, from_sql, hour_start, json_ids,
@@ -11,13 +12,13 @@ use async_trait::async_trait;
 use std::collections::HashMap;
 
 const FOLLOWEES_WINDOW_MS: u64 = 72 * HOUR_MS;
-/// Posts older than this are in no source.
+/// Maximum age of a post in any source.
 const POST_WINDOW_MS: u64 = AGGREGATE_WINDOW_MS;
-/// The window of the trending source: the current bucket and so many before it.
+/// Window of the trending source: the current bucket and this many hours before it.
 const TRENDING_SOURCE_HOURS: u64 = 24;
 
-/// `CROSS JOIN` fixes the order: a short range of the author index for each followee, instead of
-/// everybody's posts of three days.
+/// `CROSS JOIN` fixes the join order: SQLite reads a short range of the author index for each
+/// followee instead of all users' posts of three days.
 const FOLLOWEES: &str = "
 SELECT p.post_id, p.author_id, p.created_at_ms
 FROM follows f CROSS JOIN posts p ON p.author_id = f.following_id
@@ -38,8 +39,8 @@ WHERE p.deleted = 0 AND p.created_at_ms <= ?4 AND p.author_id <> ?1
 ORDER BY e.engagement DESC, p.post_id DESC
 LIMIT ?5";
 
-/// The inner `LIMIT` reads only the newest posts of each author from the index, however many a
-/// prolific one has.
+/// The inner `LIMIT` reads only the newest posts of each author from the index, even if an
+/// author has very many.
 const AFFINITY: &str = "
 WITH engaged AS (
     SELECT author_id, sum(likes + comments + views) AS affinity
@@ -75,7 +76,7 @@ FROM user_author_90d
 WHERE user_id = ?1 AND day_ms >= ?2
 GROUP BY author_id";
 
-/// The whole list of actions is what lets SQLite use the partial index.
+/// SQLite can use the partial index only if the query contains its whole list of actions.
 const RECENT_IMPRESSIONS: &str = "
 SELECT author_id, count(*)
 FROM events
@@ -89,7 +90,8 @@ FROM events
 WHERE user_id = ?1 AND accepted_ms >= ?2 AND action IN ('impression', 'view')
 GROUP BY post_id";
 
-/// The order needs engagement alone; views, dwell and exposures are fetched for the winners.
+/// The order depends only on engagement. Views, dwell and exposures are read only for the posts
+/// in the result.
 const TRENDING_WINDOW: &str = "
 WITH engaged AS (
     SELECT post_id, sum(likes + 2 * comments + 3 * shares) AS engagement
@@ -123,14 +125,15 @@ fn to_posts(rows: Vec<PostRow>) -> Vec<Post> {
     rows.into_iter().map(to_post).collect()
 }
 
-/// Rows of (key, count).
+/// Converts rows of (key, count).
 fn to_counts(rows: Vec<(i64, i64)>) -> HashMap<u64, u64> {
     rows.into_iter()
         .map(|(key, count)| (from_sql(key), from_sql(count)))
         .collect()
 }
 
-/// In the order of the SELECT lists: views, likes, comments, shares, dwell, exposures.
+/// Converts sums in the order of the SELECT lists: views, likes, comments, shares, dwell,
+/// exposures.
 fn to_counters(sums: (i64, i64, i64, i64, i64, i64)) -> Counters {
     let (views, likes, comments, shares, dwell_ms_sum, exposures) = sums;
     Counters {
@@ -152,11 +155,12 @@ pub(super) fn first_day_of_window(now_ms: UnixMs) -> i64 {
 }
 
 impl EmbeddedStore {
-    /// (post id, when it was last accepted) of every post the viewer saw, by an impression or a
-    /// view, accepted at or after `since_ms`. Imported events count as accepted when they happened.
+    /// Returns (post id, time of its last acceptance) for every post that the viewer saw by an
+    /// impression or a view accepted at or after `since_ms`. Imported events count as accepted
+    /// when they happened.
     ///
     /// # Errors
-    /// When the store fails.
+    /// If the store fails.
     pub async fn seen_since(
         &self,
         viewer: u64,

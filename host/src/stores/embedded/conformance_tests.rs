@@ -1,4 +1,5 @@
-//! The embedded store, loaded through import and the sink, gives the model's answers.
+//! Conformance test of the embedded store: loaded through import and the sink, it returns the
+//! model's results.
 
 use super::EmbeddedStore;
 use crate::import::{ImportOptions, import_dir};

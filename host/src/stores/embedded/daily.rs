@@ -1,4 +1,5 @@
-//! What one UTC day adds up to, overall and by effective digest: pure counting.
+//! The totals of one UTC day, overall and by effective digest. This file counts and does no
+//! I/O.
 
 use crate::stores::{Action, DailyCounts, DigestCounts, UnixMs};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -37,7 +38,7 @@ struct Tally {
 }
 
 impl DayTally {
-    /// Counts a ranking served on the day; `whole` when no part was missing.
+    /// Counts a ranking served on the day. `whole` is true if no part was missing.
     pub fn add_ranking(&mut self, digest: &str, posts: &[(u64, String)], whole: bool) {
         let distinct: HashSet<u64> = posts.iter().map(|(post_id, _)| *post_id).collect();
         let repeated = posts.len() - distinct.len();
@@ -52,7 +53,7 @@ impl DayTally {
         }
     }
 
-    /// Counts an event of the day. `rankings`: those of its viewer, newest first.
+    /// Counts an event of the day. `rankings` are those of its viewer, newest first.
     pub fn add_event(&mut self, event: &ShownEvent<'_>, rankings: &[ServedRanking]) {
         let ranking = ranking_of(event, rankings);
         let recommended = ranking
@@ -100,9 +101,10 @@ impl Tally {
     }
 }
 
-/// The ranking the event names, else the viewer's latest one at or before the event that contains
-/// the post. A named ranking that was never served to this viewer is no ranking: a client must not
-/// be able to move another policy's numbers by inventing one.
+/// Returns the ranking that the event names. If it names none, returns the viewer's latest
+/// ranking at or before the event that contains the post. A named ranking that was never served
+/// to this viewer is ignored, so that a client cannot change another policy's numbers by
+/// inventing one.
 fn ranking_of<'a>(
     event: &ShownEvent<'_>,
     rankings: &'a [ServedRanking],
@@ -116,8 +118,9 @@ fn ranking_of<'a>(
     }
 }
 
-/// Linear interpolation between closest ranks (position `p·(n − 1)`, as NumPy's default and
-/// ClickHouse's `quantileExactInclusive`); `None` of nothing. `sorted` ascending.
+/// Returns a percentile by linear interpolation between closest ranks (position `p·(n − 1)`,
+/// the same as NumPy's default and ClickHouse's `quantileExactInclusive`). `sorted` is
+/// ascending. Returns `None` if it is empty.
 fn percentile(sorted: &[u64], p: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let position = p * last as f64;

@@ -1,4 +1,4 @@
-//! The record of rankings that were served, and what is counted over it.
+//! Storage of the rankings that were served, and the queries that count them.
 
 use super::daily::{DayTally, ServedRanking, ShownEvent};
 use super::{EmbeddedStore, from_sql, to_sql};
@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use futures::TryStreamExt as _;
 use uuid::Uuid;
 
-/// How far before the day a ranking may lie to which an event of that day belongs. A snapshot
-/// lives minutes and an event is at most a day old when it is accepted; a week also covers a
-/// client that showed a stored page for days, and bounds what is read for each viewer.
+/// Time before the day in which rankings are searched for an event of that day. A snapshot
+/// lives for minutes, and an event is at most a day old when it is accepted. A week also covers
+/// a client that showed a stored page for days, and it bounds the rows read for each viewer.
 const RANKING_LOOKBACK_MS: u64 = 7 * DAY_MS;
 
 const RECORD: &str = "
@@ -40,8 +40,9 @@ SELECT effective_digest, posts, degraded
 FROM exposures
 WHERE served_at_ms >= ?1 AND served_at_ms < ?2";
 
-/// Only what is counted: impressions, views, and whatever has a dwell time. By whole seconds, as
-/// the index has them; a day begins with one.
+/// Reads only events that are counted: impressions, views, and events that have a dwell time.
+/// The times are compared in whole seconds because the index stores them so, and a day begins
+/// at a whole second.
 const EVENTS_ON: &str = "
 SELECT user_id, event_time_ms, post_id, action, dwell_ms, ranking_id
 FROM events
@@ -71,7 +72,8 @@ impl EmbeddedStore {
         Ok(())
     }
 
-    /// Events come ordered by viewer, so only one viewer's rankings are in memory at a time.
+    /// Counts the events of the day. They come ordered by viewer, so only one viewer's rankings
+    /// are in memory at a time.
     async fn tally_events(&self, tally: &mut DayTally, from_ms: UnixMs) -> anyhow::Result<()> {
         let mut rows = sqlx::query_as::<_, EventRow>(EVENTS_ON)
             .bind(to_sql(from_ms))
@@ -96,7 +98,8 @@ impl EmbeddedStore {
         Ok(())
     }
 
-    /// The rankings served to one viewer that an event of this day can belong to, newest first.
+    /// Returns the rankings served to one viewer that an event of this day can belong to,
+    /// newest first.
     async fn rankings_of(&self, user: i64, from_ms: UnixMs) -> anyhow::Result<Vec<ServedRanking>> {
         let rows: Vec<(Vec<u8>, i64, String, String)> = sqlx::query_as(RANKINGS_OF)
             .bind(user)

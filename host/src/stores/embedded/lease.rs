@@ -1,4 +1,5 @@
-//! The lease of a host that is alone: its data directory is locked, so there is no other.
+//! The lease of a single host. It is always granted: the data directory is locked, so there is
+//! no other host.
 
 use crate::stores::{Lease, StoreResult};
 use async_trait::async_trait;

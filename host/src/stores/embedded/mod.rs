@@ -1,8 +1,8 @@
-//! The embedded set: one SQLite file, `nova.db`, in the data directory.
+//! The embedded stores: one SQLite file, `nova.db`, in the data directory.
 //!
-//! One writer connection and a few readers, in WAL mode: readers never wait for the writer, and
-//! another process (`nova import`) may write while a host runs; whoever comes second waits for
-//! the other's commit, at most `BUSY_TIMEOUT`.
+//! The file has one writer connection and a few readers in WAL mode, so readers never wait for
+//! the writer. Another process (`nova import`) may write while a host runs. The second writer
+//! waits for the commit of the first, at most `BUSY_TIMEOUT`.
 
 mod audit;
 pub mod cache;
@@ -41,33 +41,36 @@ const FILE_NAME: &str = "nova.db";
 const SCHEMA: &str = include_str!("schema.sql");
 const SCHEMA_VERSION: i64 = 1;
 
-/// The longest a writer waits for another process. An import of a million rows holds the file for
-/// several seconds; events wait in the spool meanwhile.
+/// Maximum time that a writer waits for another process. An import of a million rows locks the
+/// file for several seconds, and events wait in the spool meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
-/// Enough to overlap the sources of two feeds; more only compete for the same cores.
+/// Number of readers: enough to overlap the sources of two feeds. More would only compete for
+/// the same cores.
 const READERS: u32 = 4;
-/// Page cache of each connection, in the unit SQLite wants: negative KiB.
+/// Page cache of each connection in SQLite's unit: negative KiB.
 const CACHE_KIB: &str = "-32000";
 const MMAP_BYTES: &str = "268435456";
-/// How many pages of 4 KiB may wait in the write-ahead log. Aggregates are updated all over the
-/// file: with SQLite's 1,000, every batch of events would write its pages a second time at once;
-/// with more, a page that changes often is written back once for many batches.
+/// Pages of 4 KiB in the write-ahead log that trigger a checkpoint. Aggregates are updated all
+/// over the file. With SQLite's default of 1,000, every batch of events would write its pages a
+/// second time at once. With more, a page that changes often is written back once for many
+/// batches.
 const WAL_PAGES: &str = "16000";
-/// What the log is cut back to when it was longer, after a large import.
+/// Size to which the log is truncated if it has grown beyond it, for example in a large import.
 const WAL_KEEP_BYTES: &str = "134217728";
 
 /// The window of counters and affinities.
 pub(crate) const AGGREGATE_WINDOW_MS: u64 = 90 * DAY_MS;
-/// Buckets live a little longer than the window, so that a clock set back finds them.
+/// Lifetime of a bucket. It is a little longer than the window, so that a clock set back still
+/// finds its buckets.
 const BUCKET_KEEP_MS: u64 = AGGREGATE_WINDOW_MS + 2 * DAY_MS;
 const EVENT_KEEP_MS: u64 = 30 * DAY_MS;
 const EXPOSURE_KEEP_MS: u64 = 30 * DAY_MS;
 
-/// Told of every query when it ends: its name, how long it took, whether it succeeded. A query
-/// whose caller gave up counts as not succeeded, with the time until then.
+/// Callback at the end of every query, with its name, its duration, and true if it succeeded. A
+/// cancelled query counts as failed, with the time until its cancellation.
 pub type QueryObserver = Arc<dyn Fn(&'static str, Duration, bool) + Send + Sync>;
 
-/// The embedded store; clones share its connections.
+/// The embedded store. Its clones share its connections.
 #[derive(Clone)]
 pub struct EmbeddedStore {
     writer: SqlitePool,
@@ -81,7 +84,7 @@ impl std::fmt::Debug for EmbeddedStore {
     }
 }
 
-/// How many rows `expire` removed.
+/// Numbers of rows that `expire` removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Expired {
     pub post_buckets: u64,
@@ -91,18 +94,18 @@ pub struct Expired {
 }
 
 impl EmbeddedStore {
-    /// Opens `data_dir/nova.db` and creates what is missing, the directory included.
+    /// Opens `data_dir/nova.db` and creates the directory and the tables if they are missing.
     ///
     /// # Errors
-    /// When the file cannot be opened or was written by a newer version.
+    /// If the file cannot be opened or was written by a newer version.
     pub async fn open(data_dir: &Path) -> anyhow::Result<Self> {
         Self::open_observed(data_dir, Arc::new(|_, _, _| {})).await
     }
 
-    /// As [`EmbeddedStore::open`], and `observer` hears of every query.
+    /// Opens the store as [`EmbeddedStore::open`] does and reports every query to `observer`.
     ///
     /// # Errors
-    /// As [`EmbeddedStore::open`].
+    /// The same as for [`EmbeddedStore::open`].
     pub async fn open_observed(data_dir: &Path, observer: QueryObserver) -> anyhow::Result<Self> {
         std::fs::create_dir_all(data_dir)
             .with_context(|| format!("cannot create the data directory {}", data_dir.display()))?;
@@ -112,7 +115,7 @@ impl EmbeddedStore {
             .with_context(|| format!("cannot open {}", file.display()))?;
         migrate(&store.writer)
             .await
-            .with_context(|| format!("cannot prepare {}", file.display()))?;
+            .with_context(|| format!("cannot create or check the schema of {}", file.display()))?;
         Ok(store)
     }
 
@@ -123,7 +126,8 @@ impl EmbeddedStore {
             .foreign_keys(false)
             .pragma("cache_size", CACHE_KIB)
             .pragma("mmap_size", MMAP_BYTES);
-        // Events are acknowledged to the spool and imports to a person, so a commit is on disk.
+        // A commit must be on disk, because the spool deletes acknowledged events and a user
+        // trusts a finished import.
         let writing = shared
             .clone()
             .create_if_missing(true)
@@ -131,7 +135,8 @@ impl EmbeddedStore {
             .pragma("wal_autocheckpoint", WAL_PAGES)
             .pragma("journal_size_limit", WAL_KEEP_BYTES)
             .synchronous(SqliteSynchronous::Full);
-        // `query_only` and not a read-only file: a WAL reader must be able to write the wal-index.
+        // `query_only` instead of a read-only file, because a WAL reader must be able to write
+        // the wal-index.
         let reading = shared.pragma("query_only", "ON");
         let writer = pool_options(1).connect_with(writing).await?;
         let reader = pool_options(READERS).connect_with(reading).await?;
@@ -142,21 +147,22 @@ impl EmbeddedStore {
         })
     }
 
-    /// The one connection that writes. Begin with `BEGIN IMMEDIATE`: a transaction that reads
-    /// first and writes later cannot wait for another process and fails instead.
+    /// Returns the only connection that writes. Begin with `BEGIN IMMEDIATE`: a transaction
+    /// that reads first and writes later cannot wait for another process and fails instead.
     pub(crate) fn writer(&self) -> &SqlitePool {
         &self.writer
     }
 
-    /// Connections that can only read.
+    /// Returns the connections that can only read.
     pub(crate) fn reader(&self) -> &SqlitePool {
         &self.reader
     }
 
-    /// Deletes what no window can reach any more. Meant to run about once an hour.
+    /// Deletes the rows that no window can reach any more. It is meant to run about once an
+    /// hour.
     ///
     /// # Errors
-    /// When the store fails; what was deleted before stays deleted.
+    /// If the store fails. Rows deleted before the failure stay deleted.
     pub async fn expire(&self, now_ms: UnixMs) -> StoreResult<Expired> {
         let bucket = to_sql(now_ms.saturating_sub(BUCKET_KEEP_MS));
         let event = to_sql(now_ms.saturating_sub(EVENT_KEEP_MS));
@@ -186,7 +192,7 @@ impl EmbeddedStore {
         .await
     }
 
-    /// Asks both the file and its readers for a sign of life.
+    /// Checks that the file and its readers respond.
     pub(crate) async fn answers(&self) -> StoreResult<()> {
         self.observed("ping", async {
             sqlx::query("SELECT count(*) FROM sink_state")
@@ -197,7 +203,8 @@ impl EmbeddedStore {
         .await
     }
 
-    /// Runs one named query: its outcome reaches the observer, its error becomes a [`StoreError`].
+    /// Runs one named query, reports its outcome to the observer, and converts its error to a
+    /// [`StoreError`].
     pub(crate) async fn observed<T>(
         &self,
         query: &'static str,
@@ -220,7 +227,8 @@ impl EmbeddedStore {
     }
 }
 
-/// Reports in `Drop`, so that a slow query whose caller gave up is not missing from the latencies.
+/// Timer that reports in `Drop`, so that the latencies include a slow query whose caller has
+/// given up.
 struct QueryTimer<'a> {
     observer: &'a QueryObserver,
     query: &'static str,
@@ -234,7 +242,8 @@ impl Drop for QueryTimer<'_> {
     }
 }
 
-/// Connections to a local file do not age, and a new one would begin with a cold cache.
+/// Returns pool options that keep connections open: connections to a local file do not age, and
+/// a new one would start with a cold cache.
 fn pool_options(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
@@ -263,8 +272,9 @@ async fn migrate(writer: &SqlitePool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SQLite's primary result codes after which the same call may succeed later: somebody else holds
-/// the file (5, 6), or the disk failed or was full (10, 13) and may be whole again.
+/// SQLite's primary result codes after which the same call may succeed later: another
+/// connection locks the file (5, 6), or the disk failed or was full (10, 13) and may have
+/// recovered.
 const RETRYABLE_CODES: [i32; 4] = [5, 6, 10, 13];
 
 fn is_retryable(error: &anyhow::Error) -> bool {
@@ -278,27 +288,28 @@ fn is_retryable(error: &anyhow::Error) -> bool {
     }
 }
 
-/// The start of the hour that contains `at_ms`.
+/// Returns the start of the hour that contains `at_ms`.
 pub(crate) fn hour_start(at_ms: UnixMs) -> UnixMs {
     at_ms - at_ms % HOUR_MS
 }
 
-/// The start of the UTC day that contains `at_ms`.
+/// Returns the start of the UTC day that contains `at_ms`.
 pub(crate) fn day_start(at_ms: UnixMs) -> UnixMs {
     at_ms - at_ms % DAY_MS
 }
 
-/// SQLite's integers are signed. Ids end at 2^53 − 1; anything beyond `i64` matches no row.
+/// Converts a value to SQLite's signed integer. Ids end at 2^53 − 1, so a value beyond `i64`
+/// becomes `i64::MAX` and matches no row.
 pub(crate) fn to_sql(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Counts, ids and times are never negative in this schema.
+/// Converts a value from SQLite. Counts, ids and times are never negative in this schema.
 pub(crate) fn from_sql(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// For `IN (SELECT value FROM json_each(?))`.
+/// Formats ids as a JSON array for `IN (SELECT value FROM json_each(?))`.
 fn json_ids(ids: &[u64]) -> String {
     let mut json = String::with_capacity(ids.len() * 8 + 2);
     json.push('[');

@@ -1,4 +1,4 @@
-//! The registry in SQLite, beside the data.
+//! The policy registry in SQLite, in the same file as the data.
 
 use super::{EmbeddedStore, audit, to_sql};
 use crate::clock::unix_ms;
@@ -21,14 +21,16 @@ pub struct SqliteRegistry {
 
 impl SqliteRegistry {
     /// # Errors
-    /// When the tables cannot be made.
+    /// If the tables cannot be created.
     pub async fn open(store: &EmbeddedStore) -> anyhow::Result<Self> {
         let (reader, writer) = (store.reader().clone(), store.writer().clone());
         sqlx::raw_sql(include_str!("registry.sql"))
             .execute(&writer)
             .await
-            .context("policy registry")?;
-        audit::prepare(&writer).await.context("audit log")?;
+            .context("could not create the tables of the policy registry")?;
+        audit::prepare(&writer)
+            .await
+            .context("could not prepare the audit log")?;
         Ok(Self { reader, writer })
     }
 }
@@ -38,13 +40,15 @@ pub(super) fn unavailable(error: sqlx::Error) -> RegistryError {
 }
 
 pub(super) fn corrupt(error: impl std::fmt::Display) -> RegistryError {
-    RegistryError::Unavailable(anyhow::anyhow!("unreadable registry row: {error}"))
+    RegistryError::Unavailable(anyhow::anyhow!(
+        "could not decode a row of the policy registry: {error}"
+    ))
 }
 
 #[async_trait]
 impl Registry for SqliteRegistry {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
-        // One read transaction: the parts must be of one revision.
+        // One read transaction, because all parts must belong to one revision.
         let mut tx = self.reader.begin().await.map_err(unavailable)?;
         let revision = revision(&mut tx).await?;
         let mut state = RegistryState {
@@ -112,7 +116,7 @@ impl Registry for SqliteRegistry {
             .map_err(unavailable)?;
         if revision(&mut tx).await? != expected_revision {
             return Err(RegistryError::Conflict(
-                "the registry was changed meanwhile; look again and repeat".into(),
+                "the registry was changed in the meantime; read its state again and repeat the request".into(),
             ));
         }
         write(&mut tx, change).await?;
@@ -192,7 +196,8 @@ async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), 
         }
         Change::Rollback { to, .. } => {
             end_trial(tx, to).await?;
-            // Everything above the last activation of the target goes: what lies between was quarantined.
+            // Deletes every activation above the target's last one. The ones in between are of
+            // quarantined policies.
             let delete = "DELETE FROM policy_activations WHERE id > \
                  (SELECT max(id) FROM policy_activations WHERE policy = ? AND id < (SELECT max(id) FROM policy_activations))";
             run(tx, sqlx::query(delete).bind(to.to_string())).await

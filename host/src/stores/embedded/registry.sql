@@ -1,5 +1,5 @@
--- The policy registry. Bytes are kept under their digest for ever: a published version must run
--- the same code after any upgrade of the host.
+-- The policy registry. Module bytes are kept under their digest for ever, because a published
+-- version must run the same code after any upgrade of the host.
 CREATE TABLE IF NOT EXISTS policy_modules (
     digest TEXT PRIMARY KEY,
     bytes  BLOB NOT NULL
@@ -14,21 +14,21 @@ CREATE TABLE IF NOT EXISTS policies (
     PRIMARY KEY (name, version)
 ) WITHOUT ROWID;
 
--- A stack: the row with the highest id is the active policy.
+-- The activations are a stack: the row with the highest id is the active policy.
 CREATE TABLE IF NOT EXISTS policy_activations (
     id     INTEGER PRIMARY KEY AUTOINCREMENT,
     policy TEXT NOT NULL
 );
 
--- Policies on trial (`shadow`, `canary`) and `retired` ones; of those that are not here, the stack and
--- the quarantine say where they stand.
+-- Policies in `shadow` or `canary`, and `retired` ones. The state of all other policies follows
+-- from the stack and the quarantine.
 CREATE TABLE IF NOT EXISTS policy_stages (
     policy  TEXT PRIMARY KEY,
     stage   TEXT NOT NULL,
     percent REAL
 ) WITHOUT ROWID;
 
--- By effective digest, for ever.
+-- Quarantines by effective digest. They are kept for ever.
 CREATE TABLE IF NOT EXISTS policy_quarantine (
     digest TEXT PRIMARY KEY,
     body   TEXT NOT NULL
@@ -49,8 +49,8 @@ CREATE TABLE IF NOT EXISTS flags (
     enabled INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Every change writes one row here in its own transaction, so the highest id is the revision. The
--- hashes are null in rows that are older than the chain.
+-- Every change writes one row here in its own transaction, so the highest id is the revision.
+-- The hashes are null in rows that are older than the hash chain.
 CREATE TABLE IF NOT EXISTS audit (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
     at_ms         INTEGER NOT NULL,

@@ -1,4 +1,4 @@
-//! Users, follows and the timeline.
+//! Queries for users, follows and the timeline.
 
 use super::{EmbeddedStore, STORE_NAME, from_sql, to_sql};
 use crate::stores::{
@@ -25,7 +25,8 @@ impl RelationalStore for EmbeddedStore {
         let followees = self
             .followees(viewer, now_ms, limit.min(FOLLOWEES_LIMIT))
             .await?;
-        // `recent` can repeat every one of these, so asking for `limit` leaves enough to fill up.
+        // `recent` can repeat every one of these posts, so `limit` of them are enough to fill
+        // the timeline.
         let everybody = self.recent(viewer, now_ms, limit).await?;
         let known: HashSet<u64> = followees.iter().map(|post| post.post_id).collect();
         let others = everybody

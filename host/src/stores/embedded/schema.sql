@@ -1,8 +1,8 @@
--- Version 1 of the embedded store. Times are milliseconds since the Unix epoch, UTC, unless a
--- name says otherwise; uuids and hashes are 16 raw bytes.
+-- Version 1 of the schema of the embedded store. Times are milliseconds since the Unix epoch in
+-- UTC unless a name says otherwise. Uuids and hashes are 16 raw bytes.
 --
--- There are no foreign keys: events arrive for posts that may be gone by then, and import checks
--- references itself, because it has to name the line.
+-- There are no foreign keys. Events arrive for posts that may be deleted by then. The import
+-- checks references itself, because it has to name the line.
 
 CREATE TABLE IF NOT EXISTS users (
     user_id       INTEGER PRIMARY KEY,
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS posts (
     created_at_ms INTEGER NOT NULL,
     deleted       INTEGER NOT NULL DEFAULT 0 CHECK (deleted IN (0, 1))
 ) STRICT;
--- Both in the order in which the sources read them, and without the deleted ones.
+-- Both indexes have the order in which the sources read them, and leave out the deleted posts.
 CREATE INDEX IF NOT EXISTS posts_by_author
     ON posts (author_id, created_at_ms DESC, post_id DESC) WHERE deleted = 0;
 CREATE INDEX IF NOT EXISTS posts_by_time
@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS follows (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS follows_by_following ON follows (following_id, follower_id);
 
--- Relational rows: for validation and deletion. Counters come from events, never from these.
+-- Relational rows for validation and deletion. Counters come from events, never from these
+-- rows.
 CREATE TABLE IF NOT EXISTS comments (
     comment_id    INTEGER PRIMARY KEY,
     post_id       INTEGER NOT NULL,
@@ -48,8 +49,8 @@ CREATE TABLE IF NOT EXISTS likes (
     created_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- Raw events. The sink and import find the rows they just inserted by their rowids, so rows are
--- only ever appended or expired.
+-- Raw events. The sink and the import find the rows that they just inserted by rowid, so rows
+-- are only appended or expired.
 CREATE TABLE IF NOT EXISTS events (
     event_row       INTEGER PRIMARY KEY,
     idempotency_key BLOB NOT NULL,
@@ -65,9 +66,9 @@ CREATE TABLE IF NOT EXISTS events (
     app_ver         TEXT NOT NULL,
     ranking_id      BLOB
 ) STRICT;
--- The second is part of the identity, so putting it first changes nothing about what is unique;
--- but events of one batch then meet in a few pages instead of one random page each, and the index
--- serves queries by time as well.
+-- The second is part of the identity, so putting it first does not change which events are
+-- equal. Events of one batch then fall into a few pages instead of one random page each, and
+-- the index serves queries by time as well.
 CREATE UNIQUE INDEX IF NOT EXISTS events_by_idempotency_key
     ON events (event_time_ms / 1000, idempotency_key);
 CREATE UNIQUE INDEX IF NOT EXISTS events_by_event_id ON events (user_id, event_id);
@@ -75,7 +76,8 @@ CREATE INDEX IF NOT EXISTS events_shown
     ON events (user_id, accepted_ms, action, post_id, author_id)
     WHERE action IN ('impression', 'view');
 
--- What post_metrics and affinities are summed from; `hour_ms` and `day_ms` are the bucket's start.
+-- Buckets that counters and affinities are summed from. `hour_ms` and `day_ms` are the start of
+-- the bucket.
 CREATE TABLE IF NOT EXISTS post_metrics_1h (
     post_id      INTEGER NOT NULL,
     hour_ms      INTEGER NOT NULL,
@@ -87,7 +89,7 @@ CREATE TABLE IF NOT EXISTS post_metrics_1h (
     exposures    INTEGER NOT NULL,
     PRIMARY KEY (post_id, hour_ms)
 ) STRICT, WITHOUT ROWID;
--- Trending reads whole hours of engaged posts and nothing else.
+-- Trending reads only the whole hours of posts with engagement.
 CREATE INDEX IF NOT EXISTS post_metrics_engaged
     ON post_metrics_1h (hour_ms, post_id, likes, comments, shares)
     WHERE likes + comments + shares > 0;
@@ -125,15 +127,15 @@ CREATE INDEX IF NOT EXISTS exposures_by_user ON exposures (user_id, served_at_ms
 CREATE INDEX IF NOT EXISTS exposures_by_variation
     ON exposures (experiment, variation, user_id) WHERE experiment IS NOT NULL;
 
--- Imported events are known for ever, also when their raw rows have expired, so that the same
--- directory imported again much later still adds nothing.
+-- Ids of imported events. They are kept for ever, even after the raw rows have expired, so that
+-- importing the same directory again much later adds nothing.
 CREATE TABLE IF NOT EXISTS imported_events (
     event_id BLOB PRIMARY KEY,
     user_id  INTEGER NOT NULL,
     post_id  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The offset of `--shift-to-now`, by the newest time of the files as they stand on disk.
+-- Offsets of `--shift-to-now`, by the newest time of the files as they are on disk.
 CREATE TABLE IF NOT EXISTS import_offsets (
     newest_ms INTEGER PRIMARY KEY,
     offset_ms INTEGER NOT NULL

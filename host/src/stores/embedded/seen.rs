@@ -1,5 +1,5 @@
-//! Seen posts, exactly: kept in the process while a viewer is active, read from the spool and the
-//! imported events when one comes back.
+//! Exact sets of seen posts. A set stays in memory while its viewer is active. When a viewer
+//! returns, it is read from the spool and from the imported events.
 
 use super::EmbeddedStore;
 use crate::clock::unix_ms;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Viewers kept; one who comes back after that is read again.
+/// Maximum viewers in memory. The set of an evicted viewer is read again.
 const VIEWERS_MAX: u64 = 200_000;
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -21,7 +21,7 @@ const IDLE: Duration = Duration::from_secs(3_600);
 #[derive(Debug, Clone, Default)]
 struct Seen {
     version: u64,
-    /// Post → when it was last accepted as seen.
+    /// Post → time of its last acceptance as seen.
     posts: HashMap<u64, UnixMs>,
 }
 
@@ -38,7 +38,7 @@ pub struct ProcessSeen {
     spool: Spool,
     store: EmbeddedStore,
     viewers: Cache<u64, Arc<ArcSwap<Seen>>>,
-    /// Versions are never used twice, not even when a viewer is read again.
+    /// The next version. A version is never used twice, not even if a viewer is read again.
     version: Arc<AtomicU64>,
 }
 
@@ -61,7 +61,8 @@ impl ProcessSeen {
         self.version.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Concurrent callers share one read, so a mark cannot fall between a read and its insertion.
+    /// Returns the set of a viewer. Concurrent callers share one read, so a mark cannot fall
+    /// between a read and its insertion.
     async fn viewer(&self, viewer: u64) -> StoreResult<Arc<ArcSwap<Seen>>> {
         if let Some(seen) = self.viewers.get(&viewer).await {
             return Ok(seen);
@@ -101,7 +102,8 @@ impl ProcessSeen {
     }
 }
 
-/// Nobody sees so many posts a day; who reports that many must not cost more memory for it.
+/// Maximum posts of one viewer. Real viewers see fewer a day, and a client that reports more
+/// must not cost more memory.
 const POSTS_PER_VIEWER_MAX: usize = 10_000;
 
 fn drop_oldest(posts: &mut HashMap<u64, UnixMs>) {

@@ -1,4 +1,4 @@
-//! Where accepted events become raw rows and aggregates, once.
+//! The embedded sink: stores each accepted event once, as a raw row and in the aggregates.
 
 use super::EmbeddedStore;
 use crate::events::event::idempotency_key;
@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use serde::{Serialize, Serializer};
 use sqlx::SqliteConnection;
 
-/// One JSON array for the whole batch: one prepared statement whatever the batch's size. The
-/// aggregates below read only rows above `event_row` = ?1, which are those inserted here.
+/// Takes one JSON array for the whole batch, so that one prepared statement serves every batch
+/// size. The aggregates below read only rows whose `event_row` is above ?1, which are those
+/// inserted here.
 const INSERT_RAW: &str = "
 INSERT INTO events (idempotency_key, event_id, event_time_ms, accepted_ms, user_id, post_id,
                     author_id, action, dwell_ms, device, app_ver, ranking_id)
@@ -50,7 +51,7 @@ const ADVANCE: &str = "
 INSERT INTO sink_state (id, written_through) VALUES (1, ?1)
 ON CONFLICT (id) DO UPDATE SET written_through = max(written_through, excluded.written_through)";
 
-/// The first half of a sha256.
+/// Returns the first half of a sha256.
 pub(crate) fn first_16(digest: &[u8]) -> [u8; 16] {
     let mut key = [0; 16];
     for (to, from) in key.iter_mut().zip(digest) {
@@ -59,13 +60,13 @@ pub(crate) fn first_16(digest: &[u8]) -> [u8; 16] {
     key
 }
 
-/// 16 bytes as the hex digits that `unhex` takes.
+/// 16 bytes that serialize as the hex digits that `unhex` takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hex16(pub [u8; 16]);
 
 impl Serialize for Hex16 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // A uuid's simple form is exactly that, written without an allocation.
+        // A uuid's simple form has exactly this format and needs no allocation.
         let mut buffer = uuid::Uuid::encode_buffer();
         serializer.serialize_str(
             uuid::Uuid::from_bytes(self.0)
@@ -75,7 +76,7 @@ impl Serialize for Hex16 {
     }
 }
 
-/// A raw row as [`INSERT_RAW`] reads it, by position.
+/// A raw row whose fields have the positions that [`INSERT_RAW`] reads.
 #[derive(Debug, Serialize)]
 struct RawRow<'a>(
     Hex16,
@@ -109,7 +110,8 @@ fn raw_row(event: &AcceptedEvent) -> RawRow<'_> {
     )
 }
 
-/// The newest raw row; what is inserted after has higher numbers, in the same transaction.
+/// Returns the newest raw row. Rows inserted after it in the same transaction have higher
+/// numbers.
 pub(crate) async fn last_event_row(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT coalesce(max(event_row), 0) FROM events")
         .fetch_one(connection)
@@ -160,7 +162,7 @@ impl EventSink for EmbeddedStore {
         .await
     }
 
-    /// 0 before the first batch.
+    /// Returns 0 before the first batch.
     async fn written_through(&self) -> StoreResult<i64> {
         self.observed("written_through", async {
             let found: Option<i64> =

@@ -1,11 +1,13 @@
-//! Users a viewer may want to follow: from the follow graph and from whom the viewer engages with.
+//! Suggested users: candidates from the follow graph and from the authors that the viewer
+//! engages with.
 
 use super::candidates::first_day_of_window;
 use super::{EmbeddedStore, from_sql, json_ids, to_sql};
 use crate::stores::{StoreResult, SuggestedUser, UnixMs};
 use std::collections::HashMap;
 
-/// `people` is everybody but the viewer who follows at least one of the viewer's followees.
+/// `people` holds all users except the viewer who follow at least one of the viewer's
+/// followees.
 const SUGGESTIONS: &str = "
 WITH followees AS MATERIALIZED (SELECT following_id FROM follows WHERE follower_id = ?1),
 people AS MATERIALIZED (
@@ -34,13 +36,14 @@ SELECT u.user_id, u.username, u.avatar_url, u.bio,
 FROM users u
 WHERE u.user_id IN (SELECT value FROM json_each(?1))";
 
-/// `log1p(shared) + log1p(interactions)`, SEMANTICS "Suggested users".
+/// Computes `log1p(shared) + log1p(interactions)`. See docs/semantics.md, "Suggested users".
 fn affinity_score(shared: i64, interactions: i64) -> f64 {
     (shared as f64).ln_1p() + (interactions as f64).ln_1p()
 }
 
-/// The best `limit` by score, and beyond them whoever ties with the last one: followers decide
-/// there, and counting followers of everybody would cost more than the rest of the query.
+/// Returns the best `limit` users by score and all that tie with the last one. The follower
+/// count breaks these ties later, and counting the followers of all users would cost more than
+/// the rest of the query.
 fn contenders(signals: Vec<(i64, i64, i64)>, limit: usize) -> HashMap<u64, f64> {
     let mut scored: Vec<(u64, f64)> = signals
         .into_iter()

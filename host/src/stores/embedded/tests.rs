@@ -1,4 +1,4 @@
-//! Each query against small data made by hand.
+//! Tests of each query against small handmade data.
 
 use super::{EmbeddedStore, hour_start};
 use crate::stores::*;
@@ -158,7 +158,7 @@ async fn trending_weighs_shares_three_comments_two_and_counts_whole_hours_only()
 }
 
 #[tokio::test]
-async fn a_trending_window_counts_views_and_exposures_of_its_hours_alone() {
+async fn a_trending_window_counts_only_the_views_and_exposures_of_its_hours() {
     let f = Fixture::new().await;
     f.post(10, 2, NOW_MS - DAY_MS).await;
     f.write(&[
@@ -179,7 +179,7 @@ async fn a_trending_window_counts_views_and_exposures_of_its_hours_alone() {
 }
 
 #[tokio::test]
-async fn affinity_takes_engaged_authors_and_at_most_so_many_posts_of_one() {
+async fn affinity_returns_posts_of_engaged_authors_and_limits_those_of_one_author() {
     let f = Fixture::new().await;
     for n in 0..5 {
         f.post(10 + n, 2, NOW_MS - 10 * DAY_MS - n).await;
@@ -205,7 +205,7 @@ async fn affinity_takes_engaged_authors_and_at_most_so_many_posts_of_one() {
 }
 
 #[tokio::test]
-async fn affinity_forgets_after_90_days_and_starts_with_whole_days() {
+async fn affinity_covers_90_days_and_starts_at_a_whole_day() {
     let f = Fixture::new().await;
     let edge = NOW_MS - 90 * DAY_MS;
     let first_day = edge - edge % DAY_MS;
@@ -220,7 +220,7 @@ async fn affinity_forgets_after_90_days_and_starts_with_whole_days() {
 }
 
 #[tokio::test]
-async fn recent_is_everybodys_newest_but_the_viewers_own() {
+async fn recent_returns_the_newest_posts_of_all_authors_except_the_viewer() {
     let f = Fixture::new().await;
     let edge = NOW_MS - 90 * DAY_MS;
     for (post, author, at) in [
@@ -261,7 +261,7 @@ async fn the_timeline_keeps_followees_and_fills_up_with_the_newest() {
 }
 
 #[tokio::test]
-async fn counters_sum_every_action_over_90_days_and_dwell_of_any() {
+async fn counters_sum_each_action_and_the_dwell_of_all_actions_over_90_days() {
     let f = Fixture::new().await;
     f.post(10, 2, NOW_MS).await;
     let edge = hour_start(NOW_MS - 90 * DAY_MS);
@@ -354,7 +354,7 @@ async fn written_through_never_goes_back_and_survives_reopening() {
 }
 
 #[tokio::test]
-async fn seen_and_recent_impressions_go_by_the_time_of_acceptance() {
+async fn seen_and_recent_impressions_use_the_time_of_acceptance() {
     let f = Fixture::new().await;
     let accepted = |event: AcceptedEvent, accepted_ms| AcceptedEvent {
         accepted_ms,
@@ -383,7 +383,8 @@ async fn suggestions_count_people_once_and_break_ties_by_followers_then_id() {
     for user in 1..=12 {
         f.user(user).await;
     }
-    // 4 and 5 follow my followees (4 follows both) and lead to 6, 7 and 8; 9 is only engaged with.
+    // Users 4 and 5 follow the viewer's followees (4 follows both) and lead to 6, 7 and 8. The
+    // viewer only engages with 9.
     for (follower, following) in [
         (VIEWER, 2),
         (VIEWER, 3),
@@ -422,7 +423,7 @@ async fn suggestions_count_people_once_and_break_ties_by_followers_then_id() {
 }
 
 #[tokio::test]
-async fn expiry_takes_what_is_out_of_every_window_and_nothing_else() {
+async fn expiry_deletes_only_rows_outside_every_window() {
     let f = Fixture::new().await;
     f.write(&[
         event(VIEWER, 10, 2, Action::Like, NOW_MS - 93 * DAY_MS),
@@ -468,7 +469,7 @@ async fn a_second_process_reads_and_writes_the_same_file_while_the_first_is_open
 }
 
 #[tokio::test]
-async fn every_query_reaches_the_observer_also_when_it_fails() {
+async fn every_query_is_reported_to_the_observer_even_if_it_fails() {
     let dir = tempfile::tempdir().unwrap();
     let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = heard.clone();
@@ -537,7 +538,7 @@ fn exposure(user_id: u64, served_at_ms: u64, digest: &str, posts: &[(u64, &str)]
 }
 
 #[tokio::test]
-async fn variations_count_rankings_once_and_viewers_once() {
+async fn variation_counts_include_each_ranking_and_each_viewer_once() {
     let f = Fixture::new().await;
     let first = exposure(1, NOW_MS, "a", &[]);
     let batch = [
@@ -558,7 +559,7 @@ async fn variations_count_rankings_once_and_viewers_once() {
 }
 
 #[tokio::test]
-async fn daily_metrics_give_each_event_to_the_named_or_the_latest_ranking_with_its_post() {
+async fn daily_metrics_attribute_each_event_to_the_named_ranking_or_the_latest_with_its_post() {
     let f = Fixture::new().await;
     let day = NOW_MS - NOW_MS % DAY_MS;
     let at = |minutes: u64| day + minutes * MINUTE_MS;
@@ -596,7 +597,7 @@ async fn daily_metrics_give_each_event_to_the_named_or_the_latest_ranking_with_i
             yesterday.ranking_id,
             event(1, 10, 2, Action::Impression, at(23)),
         ),
-        named(today.ranking_id, event(2, 12, 2, Action::View, at(24))), // served to somebody else
+        named(today.ranking_id, event(2, 12, 2, Action::View, at(24))), // served to another viewer
         event(1, 99, 2, Action::View, at(25)),                          // in no ranking
         dwelt(300, event(1, 12, 2, Action::Dwell, at(26))),
         event(1, 10, 2, Action::Impression, day - 1), // another day

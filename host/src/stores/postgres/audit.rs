@@ -46,10 +46,11 @@ fn entry(row: &PgRow) -> Result<AuditEntry, Failure> {
 }
 
 fn unreadable(error: impl std::fmt::Display) -> Failure {
-    Failure::permanent(anyhow::anyhow!("unreadable audit entry: {error}"))
+    Failure::permanent(anyhow::anyhow!("could not decode an audit entry: {error}"))
 }
 
-/// The hash that the next entry continues. The lock on the registry's revision must be held.
+/// Returns the hash that the next entry continues. The caller must hold the lock on the
+/// registry's revision.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Option<Digest>, Failure> {
     let newest = read(connection, AuditPage::NEWEST, 1).await?;
     match newest.first() {

@@ -5,8 +5,8 @@ use anyhow::Context as _;
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{ConnectOptions as _, SqlSafeStr as _};
 
-/// In the order of their numbers. One that was ever released does not change; what it got wrong, a
-/// later one mends.
+/// The migrations in the order of their numbers. A released migration never changes. If it has
+/// an error, a later one corrects it.
 const MIGRATIONS: [(i64, &str, &str); 6] = [
     (
         1,
@@ -48,16 +48,18 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(MIGRATIONS.map(migration).to_vec())
 }
 
-/// Brings the schema up to date, in the order of the migrations, each in one transaction; returns the
-/// names of those that were applied now. Of several that run at once, one migrates and the others wait.
+/// Brings the schema up to date: applies the missing migrations in order, each in one
+/// transaction, and returns the names of those applied now. If several run at once, one
+/// migrates and the others wait.
 ///
 /// # Errors
-/// A server that does not answer, a schema newer than this program or changed by hand, a failing statement.
+/// If the server does not respond, the schema is newer than this program or was changed by
+/// hand, or a statement fails.
 pub async fn migrate(url: &str) -> anyhow::Result<Vec<String>> {
     let mut connection = connect_options(url)?
         .connect()
         .await
-        .context("PostgreSQL does not let us in; check POSTGRES_URL and that the server runs")?;
+        .context("could not connect to PostgreSQL; check POSTGRES_URL and that the server runs")?;
     let migrator = migrator();
     connection
         .ensure_migrations_table(&migrator.table_name)
@@ -87,9 +89,9 @@ pub async fn migrate(url: &str) -> anyhow::Result<Vec<String>> {
 fn explain(error: MigrateError) -> anyhow::Error {
     match error {
         MigrateError::VersionMismatch(version) => anyhow::anyhow!(
-            "PostgreSQL has another migration {version} than this nova: use the nova that made it, or an empty database"
+            "migration {version} in PostgreSQL differs from the one in this nova: use the nova that applied it, or an empty database"
         ),
-        other => anyhow::Error::from(other).context("PostgreSQL"),
+        other => anyhow::Error::from(other).context("could not migrate PostgreSQL"),
     }
 }
 

@@ -1,6 +1,6 @@
-//! PostgreSQL: the community's tables, for the timeline and viewer attributes, and the policy
-//! registry. It is asked over connections that are made when they are first needed, so that a host
-//! starts while it is down.
+//! The PostgreSQL stores: the community's tables, for the timeline and viewer attributes, and
+//! the policy registry. Connections are made on first use, so that a host starts while
+//! PostgreSQL is down.
 
 mod audit;
 pub mod migrate;
@@ -29,13 +29,14 @@ use std::time::Duration;
 /// The name in `degraded`, `/health` and metrics.
 pub const STORE_NAME: &str = "postgres";
 
-/// The longest any one call may take, whatever a viewer's own deadline.
+/// Maximum duration of one call. A viewer's own deadline may be shorter but cannot extend it.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Older connections are replaced, so that a pool finds its way back after a failover.
+/// Lifetime of a connection. Older connections are replaced, so that a pool recovers after a
+/// failover.
 const CONNECTION_LIFE: Duration = Duration::from_secs(30 * 60);
 
-/// Users, follows and posts; clones share their connections.
+/// The store of users, follows and posts. Its clones share their connections.
 #[derive(Debug, Clone)]
 pub struct PostgresStore {
     pool: PgPool,
@@ -43,10 +44,11 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Nothing is connected yet. `timeout` bounds each call, here and on the server.
+    /// Creates the store without connecting. `timeout` bounds each call, in this process and on
+    /// the server.
     ///
     /// # Errors
-    /// When `url` is no PostgreSQL URL.
+    /// If `url` is not a PostgreSQL URL.
     pub fn new(url: &str, connections_max: u32, timeout: Duration) -> anyhow::Result<Self> {
         Ok(Self {
             pool: pool(url, connections_max, timeout, timeout)?,
@@ -54,7 +56,7 @@ impl PostgresStore {
         })
     }
 
-    /// With a circuit breaker of this kind, instead of the default one.
+    /// Replaces the default circuit breaker.
     #[must_use]
     pub fn with_breaker(self, breaker: Breaker) -> Self {
         Self {
@@ -71,13 +73,13 @@ impl PostgresStore {
         self.pool.options().get_max_connections()
     }
 
-    /// Connections that are open, and those of them that wait for work.
+    /// Returns the number of open connections and the number of idle ones among them.
     pub fn connections(&self) -> (u32, usize) {
         (self.pool.size(), self.pool.num_idle())
     }
 }
 
-/// A pool that connects when it is first asked.
+/// Creates a pool that connects on first use.
 pub(crate) fn pool(
     url: &str,
     connections_max: u32,
@@ -95,16 +97,17 @@ pub(crate) fn pool(
 
 pub(crate) fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)
-        .context("POSTGRES_URL: not of the form postgres://user:password@host:5432/database")?;
+        .context("POSTGRES_URL must have the form postgres://user:password@host:5432/database")?;
     Ok(options.application_name("nova"))
 }
 
-/// SQLSTATE classes after which the same call may succeed later: a connection that broke (08), a
-/// transaction that lost against another (40), resources that ran out (53), a lock that was not to
-/// be had (55), an operator or a timeout that intervened (57), and the server's own troubles (58, XX).
+/// SQLSTATE classes after which the same call may succeed later: a broken connection (08), a
+/// transaction that lost against another (40), exhausted resources (53), an unavailable lock
+/// (55), an intervention by an operator or a timeout (57), and internal errors of the server
+/// (58, XX).
 const RETRYABLE_CLASSES: [&str; 7] = ["08", "40", "53", "55", "57", "58", "XX"];
 
-/// Undefined table and undefined column.
+/// The codes of an undefined table and an undefined column.
 const SCHEMA_CODES: [&str; 2] = ["42P01", "42703"];
 
 impl From<sqlx::Error> for Failure {
@@ -117,7 +120,7 @@ impl From<sqlx::Error> for Failure {
             sqlx::Error::Database(_) => RETRYABLE_CLASSES
                 .iter()
                 .any(|class| code.starts_with(class)),
-            // What is not PostgreSQL's protocol does not come from PostgreSQL.
+            // A response that violates PostgreSQL's protocol does not come from PostgreSQL.
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
@@ -129,18 +132,20 @@ impl From<sqlx::Error> for Failure {
         };
         let mut source = anyhow::Error::from(error);
         if SCHEMA_CODES.contains(&&*code) {
-            source = source.context("the schema is not this nova's; run `nova migrate`");
+            source = source
+                .context("the schema does not match this version of nova; run `nova migrate`");
         }
         Self { retryable, source }
     }
 }
 
-/// PostgreSQL's integers are signed. Ids end at 2^53 − 1; anything beyond `i64` matches no row.
+/// Converts a value to PostgreSQL's signed integer. Ids end at 2^53 − 1, so a value beyond
+/// `i64` becomes `i64::MAX` and matches no row.
 pub(crate) fn to_sql(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Ids, counts and times are never negative in this schema.
+/// Converts a value from PostgreSQL. Ids, counts and times are never negative in this schema.
 pub(crate) fn from_sql(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }

@@ -1,6 +1,6 @@
-//! The policy registry in PostgreSQL: one truth for all hosts. A change, its audit entry and the
-//! new revision are one transaction, ordered by a lock on the revision's row; its commit notifies
-//! every host that listens.
+//! The policy registry in PostgreSQL, shared by all hosts. A change, its audit entry and the
+//! new revision are one transaction. A lock on the revision's row puts the transactions in
+//! order. Each commit notifies every host that listens.
 
 use super::{audit, connect_options, pool, to_sql};
 use crate::clock::unix_ms;
@@ -23,20 +23,24 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
-/// The label in metrics: it shares the server with the timeline, but neither connections nor fate.
+/// Label in metrics. The registry and the timeline share the server, but have separate
+/// connections and circuit breakers.
 const STORE_NAME: &str = "registry";
 const CHANNEL: &str = "nova_registry";
 
-/// Changes are made one at a time, so a host needs one connection to look and one to change.
+/// Maximum connections. Changes are made one at a time, so a host needs one connection to read
+/// and one to change.
 const CONNECTIONS_MAX: u32 = 2;
-/// What is small. A host that starts waits for it, and an operator for a 503.
+/// Timeout of small requests. A starting host waits this long, and so does an operator before a
+/// 503.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Modules: twenty megabytes of a policy in another language, over a network that is not the best.
+/// Timeout of requests with modules. A policy in another language has twenty megabytes, and the
+/// network may be slow.
 const MODULES_TIMEOUT: Duration = Duration::from_secs(10);
-/// A host that asks once a second is no load for a server that comes up, and a rollback that waits
-/// for a breaker is late.
+/// Time that the circuit stays open. A host that asks once a second is no load for a recovering
+/// server, and a rollback must not be delayed by a breaker.
 const CIRCUIT_OPEN: Duration = Duration::from_secs(1);
-/// Between attempts to listen.
+/// Pause between attempts to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -49,13 +53,14 @@ pub struct PostgresRegistry {
 }
 
 impl PostgresRegistry {
-    /// Nothing is connected yet. Must be called within a runtime: it listens in the background.
+    /// Creates the registry without connecting. It must be called within a runtime, because it
+    /// listens in the background.
     ///
     /// # Errors
-    /// When `url` is no PostgreSQL URL.
+    /// If `url` is not a PostgreSQL URL.
     pub fn new(url: &str) -> anyhow::Result<Self> {
         let changes = Arc::new(Notify::new());
-        // A pool of its own: a listener keeps its connection for ever.
+        // The listener has its own pool, because it keeps its connection for ever.
         let listening = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(TIMEOUT)
@@ -73,11 +78,12 @@ impl PostgresRegistry {
     }
 }
 
-/// Announces every notification, and every new connection: what changed before it was heard by nobody.
+/// Signals a change after every notification and after every new connection, because changes
+/// made before the connection were not received.
 async fn listen(pool: PgPool, changes: Arc<Notify>) {
     loop {
         if let Err(error) = listen_once(&pool, &changes).await {
-            tracing::debug!(%error, "the registry's notifications are not to be had; polling it");
+            tracing::debug!(%error, "could not listen for the registry's notifications; polling the registry until listening works again");
         }
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
@@ -103,14 +109,16 @@ fn parse<T: DeserializeOwned>(json: &str) -> Result<T, Failure> {
 }
 
 fn corrupt(error: impl std::fmt::Display) -> Failure {
-    Failure::permanent(anyhow::anyhow!("unreadable registry row: {error}"))
+    Failure::permanent(anyhow::anyhow!(
+        "could not decode a row of the policy registry: {error}"
+    ))
 }
 
 #[async_trait]
 impl Registry for PostgresRegistry {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
         let load = async {
-            // One snapshot: the parts must be of one revision.
+            // One snapshot, because all parts must belong to one revision.
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
             let mut tx = self.pool.begin_with(begin).await?;
             let mut state = RegistryState {
@@ -146,7 +154,8 @@ impl Registry for PostgresRegistry {
     ) -> Result<i64, RegistryError> {
         let apply = async {
             let mut tx = self.pool.begin().await?;
-            // Who comes second waits here for the first one's commit, and then sees its revision.
+            // A second change waits here for the commit of the first, and then sees its
+            // revision.
             let lock = "SELECT revision FROM registry_revision WHERE id = 1 FOR UPDATE";
             let found: i64 = sqlx::query_scalar(lock).fetch_one(&mut *tx).await?;
             if found != expected_revision {
@@ -170,7 +179,7 @@ impl Registry for PostgresRegistry {
         let applied = guard.run("apply", apply).await.map_err(unavailable)?;
         applied.ok_or_else(|| {
             RegistryError::Conflict(
-                "the registry was changed meanwhile; look again and repeat".into(),
+                "the registry was changed in the meantime; read its state again and repeat the request".into(),
             )
         })
     }
@@ -289,7 +298,8 @@ async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Fai
         }
         Change::Rollback { to, .. } => {
             end_trial(connection, to).await?;
-            // Everything above the last activation of the target goes: what lies between was quarantined.
+            // Deletes every activation above the target's last one. The ones in between are of
+            // quarantined policies.
             let delete = "DELETE FROM policy_activations WHERE id > \
                  (SELECT max(id) FROM policy_activations WHERE policy = $1 AND id < (SELECT max(id) FROM policy_activations))";
             run(connection, sqlx::query(delete).bind(to.to_string())).await

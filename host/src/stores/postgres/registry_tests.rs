@@ -1,4 +1,5 @@
-//! The registry: the same assertions against SQLite and PostgreSQL, and what PostgreSQL alone can do.
+//! Tests of the registry: the same assertions against SQLite and PostgreSQL, and tests of
+//! PostgreSQL's own features.
 
 use super::registry::PostgresRegistry;
 use super::testing::TestDatabase;
@@ -28,7 +29,7 @@ fn module() -> (Digest, Vec<u8>) {
     (Digest::of(&bytes), bytes)
 }
 
-/// A policy whose parameters are easily lost on the way through a database.
+/// A policy with parameters that a database can easily corrupt.
 fn policy(version: &str) -> PolicySpec {
     let (digest, _) = module();
     let stage = |value: f64| serde_json::json!({"module": digest, "params": {"w": value}});
@@ -65,7 +66,7 @@ async fn apply_all(registry: &dyn Registry, changes: &[Change]) -> i64 {
 }
 
 #[tokio::test]
-async fn what_was_published_comes_back_bit_for_bit() {
+async fn a_published_policy_is_read_back_bit_for_bit() {
     on_both(async |registry| {
         assert_eq!(registry.load().await.unwrap(), RegistryState::default());
         apply_all(&*registry, &[publish("1.0.0")]).await;
@@ -104,7 +105,7 @@ async fn a_change_against_an_older_revision_is_refused_and_leaves_no_trace() {
 }
 
 #[tokio::test]
-async fn of_changes_made_at_once_against_one_revision_one_wins() {
+async fn only_one_of_several_concurrent_changes_of_one_revision_succeeds() {
     on_both(async |registry| {
         let changes = (0..8).map(|n| {
             let registry = registry.clone();
@@ -128,7 +129,7 @@ async fn of_changes_made_at_once_against_one_revision_one_wins() {
 }
 
 #[tokio::test]
-async fn a_rollback_takes_off_the_stack_what_lies_above_its_target() {
+async fn a_rollback_removes_the_activations_above_its_target() {
     on_both(async |registry| {
         let activate = |version| Change::Activate {
             policy: reference(version),
@@ -154,8 +155,9 @@ async fn a_rollback_takes_off_the_stack_what_lies_above_its_target() {
     .await;
 }
 
-/// Two policies of equal behaviour, two of others, and every kind of change in an order that a
-/// lifecycle would not take: the stores and the fold must agree on more than what is allowed.
+/// Returns every kind of change for two policies of equal behaviour and two others. The order
+/// is one that a lifecycle would not take, because the stores and the fold must agree on more
+/// than the allowed orders.
 fn a_life() -> Vec<Change> {
     let reference = |version: &str| reference(version);
     let [one, two, three, equal] = ["1.0.0", "2.0.0", "3.0.0", "4.0.0"].map(reference);
@@ -238,7 +240,7 @@ fn a_life() -> Vec<Change> {
 }
 
 #[tokio::test]
-async fn a_store_and_the_pure_fold_agree_on_what_every_change_means() {
+async fn the_stores_and_the_pure_fold_agree_on_every_change() {
     on_both(async |registry| {
         let mut folded = RegistryState::default();
         for change in a_life() {
@@ -286,7 +288,7 @@ fn flag(name: &str) -> Change {
     }
 }
 
-/// The log, oldest first, read in pieces.
+/// Reads the log in several pages, oldest first.
 async fn whole_log(registry: &dyn Registry) -> Vec<AuditEntry> {
     let (mut log, mut page) = (Vec::new(), AuditPage::OLDEST);
     loop {
@@ -316,7 +318,7 @@ async fn every_entry_of_the_log_carries_the_hash_of_the_one_before_it() {
     .await;
 }
 
-/// What a version without a chain wrote.
+/// Entries of a version without a hash chain.
 const OLD_ENTRIES: &str = "INSERT INTO audit (id, at_ms, actor, action, subject, detail) VALUES \
     (1, 1, 'ada', 'set_flag', 'f', '{\"weight\": 0.30000000000000004}'), (2, 2, 'bob', 'set_flag', 'g', '{}')";
 
@@ -332,7 +334,7 @@ async fn a_chain_begins_after_old_entries(registry: &dyn Registry) {
 }
 
 #[tokio::test]
-async fn in_a_data_directory_that_is_older_than_the_chain_the_next_change_begins_it() {
+async fn the_next_change_begins_the_chain_in_an_older_data_directory() {
     let data_dir = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(data_dir.path()).await.unwrap();
     let old = "CREATE TABLE audit (id INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER NOT NULL, actor TEXT NOT NULL, \
@@ -353,7 +355,7 @@ async fn in_a_data_directory_that_is_older_than_the_chain_the_next_change_begins
 }
 
 #[tokio::test]
-async fn in_a_database_that_is_older_than_the_chain_the_next_change_begins_it() {
+async fn the_next_change_begins_the_chain_in_an_older_database() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
@@ -377,7 +379,7 @@ async fn a_change_is_announced_to_every_other_host() {
     };
     let here = PostgresRegistry::new(&database.url).unwrap();
     let there = PostgresRegistry::new(&database.url).unwrap();
-    // The first is for the connection itself: what changed before it was heard by nobody.
+    // The first signal is for the connection itself, because changes before it were not received.
     there.changed().await;
     let heard = tokio::spawn(async move {
         there.changed().await;

@@ -1,4 +1,4 @@
-//! The timeline, viewers' attributes and followers.
+//! Queries for the timeline, viewers' attributes and followers.
 
 use super::{PostgresStore, STORE_NAME, from_sql, from_time, to_sql, to_time};
 use crate::stores::{
@@ -12,9 +12,10 @@ const FOLLOWEES_LIMIT: u32 = 500;
 const FOLLOWEES_WINDOW_MS: u64 = 72 * HOUR_MS;
 const POST_WINDOW_MS: u64 = 90 * DAY_MS;
 
-/// One round trip. `LATERAL` reads a short range of the author index for each followee, instead of
-/// everybody's posts of three days. `everybody` may repeat every followed post, so reading as many
-/// as are wanted in all leaves enough to fill up; followed posts come first and are never displaced.
+/// Reads the timeline in one round trip. `LATERAL` reads a short range of the author index for
+/// each followee instead of all users' posts of three days. `everybody` may repeat every
+/// followed post, so it reads as many posts as are wanted in all, which leaves enough to fill
+/// the timeline. Followed posts come first and are never displaced.
 const TIMELINE: &str = "
 WITH followed AS MATERIALIZED (
     SELECT p.post_id, p.author_id, p.created_at

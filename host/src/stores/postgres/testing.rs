@@ -1,11 +1,11 @@
-//! A database for one test, in the server that `POSTGRES_URL` names.
+//! A database for one test, on the server that `POSTGRES_URL` names.
 
 use super::connect_options;
 use super::migrate::migrate;
 use sqlx::{ConnectOptions as _, Connection as _};
 use uuid::Uuid;
 
-/// A database of its own; dropping it drops it there too.
+/// A database that only one test uses. Dropping this value drops the database on the server.
 #[derive(Debug)]
 pub(crate) struct TestDatabase {
     server: String,
@@ -14,7 +14,8 @@ pub(crate) struct TestDatabase {
 }
 
 impl TestDatabase {
-    /// With the schema of `migrations/`; `None`, and a line that says so, when there is no server.
+    /// Creates a database with the schema of `migrations/`. Returns `None` and prints the
+    /// reason if there is no server.
     pub async fn migrated() -> Option<Self> {
         let database = Self::empty().await?;
         migrate(&database.url).await.unwrap();
@@ -47,7 +48,8 @@ impl Drop for TestDatabase {
     fn drop(&mut self) {
         let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name);
         let server = self.server.clone();
-        // The test's own runtime may be the one that unwinds.
+        // A new thread drops the database, because the test's own runtime may be the one that
+        // unwinds.
         let dropped = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -61,7 +63,7 @@ impl Drop for TestDatabase {
 
 async fn execute(server: &str, statement: String) {
     let mut connection = connect_options(server).unwrap().connect().await.unwrap();
-    // A name cannot be bound; this one is made of hexadecimal digits.
+    // A database name cannot be bound. This one is safe, because it ends in hexadecimal digits.
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
         .execute(&mut connection)
         .await

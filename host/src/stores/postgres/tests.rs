@@ -1,5 +1,5 @@
-//! The relational store: the same assertions against SQLite and PostgreSQL, and what PostgreSQL
-//! does when it is not there.
+//! Tests of the relational store: the same assertions against SQLite and PostgreSQL, and
+//! PostgreSQL's behaviour while the server is down.
 
 use super::testing::TestDatabase;
 use super::{PostgresStore, migrate, to_sql, to_time};
@@ -117,14 +117,14 @@ fn shown(posts: &[TimelinePost]) -> Vec<(u64, bool)> {
 }
 
 #[tokio::test]
-async fn a_timeline_is_newest_first_and_knows_which_posts_are_followed() {
+async fn a_timeline_is_newest_first_and_marks_followed_posts() {
     on_both(async |store| {
         store.follow(VIEWER, 2).await;
         store.follow(VIEWER, VIEWER).await;
         let edge = NOW_MS - 72 * HOUR_MS;
         store.post(10, 2, NOW_MS).await;
         store.post(11, 2, edge).await;
-        store.post(12, 2, edge - 1).await; // too old to be a followee's, not too old to be anybody's
+        store.post(12, 2, edge - 1).await; // too old as a followee's post
         store.post(13, 3, NOW_MS).await;
         store.post(14, 3, NOW_MS - 90 * 24 * HOUR_MS).await;
         store.post(15, 3, NOW_MS - 90 * 24 * HOUR_MS - 1).await;
@@ -174,7 +174,7 @@ async fn newer_posts_of_others_never_displace_those_of_followees() {
 }
 
 #[tokio::test]
-async fn attributes_are_those_of_the_viewer_and_none_of_a_stranger() {
+async fn attributes_are_found_for_a_known_viewer_and_not_for_an_unknown_one() {
     on_both(async |store| {
         store.user(VIEWER, "NL", NOW_MS).await;
         let expected = ViewerAttributes {
@@ -191,7 +191,7 @@ async fn attributes_are_those_of_the_viewer_and_none_of_a_stranger() {
 }
 
 #[tokio::test]
-async fn followers_are_those_who_follow_and_at_most_as_many_as_wanted() {
+async fn followers_are_returned_up_to_the_limit() {
     on_both(async |store| {
         for follower in 2..7 {
             store.follow(follower, VIEWER).await;
@@ -206,7 +206,7 @@ async fn followers_are_those_who_follow_and_at_most_as_many_as_wanted() {
     .await;
 }
 
-/// A port nobody listens on.
+/// The URL of a port that no process listens on.
 fn nowhere() -> String {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -231,7 +231,7 @@ async fn a_store_that_is_down_fails_retryably_and_then_opens_its_circuit() {
 }
 
 #[tokio::test]
-async fn a_missing_table_is_permanent_and_a_statement_that_runs_out_of_time_is_not() {
+async fn a_missing_table_is_a_permanent_failure_and_a_timed_out_statement_is_retryable() {
     let Some(database) = TestDatabase::empty().await else {
         return;
     };
@@ -267,7 +267,7 @@ async fn a_second_migration_changes_nothing_and_a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
-async fn changes_of_these_five_tables_are_captured_with_the_whole_old_row() {
+async fn the_five_published_tables_are_captured_with_the_whole_old_row() {
     let Some(database) = TestDatabase::migrated().await else {
         return;
     };
