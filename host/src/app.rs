@@ -1,4 +1,4 @@
-//! Every dependency that handlers share, once.
+//! The application state: every dependency that handlers share, constructed once.
 
 use crate::config::{Config, Flags, Live};
 use crate::discover::suggested::Suggestions;
@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// One implementation for each job of the stores.
+/// The stores of a host, with one implementation for each interface.
 #[derive(Clone)]
 pub struct StoreSet {
     pub candidates: Arc<dyn CandidateStore>,
@@ -45,7 +45,8 @@ pub struct StoreSet {
     pub values: Arc<dyn ValueCache>,
     pub seen: Arc<dyn SeenPosts>,
     pub lease: Arc<dyn Lease>,
-    /// Claims on events, where other hosts may have accepted them; a host alone has its spool's.
+    /// Claims on events, if other hosts may have accepted the same events. A single host uses
+    /// those of its spool.
     pub claims: Option<RedisClaims>,
 }
 
@@ -79,7 +80,7 @@ pub struct App {
     /// One lock for each viewer whose candidates are being fetched.
     pub flights: moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>,
     pub started: Instant,
-    /// Set once the host begins to stop: it is then alive and not ready.
+    /// Set when the host begins to stop. It is then live but not ready.
     pub stopping: AtomicBool,
     live: ArcSwap<Live>,
     attributes: Cache<u64, Option<Arc<ViewerAttributes>>>,
@@ -93,7 +94,7 @@ impl std::fmt::Debug for App {
     }
 }
 
-/// The parts that are made elsewhere.
+/// Dependencies that are constructed outside of this module.
 #[derive(Debug)]
 pub struct Parts {
     pub config: Config,
@@ -108,11 +109,12 @@ pub struct Parts {
     pub watch_report: WatchReport,
 }
 
-/// Fetches are over within the sources' deadlines; locks idle for longer guard nothing.
+/// Time after which an unused lock is removed. A fetch ends within the deadlines of its sources,
+/// so a lock that is idle for longer protects nothing.
 const FLIGHT_IDLE: Duration = Duration::from_secs(60);
-/// Calls to the cache on their way at once.
+/// Largest number of concurrent calls to the cache.
 const OVERTAKE_PARALLEL: usize = 64;
-/// How long a changed user row may go unnoticed by cohorts.
+/// Time after which cohorts see a changed user row.
 const ATTRIBUTES_LIFE: Duration = Duration::from_secs(60);
 
 impl App {
@@ -153,13 +155,14 @@ impl App {
         })
     }
 
-    /// The part of the configuration that may change while the host runs.
+    /// Returns the part of the configuration that may change while the host runs.
     pub fn live(&self) -> arc_swap::Guard<Arc<Live>> {
         self.live.load()
     }
 
     pub fn set_live(&self, live: Live) {
-        // New limiters forget what was counted, so only new limits make them.
+        // New limiters start with empty counts, so they are created only if the limits have
+        // changed.
         if live.limits != self.live().limits {
             self.rate_limits
                 .store(Arc::new(RateLimits::new(&live.limits)));
@@ -169,7 +172,7 @@ impl App {
         self.live.store(Arc::new(live));
     }
 
-    /// Configured flags, with those that an operator has set over them.
+    /// Returns the configured flags, overridden by those that an operator has set.
     pub fn flags(&self) -> Flags {
         let mut flags = self.live().flags;
         let serving = self.deploy.serving();
@@ -179,7 +182,7 @@ impl App {
         flags
     }
 
-    /// `Known(None)` for a viewer nobody knows.
+    /// Returns the viewer's attributes. The result is `Known(None)` for an unknown viewer.
     pub async fn viewer_attributes(&self, viewer: u64) -> Lookup {
         let load = async {
             let attributes = self.stores.relational.viewer_attributes(viewer).await?;
@@ -189,29 +192,34 @@ impl App {
         match guard::within(timeout, self.attributes.try_get_with(viewer, load)).await {
             Ok(Ok(attributes)) => Lookup::Known(attributes),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "viewer attributes");
+                tracing::warn!(%error, "could not read the viewer's attributes; cohorts that need them are skipped");
                 Lookup::Unavailable
             }
             Err(_) => {
-                tracing::warn!("viewer attributes came too late");
+                tracing::warn!(
+                    "the query for the viewer's attributes timed out; cohorts that need them are skipped"
+                );
                 Lookup::Unavailable
             }
         }
     }
 
-    /// Read your writes: what was ranked without the events of [`overtaking`](crate::events::drain::overtaking) viewers is no answer to them any
-    /// more. Called when the events are accepted, and again when they are counted.
+    /// Invalidates the cached rankings of viewers, so that they read their own writes: a ranking
+    /// made without the events of [`overtaking`](crate::events::drain::overtaking) viewers is no
+    /// longer served to them. Called when the events are accepted, and again when they are
+    /// counted.
     pub async fn overtake(&self, viewers: BTreeSet<u64>) {
         futures::stream::iter(viewers)
             .for_each_concurrent(OVERTAKE_PARALLEL, |viewer| async move {
                 if let Err(error) = self.stores.cache.overtake(viewer).await {
-                    tracing::warn!(%error, "candidate cache");
+                    tracing::warn!(%error, "could not invalidate a viewer's cached candidates; they may be served until they expire");
                 }
             })
             .await;
     }
 
-    /// For whoever counts events.
+    /// Returns a callback for the code that counts events. It invalidates the viewers of the
+    /// events that were counted.
     pub fn overtake_counted(self: &Arc<Self>) -> Counted {
         let app = self.clone();
         Arc::new(move |viewers| {
@@ -227,7 +235,7 @@ impl App {
     }
 }
 
-/// `cache_operations_total` of one cache, looked up once.
+/// The `cache_operations_total` counters of one cache. They are looked up once.
 #[derive(Debug)]
 pub struct CacheCounter {
     hits: IntCounter,
@@ -252,7 +260,8 @@ impl CacheCounter {
     }
 }
 
-/// The share of the last thousand feeds that fell back to the timeline.
+/// Share of feeds that fell back to the timeline. The counts start again after every 1,000
+/// feeds.
 #[derive(Debug, Default)]
 pub struct FallbackRatio {
     feeds: AtomicUsize,

@@ -3,12 +3,12 @@
 use crate::stores::UnixMs;
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// Now, in milliseconds since the Unix epoch, UTC.
+/// Returns the current time, in milliseconds since the Unix epoch, UTC.
 pub fn unix_ms() -> UnixMs {
     Utc::now().timestamp_millis().max(0) as u64
 }
 
-/// RFC 3339 in UTC with milliseconds.
+/// Formats a time as RFC 3339, in UTC with milliseconds.
 pub fn rfc3339(at_ms: UnixMs) -> String {
     utc(at_ms).to_rfc3339_opts(SecondsFormat::Millis, true)
 }

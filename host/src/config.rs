@@ -1,7 +1,7 @@
-//! Configuration: `nova.toml`, each key overridable by an environment variable.
+//! Configuration: `nova.toml`, with an environment variable to override each key.
 //!
-//! Every field says its unit and default. `Live` is the part that may change while the host runs;
-//! whatever else changes in the file is reported and waits for a restart.
+//! Every field states its unit and default. `Live` is the part that may change while the host
+//! runs. Changes to all other keys are logged and take effect at the next restart.
 
 mod sections;
 mod variables;
@@ -20,13 +20,14 @@ use variables::{read_value, set};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Address to listen on. Default 127.0.0.1:8080; `HTTP_PORT` changes the port alone.
+    /// Address to listen on. Default 127.0.0.1:8080. `HTTP_PORT` changes only the port.
     pub listen: SocketAddr,
-    /// Where everything durable lives. Needs a volume that outlives the process. Default ./nova-data.
+    /// Directory of all durable data. It needs a volume that outlives the process. Default
+    /// ./nova-data.
     pub data_dir: PathBuf,
     /// Directory to watch for policies. Default: `policies` in the data directory.
     pub policies_dir: Option<PathBuf>,
-    /// Threads for policies. Default 0: one for each core.
+    /// Number of threads for policies. Default 0: one per core.
     pub worker_concurrency: usize,
     /// `json` or `text`. Default json.
     pub log_format: LogFormat,
@@ -34,19 +35,19 @@ pub struct Config {
     pub auth: Auth,
     pub server: Server,
     pub policy: PolicyTrust,
-    /// Bytes of accepted events that may wait to be counted. Default 1 GiB.
+    /// Largest size of accepted events that wait to be processed, in bytes. Default 1 GiB.
     pub spool_bytes_max: u64,
-    /// Memory for snapshots and for cached candidates, MiB each. Default 256.
+    /// Memory for snapshots and for cached candidates, in MiB for each of the two. Default 256.
     pub cache_mb: u64,
     #[serde(flatten)]
     pub live: Live,
 }
 
-/// What reloads while the host runs.
+/// Settings that can be reloaded while the host runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Live {
-    /// A `tracing` filter: `info`, `nova=debug,warn`, … Default info.
+    /// Filter of the `tracing` crate: `info`, `nova=debug,warn`, … Default info.
     pub log_level: String,
     pub ttl: Ttl,
     pub limits: Limits,
@@ -96,20 +97,21 @@ impl Default for Live {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{}: {source}", path.display())]
+    #[error("could not read the configuration file {}: {source}", path.display())]
     Read {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("configuration: {0}")]
+    #[error("invalid configuration: {0}")]
     Invalid(String),
 }
 
 impl Config {
-    /// Reads the file, if there is one, and lays the environment over it.
+    /// Reads the file, if there is one, and applies the environment variables to it.
     ///
     /// # Errors
-    /// An unreadable file, an unknown key, a value of the wrong kind, some store URLs without the others.
+    /// An unreadable file, an unknown key, a value of the wrong type, or an incomplete set of
+    /// store URLs.
     pub fn load(
         path: Option<&Path>,
         variable: impl Fn(&str) -> Option<String>,
@@ -139,7 +141,9 @@ impl Config {
             .map_err(|error: toml::de::Error| ConfigError::Invalid(with_key(&table, &error)))?;
         if let Some(port) = variable(PORT_VARIABLE).filter(|port| !port.is_empty()) {
             let port = port.parse().map_err(|_| {
-                ConfigError::Invalid(format!("{PORT_VARIABLE}: `{port}` is not a port"))
+                ConfigError::Invalid(format!(
+                    "{PORT_VARIABLE}: `{port}` is not a port; use a number from 0 to 65535"
+                ))
             })?;
             config.listen.set_port(port);
         }
@@ -222,7 +226,8 @@ impl Config {
     }
 }
 
-/// `#[serde(flatten)]` and `deny_unknown_fields` do not go together, so the top level is checked here.
+/// Refuses unknown keys at the top level. serde cannot combine `#[serde(flatten)]` with
+/// `deny_unknown_fields`, so the check is made here.
 fn refuse_unknown_keys(table: &toml::Table) -> Result<(), ConfigError> {
     let known = |key: &str| {
         VARIABLES
@@ -235,15 +240,16 @@ fn refuse_unknown_keys(table: &toml::Table) -> Result<(), ConfigError> {
     }
 }
 
-/// The parser's own text draws the place over several lines; an error here has one.
+/// Formats a parser error as one line. The parser's own text shows the position on several
+/// lines.
 fn with_line(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start));
     let line = 1 + before.unwrap_or_default().matches('\n').count();
     format!("line {line}: {}", error.message())
 }
 
-/// The error of a merged table knows no place. Every key has a default, so the wrong one is the
-/// one that is refused alone.
+/// Finds the key that causes an error of the merged table, because that error has no position.
+/// Every key has a default, so each key can be tried alone, and the wrong one fails.
 fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
     let alone = |key: &str, value: &toml::Value| {
         let mut table = toml::Table::new();

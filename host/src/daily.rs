@@ -1,4 +1,5 @@
-//! One UTC day in numbers: ratios over what was served and what viewers did with it.
+//! Daily metrics: ratios over the rankings served on one UTC day and the viewers' reactions to
+//! them.
 
 use crate::app::App;
 use crate::clock::unix_ms;
@@ -8,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// One report at a time: each reads a whole day, with connections that feeds need as well.
+/// Allows one report at a time. Each report reads a whole day and uses connections that feeds
+/// need too.
 static REPORTING: Mutex<()> = Mutex::const_new(());
 const UNSETTLED_TTL: Duration = Duration::from_secs(60);
 const SETTLED_TTL: Duration = Duration::from_secs(86_400);
 
-/// Ratios are null where there was nothing to divide by.
+/// Metrics of one UTC day. Ratios are null if their denominator is zero.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DailyMetrics {
     pub date: NaiveDate,
@@ -24,7 +26,7 @@ pub struct DailyMetrics {
 
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PolicyRatios {
-    /// Effective digest.
+    /// Effective digest of the policy.
     pub digest: String,
     #[serde(flatten)]
     pub ratios: Ratios,
@@ -34,15 +36,15 @@ pub struct PolicyRatios {
 pub struct Ratios {
     /// views / impressions.
     pub ctr: Option<f64>,
-    /// ms.
+    /// Median dwell time, in ms.
     pub dwell_p50: Option<f64>,
-    /// ms.
+    /// 95th percentile of the dwell time, in ms.
     pub dwell_p95: Option<f64>,
-    /// The same over posts whose reason was not followees.
+    /// Click-through rate over posts whose reason was not followees.
     pub recommendation_ctr: Option<f64>,
     /// 1 − repeated posts / posts served.
     pub dedup_rate: Option<f64>,
-    /// Rankings served with nothing missing / all.
+    /// Rankings served with no part missing / all rankings.
     pub system_health: Option<f64>,
 }
 
@@ -78,12 +80,13 @@ impl DailyMetrics {
     }
 }
 
-/// The first millisecond of a day; `None` before 1970.
+/// Returns the first millisecond of a day, or `None` before 1970.
 fn start_ms(date: NaiveDate) -> Option<UnixMs> {
     u64::try_from(date.and_time(NaiveTime::MIN).and_utc().timestamp_millis()).ok()
 }
 
-/// The metrics of a day, from the cache while they can hardly have changed. `None` before 1970.
+/// Returns the metrics of a day, cached for as long as they can hardly change. Returns `None`
+/// before 1970.
 ///
 /// # Errors
 /// The store failed.
@@ -91,7 +94,8 @@ pub async fn metrics(app: &App, date: NaiveDate) -> StoreResult<Option<DailyMetr
     let Some(start_ms) = start_ms(date) else {
         return Ok(None);
     };
-    // Events of a day may still arrive for 24 h after it, so the day before today counts as today here.
+    // Events of a day may still arrive for 24 h after it, so yesterday is treated like today
+    // here.
     let settled = start_ms + 2 * DAY_MS < unix_ms();
     let ttl = if settled { SETTLED_TTL } else { UNSETTLED_TTL };
     let (values, key) = (app.stores.values.as_ref(), format!("metrics:daily:{date}"));

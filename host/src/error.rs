@@ -1,5 +1,5 @@
-//! The one place where errors become HTTP: `application/problem+json`, RFC 9457. An internal cause
-//! is logged here and never sent.
+//! Conversion of all errors to HTTP responses: `application/problem+json`, RFC 9457. Internal
+//! causes are logged here and never sent.
 
 use crate::feed::story::FeedError;
 use crate::policy::Stage;
@@ -14,27 +14,28 @@ use serde::Serialize;
 use std::sync::Arc;
 
 tokio::task_local! {
-    /// The id of the request being answered, also in its logs.
+    /// Id of the request that this task answers. It also appears in the logs.
     pub static REQUEST_ID: Arc<str>;
 }
 
-/// The current request's id; empty outside of one.
+/// Returns the id of the current request. Empty outside of a request.
 pub fn request_id() -> Arc<str> {
     REQUEST_ID
         .try_with(Arc::clone)
         .unwrap_or_else(|_| Arc::from(""))
 }
 
-/// A field of the request and what is wrong with it.
+/// An invalid field of the request, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldError {
-    /// A path such as `events[1].action`.
+    /// Path of the field, such as `events[1].action`.
     pub field: String,
     pub message: String,
-    /// Of a refused policy: what is wrong with it, for programs.
+    /// Machine-readable reason, if a policy was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
-    /// Of a refused policy: where, unless it is the whole.
+    /// Stage that the reason applies to, if a policy was refused. Absent if it applies to the
+    /// whole policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub stage: Option<Stage>,
@@ -61,10 +62,10 @@ impl From<&Reason> for FieldError {
     }
 }
 
-/// An error answer (RFC 9457).
+/// An error response (RFC 9457).
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Problem {
-    /// Names the kind of problem, e.g. `cursor-expired`.
+    /// Kind of the problem, e.g. `cursor-expired`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub title: &'static str,
@@ -79,7 +80,7 @@ pub struct Problem {
     pub retry_after_s: Option<u64>,
 }
 
-/// The kind of an error answer, for metrics.
+/// Kind of an error response, for metrics.
 #[derive(Debug, Clone, Copy)]
 pub struct ProblemKind(pub &'static str);
 
@@ -101,7 +102,7 @@ impl Problem {
         }
     }
 
-    /// 400 with every field that is wrong.
+    /// Returns a 400 that lists every invalid field.
     pub fn invalid(errors: impl IntoIterator<Item = (String, String)>) -> Self {
         let errors: Vec<FieldError> = errors
             .into_iter()
@@ -171,7 +172,7 @@ impl Problem {
     }
 
     pub fn too_large(bytes_max: usize) -> Self {
-        let detail = format!("the body may have at most {bytes_max} bytes");
+        let detail = format!("the body is too large; send at most {bytes_max} bytes");
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body-too-large",
@@ -211,14 +212,14 @@ impl Problem {
         }
     }
 
-    /// 500: a bug, or a failure nobody foresaw. The cause is logged here.
+    /// Returns a 500, for a bug or an unforeseen failure. Logs the cause.
     pub fn internal(cause: &dyn std::fmt::Display) -> Self {
-        tracing::error!(%cause, "internal error");
+        tracing::error!(%cause, "a request failed with an internal error; answering 500");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
             "Internal error",
-            "this host's log says more",
+            "an unexpected error occurred; this host's log has the cause",
         )
     }
 }
@@ -264,7 +265,7 @@ impl From<StoreError> for Problem {
             store = error.store,
             query = error.query,
             cause = format!("{:#}", error.source),
-            "store failure"
+            "a store query failed; answering 503"
         );
         Self::unavailable(format!("{} does not answer", error.store))
     }
@@ -288,14 +289,17 @@ impl From<DeployError> for Problem {
             DeployError::Recorded(cause) => {
                 tracing::error!(
                     cause = format!("{cause:#}"),
-                    "a recorded change is not in force yet"
+                    "a recorded change could not be applied on this host; trying again"
                 );
                 Self::unavailable(
-                    "the change is recorded, but not yet in force on this host; it follows by itself",
+                    "the change is recorded, but not yet in force on this host; the host applies it automatically",
                 )
             }
             DeployError::Unavailable(cause) => {
-                tracing::error!(cause = format!("{cause:#}"), "registry");
+                tracing::error!(
+                    cause = format!("{cause:#}"),
+                    "a registry call failed; answering 503"
+                );
                 let detail = match cause.downcast_ref::<Away>() {
                     Some(away) => format!("nothing was changed: {away}"),
                     None => "the policy registry does not answer; nothing was changed".into(),

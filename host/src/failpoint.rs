@@ -1,15 +1,17 @@
-//! Named points at which a test may end the process, as a crash would.
+//! Failpoints: named points at which a test may abort the process, like a crash would.
 //!
-//! For tests only, and only in builds with debug assertions: `NOVA_FAILPOINTS="after_insert=abort_once:3"` aborts the
-//! process when it comes to that point for the third time. Points: `after_spool_commit` (events are durable, nobody was
-//! told), `after_broker_ack` (the broker has them, the spool does not know), `after_intent` (a batch is announced, not
-//! stored), `after_insert` (it is stored, the offsets are not committed).
+//! Failpoints exist for tests only, and only in builds with debug assertions.
+//! `NOVA_FAILPOINTS="after_insert=abort_once:3"` aborts the process when it reaches that point
+//! for the third time. The points are: `after_spool_commit` (events are durable, but the client
+//! has no answer), `after_broker_ack` (the broker has them, but the spool has not recorded it),
+//! `after_intent` (a batch is announced, but not stored), `after_insert` (it is stored, but the
+//! offsets are not committed).
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// How often each armed point may still be passed.
+/// Number of passes that each armed point has left before it aborts.
 static ARMED: LazyLock<HashMap<String, AtomicI64>> = LazyLock::new(|| {
     let armed = std::env::var("NOVA_FAILPOINTS").unwrap_or_default();
     parse(&armed)
@@ -18,7 +20,7 @@ static ARMED: LazyLock<HashMap<String, AtomicI64>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The process comes to a named point.
+/// Marks that the process has reached a named point.
 pub fn hit(point: &str) {
     if !cfg!(debug_assertions) {
         return;
@@ -47,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_are_armed_by_name_and_count_and_nothing_else_is() {
+    fn only_well_formed_entries_arm_a_failpoint() {
         let armed = parse("after_insert=abort_once:3, after_intent=abort_once:1,x,y=panic");
         assert_eq!(
             armed,

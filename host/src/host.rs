@@ -1,4 +1,5 @@
-//! Starting and stopping a host: the parts in the order of their dependence, and back.
+//! Start and stop of a host: the parts are started in the order of their dependencies and
+//! stopped in reverse.
 
 use crate::app::{App, Parts};
 use crate::config::Config;
@@ -29,40 +30,43 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How long a stopping host goes on counting accepted events; the rest waits for the next start.
+/// Time for which a stopping host goes on draining accepted events. The rest waits for the next
+/// start.
 const FLUSH_BOUND: Duration = Duration::from_secs(5);
-/// How long it waits for whatever else finishes its work; a batch for a store that does not answer is stored by the
-/// next start, or by another host. Together with the requests in flight less than the grace of whoever stops it.
+/// Time for which a stopping host waits for all other work. A batch for a store that does not
+/// answer is stored after the next start, or by another host. Together with the time for
+/// requests in flight, this is less than the usual grace period of a supervisor.
 const STOP_BOUND: Duration = Duration::from_secs(15);
 
-/// A host that listens.
+/// A host that is listening.
 #[derive(Debug)]
 pub struct Host {
     app: Arc<App>,
     listener: TcpListener,
     stop_draining: CancellationToken,
-    /// What finishes its work before the host ends.
+    /// Tasks that must finish their work before the host ends.
     draining: Vec<JoinHandle<()>>,
-    /// Held for as long as the host runs: two hosts on one directory would write over each other.
+    /// Lock on the data directory, held while the host runs. Two hosts on one directory would
+    /// overwrite each other's files.
     _lock: File,
 }
 
-/// What a host is started with.
+/// Arguments for starting a host.
 #[derive(Debug)]
 pub struct Start {
     pub config: Config,
-    /// Lets policies with `follow = true` follow their sources.
+    /// Allows policies with `follow = true` to follow their sources.
     pub development: bool,
     pub logging: Option<Arc<Logging>>,
-    /// The file to follow for changes.
+    /// The configuration file to watch for changes.
     pub config_file: Option<ConfigFile>,
 }
 
 impl Host {
-    /// Starts everything and listens; `serve` then answers.
+    /// Starts all parts and listens. Requests are answered once `serve` is called.
     ///
     /// # Errors
-    /// Whatever keeps the host from serving, in one line that says what to do.
+    /// The reason why the host cannot serve, in one line that says what to do.
     pub async fn start(start: Start) -> anyhow::Result<Self> {
         let Start {
             config,
@@ -71,12 +75,13 @@ impl Host {
             config_file,
         } = start;
         let data_dir = &config.data_dir;
-        std::fs::create_dir_all(data_dir)
-            .with_context(|| format!("data directory {}", data_dir.display()))?;
+        std::fs::create_dir_all(data_dir).with_context(|| {
+            format!("could not create the data directory {}", data_dir.display())
+        })?;
         let lock = lock(data_dir)?;
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!(
-                "listening on {}; choose another address with --listen",
+                "could not listen on {}; choose another address with --listen",
                 config.listen
             )
         })?;
@@ -105,8 +110,12 @@ impl Host {
         );
         let watch_report = WatchReport::default();
         let policies_dir = config.policies_dir();
-        std::fs::create_dir_all(&policies_dir)
-            .with_context(|| format!("policies directory {}", policies_dir.display()))?;
+        std::fs::create_dir_all(&policies_dir).with_context(|| {
+            format!(
+                "could not create the policies directory {}",
+                policies_dir.display()
+            )
+        })?;
         let parts = Parts {
             policy_pool: CpuPool::start(config.worker_threads())?,
             token_keys: TokenKeys::new(&secret, &config.auth.issuer),
@@ -145,13 +154,16 @@ impl Host {
         &self.app
     }
 
+    /// Returns the address that the host listens on.
+    ///
     /// # Errors
-    /// When the listener has no address.
+    /// The listener has no address.
     pub fn address(&self) -> anyhow::Result<std::net::SocketAddr> {
         Ok(self.listener.local_addr()?)
     }
 
-    /// Answers until `stop`; then finishes what was begun, counts what was accepted, and returns.
+    /// Serves until `stop`. Then finishes the requests in flight, drains accepted events, and
+    /// returns.
     pub async fn serve(self, stop: CancellationToken) {
         let router = http::router(self.app.clone());
         let stopping = self.app.clone();
@@ -159,7 +171,7 @@ impl Host {
         tokio::spawn(async move {
             announce.cancelled().await;
             stopping.stopping.store(true, Ordering::Relaxed);
-            tracing::info!("stopping: finishing the requests in flight");
+            tracing::info!("stopping; finishing the requests in flight");
         });
         http::server::serve(self.listener, router, &self.app.config.server, stop).await;
         self.stop_draining.cancel();
@@ -167,14 +179,15 @@ impl Host {
         if tokio::time::timeout(STOP_BOUND, drained).await.is_err() {
             tracing::warn!(
                 bound_ms = STOP_BOUND.as_millis() as u64,
-                "stopping with work under way; it is done again after the next start"
+                "stopping with unfinished background work; it is done again after the next start"
             );
         }
         tracing::info!("stopped");
     }
 }
 
-/// What leaves the spool for the stores is counted; what leaves it for the broker is not yet.
+/// Starts the drain of the spool. Events that the drain writes to the stores are counted at
+/// once. Events that it sends to the broker are counted later, by the consumer.
 fn start_drain(
     app: &Arc<App>,
     spool: Spool,

@@ -1,5 +1,5 @@
-//! Nova, a feed-ranking host. The tree follows a request: `http` → `feed` → `policy`, with `stores`
-//! below and `app` holding what they share; `events` is the way in for what viewers do.
+//! Nova, a feed-ranking host. The modules follow a request: `http` → `feed` → `policy`, with
+//! `stores` below and `app` holding the shared state. `events` takes in the viewers' actions.
 
 pub mod app;
 pub mod cdc;

@@ -1,4 +1,5 @@
-//! Structured logs on standard error, written behind the request, with a filter that reloads.
+//! Structured logs on standard error. They are written in the background, and their filter can
+//! be reloaded.
 
 use crate::config::LogFormat;
 use crate::error::request_id;
@@ -13,7 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-/// Changes the filter; dropping it flushes what was written.
+/// Handle of the logs: changes the filter. Dropping it flushes the buffered lines.
 pub struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
     _flush: WorkerGuard,
@@ -26,8 +27,10 @@ impl fmt::Debug for Logging {
 }
 
 impl Logging {
+    /// Starts logging.
+    ///
     /// # Errors
-    /// When the filter cannot be read, or logging was started before.
+    /// The filter is invalid, or logging was already started.
     pub fn start(log_format: LogFormat, level: &str) -> anyhow::Result<Self> {
         let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
         let (writer, flush) = tracing_appender::non_blocking(std::io::stderr());
@@ -63,15 +66,17 @@ impl Logging {
         })
     }
 
+    /// Replaces the filter.
+    ///
     /// # Errors
-    /// When the filter cannot be read.
+    /// The filter is invalid.
     pub fn set_level(&self, level: &str) -> anyhow::Result<()> {
         Ok(self.filter.reload(EnvFilter::try_new(level)?)?)
     }
 }
 
-/// Adds the id of the request being answered to whatever is logged on the way. A span would do the
-/// same, but it is made and formatted for every request, and nearly none of them logs anything.
+/// Adds the id of the current request to every log line. A span would do the same, but it would
+/// be created and formatted for every request, and nearly no request logs anything.
 struct WithRequestId<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for WithRequestId<F>
@@ -93,7 +98,7 @@ where
         let mut line = String::new();
         self.0
             .format_event(context, Writer::new(&mut line), event)?;
-        // Ids are plain (see `http::middleware`), so they need no escaping.
+        // Request ids are plain (see `http::middleware`), so they need no escaping.
         match line.strip_prefix('{') {
             Some(rest) => write!(writer, "{{\"request_id\":\"{id}\",{rest}"),
             None => writeln!(writer, "{} request_id={id}", line.trim_end()),

@@ -4,7 +4,7 @@ use clap::Parser;
 use nova::commands::Cli;
 use std::process::ExitCode;
 
-/// Many short-lived buffers on many threads are what jemalloc was made for.
+/// jemalloc suits this load: many short-lived buffers on many threads.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,7 +1,7 @@
-//! Every metric Nova exports, under the names of its contract: prefix `nova_feed_`, seconds and
-//! base units, no user id in a label.
+//! All metrics that Nova exports, under the names of its contract: prefix `nova_feed_`, seconds
+//! and base units, no user id in a label.
 //!
-//! Process-wide, because that is what a scrape describes.
+//! The metrics are global to the process, because a scrape describes the process.
 
 use crate::policy::artifact::{Digest, PolicyRef, Stage};
 use crate::policy::failure::FailureKind;
@@ -17,15 +17,15 @@ use std::time::Duration;
 
 const PREFIX: &str = "nova_feed";
 
-/// Buckets of everything a viewer waits for.
+/// Buckets for everything that a viewer waits for.
 const REQUEST_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.5, 1.0, 2.0,
 ];
-/// A cache answers in well under a millisecond, or is in trouble.
+/// Buckets for caches. A cache that does not answer in well under a millisecond has a problem.
 const CACHE_SECONDS: &[f64] = &[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 ];
-/// Stages take microseconds.
+/// Buckets for stages, which take microseconds.
 const STAGE_SECONDS: &[f64] = &[
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.02,
     0.05,
@@ -78,8 +78,8 @@ pub struct Metrics {
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
 
-/// Registers metrics. A name can only be refused when it is invalid or taken, which the first test
-/// that starts a host would show.
+/// Registers metrics. A name is refused only if it is invalid or already used, and then the
+/// first test that starts a host fails.
 struct Registrar(Registry);
 
 #[expect(
@@ -136,29 +136,29 @@ impl Metrics {
     fn register() -> Self {
         let r = Registrar(Registry::new());
         let process = prometheus::process_collector::ProcessCollector::for_self();
-        // On systems without /proc the process collector is simply absent.
+        // On systems without /proc, the process collector is missing.
         let _ = r.0.register(Box::new(process));
         Self {
             api_requests_total: r.counters(
                 "api_requests_total",
-                "Requests answered.",
+                "Number of requests answered.",
                 &["endpoint", "method", "status"],
             ),
             api_duration_seconds: r.histograms(
                 "api_duration_seconds",
-                "Time to answer.",
+                "Time to answer a request.",
                 &["endpoint"],
                 REQUEST_SECONDS,
             ),
-            api_active_requests: r.gauge("api_active_requests", "Requests being answered."),
+            api_active_requests: r.gauge("api_active_requests", "Number of requests being answered."),
             api_errors_total: r.counters(
                 "api_errors_total",
-                "Error answers.",
+                "Number of error responses, by type.",
                 &["endpoint", "error_type"],
             ),
             feed_requests_total: r.counters(
                 "feed_requests_total",
-                "Feeds served.",
+                "Number of feeds served.",
                 &["algo", "served_by", "cache"],
             ),
             feed_duration_seconds: r.histograms(
@@ -169,170 +169,170 @@ impl Metrics {
             ),
             dedup_posts_removed_total: r.counter(
                 "dedup_posts_removed_total",
-                "Candidates that dedup removed.",
+                "Number of candidates that dedup removed.",
             ),
             saturation_moves_total: r.counter(
                 "saturation_moves_total",
-                "Posts that saturation put elsewhere than their score would.",
+                "Number of posts that saturation moved from the position that their score gave them.",
             ),
             policy_calls_total: r.counters(
                 "policy_calls_total",
-                "Stages run, by outcome.",
+                "Number of stage calls, by outcome.",
                 &["policy", "stage", "outcome"],
             ),
             policy_duration_seconds: r.histograms(
                 "policy_duration_seconds",
-                "Time of one stage, checks included.",
+                "Time of one stage, including the checks of its result.",
                 &["policy", "stage"],
                 STAGE_SECONDS,
             ),
             policy_active_info: r.gauges(
                 "policy_active_info",
-                "1 for the active policy.",
+                "1 for the active policy, which the labels name.",
                 &["name", "version", "digest"],
             ),
             policy_swaps_total: r.counters(
                 "policy_swaps_total",
-                "Changes of the active policy.",
+                "Number of changes of the active policy, by kind.",
                 &["kind"],
             ),
-            policy_quarantined: r.gauge("policy_quarantined", "Policies in quarantine."),
+            policy_quarantined: r.gauge("policy_quarantined", "Number of policies in quarantine."),
             registry_local_changes: r.gauge(
                 "registry_local_changes",
-                "Changes that this host made alone and that wait for the registry.",
+                "Number of changes that this host made while the registry was unavailable and that the registry does not have yet.",
             ),
             registry_local_changes_settled_total: r.counters(
                 "registry_local_changes_settled_total",
-                "Changes made without the registry, by what became of them there.",
+                "Number of changes made while the registry was unavailable, by the outcome of their reconciliation.",
                 &["outcome"],
             ),
             cache_operations_total: r.counters(
                 "cache_operations_total",
-                "Cache look-ups, by outcome.",
+                "Number of cache lookups, by outcome.",
                 &["cache", "outcome"],
             ),
             cache_duration_seconds: r.histograms(
                 "cache_duration_seconds",
-                "Time of cache look-ups and writes.",
+                "Time of cache lookups and writes.",
                 &["cache"],
                 CACHE_SECONDS,
             ),
             circuit_state: r.gauges(
                 "circuit_state",
-                "Circuit breakers: 0 closed, 1 half-open, 2 open.",
+                "State of a circuit breaker: 0 closed, 1 half-open, 2 open.",
                 &["store"],
             ),
             pool_connections: r.gauges(
                 "pool_connections",
-                "Connections of a pool, by state.",
+                "Number of connections of a pool, by state.",
                 &["store", "state"],
             ),
             store_queries_total: r.counters(
                 "store_queries_total",
-                "Queries, by outcome.",
+                "Number of store queries, by outcome.",
                 &["store", "query", "status"],
             ),
             store_duration_seconds: r.histograms(
                 "store_duration_seconds",
-                "Time of queries.",
+                "Time of store queries.",
                 &["store", "query"],
                 REQUEST_SECONDS,
             ),
             store_slow_queries_total: r.counters(
                 "store_slow_queries_total",
-                "Queries over 500 ms.",
+                "Number of store queries that took more than 500 ms.",
                 &["store", "query"],
             ),
             events_received_total: r.counters(
                 "events_received_total",
-                "Events received, by outcome.",
+                "Number of events received, by outcome.",
                 &["outcome"],
             ),
-            spool_events: r.gauge("spool_events", "Accepted events not yet counted."),
-            spool_bytes: r.gauge("spool_bytes", "Their size."),
+            spool_events: r.gauge("spool_events", "Number of accepted events in the spool."),
+            spool_bytes: r.gauge("spool_bytes", "Size of the accepted events in the spool."),
             spool_oldest_seconds: r
-                .float_gauge("spool_oldest_seconds", "Age of the oldest of them."),
+                .float_gauge("spool_oldest_seconds", "Age of the oldest event in the spool."),
             kafka_messages_sent_total: r.counters(
                 "kafka_messages_sent_total",
-                "Messages given to the broker, by outcome.",
+                "Number of messages sent to the broker, by outcome.",
                 &["topic", "status"],
             ),
             kafka_messages_consumed_total: r.counters(
                 "kafka_messages_consumed_total",
-                "Messages whose offsets were committed.",
+                "Number of messages whose offsets were committed.",
                 &["topic", "group"],
             ),
             kafka_consumer_lag: r.gauges(
                 "kafka_consumer_lag",
-                "Messages behind the end of a partition that this host consumes.",
+                "Number of messages between the consumer and the end of a partition that this host consumes.",
                 &["topic", "partition"],
             ),
             kafka_consumer_lag_seconds: r.float_gauges(
                 "kafka_consumer_lag_seconds",
-                "Age of the last message consumed when it was counted.",
+                "Age of the oldest message of a partition that was read but is not stored yet; 0 if there is none.",
                 &["topic", "partition"],
             ),
             cdc_events_consumed_total: r.counters(
                 "cdc_events_consumed_total",
-                "Changes taken over from PostgreSQL, by outcome.",
+                "Number of changes captured from PostgreSQL, by outcome.",
                 &["table", "status"],
             ),
             cdc_lag_seconds: r.float_gauges(
                 "cdc_lag_seconds",
-                "From a row's commit in PostgreSQL to its insert in ClickHouse.",
+                "Time from the commit of a row in PostgreSQL to its insert in ClickHouse.",
                 &["table"],
             ),
             dead_letters_total: r.counters(
                 "dead_letters_total",
-                "Records put aside, by reason.",
+                "Number of records that were dead-lettered or dropped, by reason.",
                 &["topic", "reason"],
             ),
             job_runs_total: r.counters(
                 "job_runs_total",
-                "Runs of periodic jobs.",
+                "Number of runs of periodic jobs, by outcome.",
                 &["job", "outcome"],
             ),
             job_duration_seconds: r.histograms(
                 "job_duration_seconds",
-                "Time of periodic jobs.",
+                "Time of one run of a periodic job.",
                 &["job"],
                 REQUEST_SECONDS,
             ),
             exposures_total: r.counters(
                 "exposures_total",
-                "Rankings served in an experiment.",
+                "Number of rankings served in an experiment, by variation.",
                 &["experiment", "variation"],
             ),
             fallback_ratio: r.float_gauge(
                 "fallback_ratio",
-                "Share of the last 1,000 feeds that fell back to the timeline.",
+                "Share of feeds that fell back to the timeline; the counts start again after every 1,000 feeds.",
             ),
             records_total: r.counters(
                 "records_total",
-                "Rankings to be recorded, by what became of them.",
+                "Number of rankings selected for recording, by outcome.",
                 &["outcome"],
             ),
             records_bytes: r.gauge(
                 "records_bytes",
-                "Size of the recorded rankings and the modules they need.",
+                "Size of the recorded rankings and of the modules that they need.",
             ),
             shadow_runs_total: r.counters(
                 "shadow_runs_total",
-                "Rankings of policies in shadow, by outcome.",
+                "Number of shadow runs, by outcome.",
                 &["policy", "outcome"],
             ),
             registry: r.0,
         }
     }
 
-    /// The Prometheus text format.
+    /// Renders all metrics in the Prometheus text format.
     pub fn render(&self) -> String {
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
     }
 
-    /// Every circuit of this process, by name.
+    /// Returns the state of every circuit breaker of this process, by name.
     pub fn circuits(&self) -> BTreeMap<String, Circuit> {
         let families = self.circuit_state.collect();
         let gauges = families.iter().flat_map(|family| family.get_metric());
@@ -384,13 +384,14 @@ impl Metrics {
                 store,
                 query,
                 took_ms = took.as_millis() as u64,
-                "slow query"
+                "a store query took more than 500 ms"
             );
         }
     }
 }
 
-/// The metrics of one policy, looked up once: looking up labels costs more than counting.
+/// The metrics of one policy, looked up once, because looking up labels costs more than
+/// counting.
 #[derive(Debug)]
 pub struct PolicyMetrics {
     policy: String,

@@ -1,5 +1,5 @@
-//! Keys: the one that signs tokens and cursors, configured or made once and kept in the data directory,
-//! and others that are made in the same way.
+//! Secret keys: the key that signs tokens and cursors, which is configured or generated once and
+//! kept in the data directory, and other keys that are generated in the same way.
 
 use crate::config::Config;
 use anyhow::Context;
@@ -9,10 +9,11 @@ use std::path::Path;
 const FILE: &str = "jwt.key";
 const KEY_BYTES: usize = 32;
 
-/// The configured key, else the data directory's, which is made now if there is none.
+/// Returns the configured key, else the key of the data directory. Generates that key if there
+/// is none.
 ///
 /// # Errors
-/// When the key file cannot be read or written.
+/// The key file cannot be read or written.
 pub fn load_or_make(config: &Config) -> anyhow::Result<Vec<u8>> {
     match &config.auth.jwt_secret {
         Some(secret) => Ok(secret.clone().into_bytes()),
@@ -20,35 +21,36 @@ pub fn load_or_make(config: &Config) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// Whether there is a key already, so that none would be made.
+/// Returns true if a key exists, so that none would be generated.
 pub fn is_there(config: &Config) -> bool {
     config.auth.jwt_secret.is_some() || config.data_dir.join(FILE).exists()
 }
 
-/// The key in a file, which is made now if there is none.
+/// Returns the key of a file. Generates it if the file does not exist.
 ///
 /// # Errors
-/// When the file cannot be read or written.
+/// The file cannot be read or written, or it is damaged.
 pub fn load_or_make_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     if !path.exists() {
-        make(path).with_context(|| format!("making the key {}", path.display()))?;
+        make(path).with_context(|| format!("could not generate the key {}", path.display()))?;
     }
     let text = std::fs::read_to_string(path)
-        .with_context(|| format!("reading the key {}", path.display()))?;
+        .with_context(|| format!("could not read the key {}", path.display()))?;
     hex::decode(text.trim()).with_context(|| {
         format!(
-            "{} is damaged; delete it to make a new key (what was signed with the old one ends)",
+            "{} is damaged; delete it to generate a new key (everything signed with the old one becomes invalid)",
             path.display()
         )
     })
 }
 
-/// Whoever comes first wins, and nobody ever reads half a key: the file is written under another
-/// name and linked into place, which fails when one is there.
+/// Generates a key. The first of several hosts wins, and no host ever reads a partial key: the
+/// file is written under another name and then linked into place, which fails if the key already
+/// exists.
 fn make(path: &Path) -> anyhow::Result<()> {
     let data_dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(data_dir)?;
-    // Temporary files are made readable by their owner alone.
+    // Temporary files are created readable only by their owner.
     let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
     writeln!(file, "{}", hex::encode(rand::random::<[u8; KEY_BYTES]>()))?;
     file.as_file().sync_all()?;
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_who_starts_at_once_reads_the_same_key() {
+    fn threads_that_start_at_the_same_time_read_the_same_key() {
         let dir = tempfile::tempdir().unwrap();
         let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)

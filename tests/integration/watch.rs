@@ -235,7 +235,7 @@ impl Demo {
         let mut said = String::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             said += &(line.unwrap() + "\n");
-            if said.contains("Ctrl-C stops") {
+            if said.contains("Ctrl-C to stop") {
                 break;
             }
         }
@@ -251,7 +251,7 @@ impl Demo {
         };
         Self {
             url: between("export NOVA_HOST=", "\n").trim().to_owned(),
-            data_dir: between("(data: ", ", gone").into(),
+            data_dir: between("(data: ", ", deleted").into(),
             token: between("export NOVA_TOKEN=", "\n").trim().to_owned(),
             child,
             _temporary: temporary,

@@ -1,4 +1,4 @@
-//! `nova audit`: who changed what, and whether the log is whole.
+//! `nova audit`: lists the audit log and verifies its hash chain.
 
 use super::remote::{Remote, TargetArguments};
 use super::{block_on, table};
@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Who changed what, newest first.
+/// Lists administrative changes with their actors, newest first.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -27,7 +27,7 @@ pub struct AuditArguments {
 
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
-    /// Whether any entry was changed, removed, added or moved after it was written
+    /// Verifies that no entry was changed, removed, added or moved after it was written.
     #[command(
         after_help = "Examples:\n  nova audit verify\n  nova audit verify --expect-head 8f3c…    # the head that an earlier run printed"
     )]
@@ -36,10 +36,10 @@ enum AuditCommand {
 
 #[derive(Debug, clap::Args)]
 struct List {
-    /// How many entries
+    /// Number of entries to show.
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// As JSON
+    /// Prints JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -48,23 +48,24 @@ struct List {
 
 #[derive(Debug, clap::Args)]
 struct Verify {
-    /// A head that was noted earlier: the log must still have it. Without one, newest entries that were cut off leave no trace
+    /// Head that an earlier run printed; the log must still contain it. Without it, removal of
+    /// the newest entries cannot be detected.
     #[arg(long, value_name = "HASH")]
     expect_head: Option<Digest>,
-    /// As JSON
+    /// Prints JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     target: TargetArguments,
 }
 
-/// Where the log is read.
+/// Source of the log: a running host or the registry.
 enum Source {
     Host(Remote),
     Registry(Arc<dyn Registry>),
 }
 
-/// A host's answer.
+/// Response of a host.
 #[derive(Debug, serde::Deserialize)]
 struct Page {
     entries: Vec<AuditEntry>,
@@ -108,7 +109,9 @@ impl List {
         if degraded.is_empty() {
             print!("{}", rendered(&entries));
         } else {
-            println!("the registry does not answer; its log cannot be read now");
+            println!(
+                "the registry does not answer, so its log cannot be read; try again when it does"
+            );
         }
         print!("{}", local_lines(&local_changes));
         Ok(())
@@ -130,7 +133,7 @@ impl Verify {
         println!("{} entries, unbroken", verified.entries);
         if verified.unattested > 0 {
             println!(
-                "{} of them are older than the chain; the next change attests them as they are",
+                "{} of them are older than the hash chain; the next change adds them to it as they are now",
                 verified.unattested
             );
         }
@@ -166,7 +169,9 @@ impl Source {
                     AuditPage::After(id) => format!("/admin/v1/audit?limit={limit}&after={id}"),
                 };
                 let answer = remote.call(Method::GET, &path, None).await?;
-                serde_json::from_value(answer).context("the host's version is another one")
+                serde_json::from_value(answer).context(
+                    "could not read the host's response; use the `nova` of the host's version",
+                )
             }
         }
     }
@@ -178,7 +183,7 @@ impl Source {
             let read = self.page(page, AUDIT_MAX).await?;
             if !read.degraded.is_empty() {
                 bail!(
-                    "the host cannot read the log while the registry does not answer; verify again when it does"
+                    "the host cannot read the log while the registry does not answer; verify again once it does"
                 );
             }
             let Some(last) = read.entries.last() else {
@@ -188,7 +193,7 @@ impl Source {
             for entry in &read.entries {
                 verifier.push(entry).map_err(|broken| {
                     anyhow!(
-                        "{broken}; compare entry {} with a backup of the registry, and treat every change from there on as unproven",
+                        "{broken}; compare entry {} with a backup of the registry, and do not trust any change from there on",
                         broken.id
                     )
                 })?;
@@ -197,13 +202,13 @@ impl Source {
         match verifier.finish() {
             Some(verified) => Ok(verified),
             None => bail!(
-                "no entry has the expected hash: the newest entries were cut off, or all were written anew; compare the log with a backup of the registry"
+                "no entry has the expected hash: the newest entries were cut off, or the whole log was rewritten; compare the log with a backup of the registry"
             ),
         }
     }
 }
 
-/// What the host changed alone, a line each.
+/// Formats the changes that the host made while the registry was unavailable, one per line.
 pub fn local_lines(changes: &[Value]) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let line = |entry: &Value| {
@@ -218,7 +223,7 @@ pub fn local_lines(changes: &[Value]) -> String {
     changes.iter().map(line).collect()
 }
 
-/// What a detail may take of a line.
+/// Largest number of characters that a detail takes in a line.
 const DETAIL_CHARACTERS: usize = 80;
 
 fn rendered(entries: &[AuditEntry]) -> String {
@@ -239,7 +244,7 @@ fn rendered(entries: &[AuditEntry]) -> String {
     table::render(header, &rows)
 }
 
-/// What a person looks for comes first.
+/// Formats the details of an entry as text, with the reason first.
 fn in_words(detail: &Value) -> String {
     let Some(fields) = detail.as_object() else {
         return detail.to_string();
@@ -257,7 +262,9 @@ fn in_words(detail: &Value) -> String {
         .get("local")
         .and_then(|local| local["made_at"].as_str())
     {
-        words.push(format!("made on one host alone at {made_at}"));
+        words.push(format!(
+            "made on one host while the registry was unavailable, at {made_at}"
+        ));
     }
     let mut others: Vec<_> = fields
         .iter()

@@ -1,18 +1,21 @@
+//! `nova bucket`: prints the bucket of a unit.
+
 use crate::experiments::assignment::bucket;
 
-/// Prints a unit's bucket, 0.0000 … 0.9999, or `null` for an unknown hash version.
+/// Prints the bucket of a unit, 0.0000 … 0.9999, or `null` for an unknown hash version.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nova bucket --seed recency-1 --unit 42")]
 pub struct Bucket {
-    /// The experiment's seed (its key, where it has none)
+    /// Seed of the experiment, or its key if it has no seed.
     #[arg(long)]
     seed: String,
-    /// The viewer id
+    /// Viewer id.
     #[arg(long)]
     unit: String,
+    /// Hash version of the experiment, 1 or 2.
     #[arg(long, default_value_t = 2)]
     hash_version: u32,
-    /// As a JSON object
+    /// Prints a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -1,3 +1,5 @@
+//! `nova cdc`: compares the copy of PostgreSQL in ClickHouse with the original.
+
 use super::{ConfigPath, DataDir, block_on, table};
 use crate::cdc::validate::{Report, State, Validation};
 use crate::config::Config;
@@ -8,7 +10,7 @@ use clap::Subcommand;
 use sqlx::{Connection as _, PgConnection};
 use std::time::Duration;
 
-/// Looks after the copy of PostgreSQL in ClickHouse.
+/// Checks the copy of PostgreSQL in ClickHouse.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nova cdc validate")]
 pub struct CdcArguments {
@@ -18,20 +20,21 @@ pub struct CdcArguments {
 
 #[derive(Debug, Subcommand)]
 enum CdcCommand {
-    /// Compares rows and checksums of PostgreSQL and ClickHouse, and says how far the copy is behind
+    /// Compares rows and checksums of PostgreSQL and ClickHouse, and shows how far the copy is
+    /// behind.
     #[command(after_help = "Example: nova cdc validate --json")]
     Validate(Validate),
 }
 
 #[derive(Debug, clap::Args)]
 struct Validate {
-    /// As JSON
+    /// Prints JSON.
     #[arg(long)]
     json: bool,
-    /// How long a difference may take to vanish before it is reported
+    /// Time that a difference may take to disappear before it is reported.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     patience: Duration,
-    /// Debezium's replication slot
+    /// Name of Debezium's replication slot.
     #[arg(
         long,
         default_value = "nova_slot",
@@ -58,7 +61,7 @@ impl CdcArguments {
         }
         anyhow::ensure!(
             report.passes(),
-            "ClickHouse differs from PostgreSQL: capture the tables again, or see cdc_dlq for what could not be read"
+            "ClickHouse differs from PostgreSQL: capture the tables again, or look in the topic cdc_dlq for changes that could not be read"
         );
         Ok(())
     }
@@ -67,7 +70,7 @@ impl CdcArguments {
 impl Validate {
     async fn compare(self, config: &Config) -> anyhow::Result<Report> {
         let stack = config.stores.stack().context(
-            "nothing is captured with the embedded stores; set POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL",
+            "the embedded stores have no change data capture; set POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL",
         )?;
         let postgres = PgConnection::connect(stack.postgres)
             .await
@@ -109,7 +112,7 @@ fn rendered(report: &Report) -> String {
     let header = ["table", "state", "postgres", "clickhouse", "lag", "days"];
     let slot = match report.slot_lag_bytes {
         Some(bytes) => format!("the replication slot is {bytes} bytes behind\n"),
-        None => "there is no replication slot: nothing is being captured\n".to_owned(),
+        None => "there is no replication slot, so no change is being captured\n".to_owned(),
     };
     table::render(header, &rows) + &slot
 }

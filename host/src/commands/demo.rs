@@ -1,4 +1,4 @@
-//! `nova demo`: a community made up on the spot, so that there is something to rank.
+//! `nova demo`: a host with a generated community, so that there is something to rank.
 
 use super::block_on;
 use super::import::load;
@@ -17,16 +17,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// Serves a generated community from a throw-away data directory and prints what to try.
+/// Serves a generated community from a temporary data directory and prints commands to try.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  nova demo --listen 127.0.0.1:8080\n  nova demo --watch fresh-first"
 )]
 pub struct Demo {
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on; port 0 takes a free port.
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     listen: SocketAddr,
-    /// The same seed makes the same community
+    /// Seed of the generator; the same seed generates the same community.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -49,7 +49,7 @@ impl Demo {
         std::fs::create_dir_all(&community)?;
         write_community(&community, self.seed)?;
         let mut config = Config::load(None, |name| std::env::var(name).ok())?;
-        // A demo leaves nothing behind, wherever the environment points.
+        // A demo uses temporary stores only, even if the environment names others.
         config.stores = Stores::default();
         config.listen = self.listen;
         config.data_dir = data_dir;
@@ -74,15 +74,15 @@ impl Demo {
 fn print_welcome(address: SocketAddr, data_dir: &Path, viewer: &str, operator: &str) {
     let program = std::env::current_exe().unwrap_or_default();
     let text = format!(
-        "Nova serves {USERS} users and {POSTS} posts on http://{address} (data: {data}, gone when this ends).
+        "Nova serves {USERS} users and {POSTS} posts on http://{address} (data: {data}, deleted when the demo ends).
 
 The feed of viewer 42, ranked by baseline@1.0.0:
   curl -s 'http://{address}/api/v1/feed?limit=5' -H 'Authorization: Bearer {viewer}'
 
-What is trending, no token needed:
+Trending posts (no token needed):
   curl -s 'http://{address}/api/v1/feed/trending?window=24h&limit=5'
 
-Another policy for everybody, and back; the first lines are for every terminal that talks to this host:
+Switch all viewers to another policy, and back (run the export lines in every terminal that talks to this host):
   export PATH={programs}:$PATH
   export NOVA_DATA_DIR={data}
   export NOVA_HOST=http://{address}
@@ -91,19 +91,19 @@ Another policy for everybody, and back; the first lines are for every terminal t
   nova policy activate timeline@1.0.0
   nova policy rollback
 
-Every route: http://{address}/docs    Ctrl-C stops.
+All routes: http://{address}/docs    Press Ctrl-C to stop.
 ",
         data = data_dir.display(),
         programs = program.parent().unwrap_or(Path::new(".")).display(),
     );
-    // Whoever reads only the first lines (`nova demo | head`) must not end the host by it.
+    // A reader that closes the pipe early (`nova demo | head`) must not end the host.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// The files of a made-up community, as `nova import` reads them.
+/// Writes the files of a generated community in the format of `nova import`.
 ///
 /// # Errors
-/// When the directory cannot be written.
+/// The directory cannot be written.
 pub fn write_community(dir: &Path, seed: u64) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let now_ms = unix_ms();
@@ -117,7 +117,8 @@ pub fn write_community(dir: &Path, seed: u64) -> anyhow::Result<()> {
             id % 17
         )?;
     }
-    // A few authors write and receive most: without that there would be nothing to saturate.
+    // A few authors write and receive most posts and follows. Without that, saturation would
+    // have nothing to do.
     let popular =
         |random: &mut StdRng, n: u64| 1 + (random.random::<f64>().powi(3) * n as f64) as u64;
     let mut posts = String::from("post_id,author_id,created_at,view_count\n");
@@ -161,7 +162,7 @@ pub fn write_community(dir: &Path, seed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Likes or comments: soon after their post, mostly.
+/// Returns likes or comments as CSV. Most of them come soon after their post.
 fn reactions(
     id_column: &str,
     count: u64,

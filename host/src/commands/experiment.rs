@@ -1,3 +1,5 @@
+//! `nova experiment`: manages experiments on a running host.
+
 use super::remote::{Remote, TargetArguments};
 use super::{block_on, table};
 use anyhow::Context;
@@ -6,7 +8,7 @@ use reqwest::Method;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Creates, starts, watches and stops experiments of a running host.
+/// Creates, starts, shows and stops experiments on a running host.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nova experiment put recency recency.json && nova experiment start recency"
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 pub struct ExperimentArguments {
     #[command(subcommand)]
     command: ExperimentCommand,
-    /// As JSON
+    /// Prints JSON.
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
@@ -23,24 +25,44 @@ pub struct ExperimentArguments {
 
 #[derive(Debug, Subcommand)]
 enum ExperimentCommand {
-    /// Creates or changes an experiment from a JSON file
+    /// Creates or changes an experiment from a JSON file.
     #[command(after_help = "Example: nova experiment put recency recency.json")]
-    Put { key: String, file: PathBuf },
-    /// Shows an experiment
+    Put {
+        /// Key of the experiment.
+        key: String,
+        /// JSON file with the experiment.
+        file: PathBuf,
+    },
+    /// Shows an experiment.
     #[command(after_help = "Example: nova experiment show recency")]
-    Show { key: String },
-    /// Begins to assign viewers
+    Show {
+        /// Key of the experiment.
+        key: String,
+    },
+    /// Starts assigning viewers.
     #[command(after_help = "Example: nova experiment start recency")]
-    Start { key: String },
-    /// Stops assigning for now
+    Start {
+        /// Key of the experiment.
+        key: String,
+    },
+    /// Pauses the assignment of viewers.
     #[command(after_help = "Example: nova experiment pause recency")]
-    Pause { key: String },
-    /// Stops assigning for good
+    Pause {
+        /// Key of the experiment.
+        key: String,
+    },
+    /// Stops the assignment of viewers permanently.
     #[command(after_help = "Example: nova experiment stop recency")]
-    Stop { key: String },
-    /// Rankings served and viewers, per variation
+    Stop {
+        /// Key of the experiment.
+        key: String,
+    },
+    /// Shows the number of served rankings and of viewers per variation.
     #[command(after_help = "Example: nova experiment results recency")]
-    Results { key: String },
+    Results {
+        /// Key of the experiment.
+        key: String,
+    },
 }
 
 impl ExperimentArguments {
@@ -48,7 +70,7 @@ impl ExperimentArguments {
         let remote = self
             .target
             .remote()?
-            .context("experiments belong to a running host: give --host URL (NOVA_HOST)")?;
+            .context("this command needs a running host; name it with --host URL (NOVA_HOST)")?;
         let answer = block_on(self.command.call(&remote))?;
         match (&self.command, self.json) {
             (ExperimentCommand::Results { .. }, false) => print!("{}", results_table(&answer)),
@@ -57,7 +79,7 @@ impl ExperimentArguments {
             }
             (_, false) => {
                 let local = if answer["local"] == true {
-                    " on this host; the registry does not answer, and is told when it does"
+                    " on this host only; the registry does not answer and gets the change when it returns"
                 } else {
                     ""
                 };

@@ -1,3 +1,5 @@
+//! `nova import`: loads CSV files into the configured stores.
+
 use super::{ConfigPath, DataDir, block_on, table};
 use crate::clock::unix_ms;
 use crate::config::Config;
@@ -9,18 +11,20 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Loads users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv: those that are there.
+/// Loads users.csv, posts.csv, follows.csv, comments.csv, likes.csv and events.csv, as far as
+/// they exist.
 ///
-/// A bad row is reported as FILE:LINE and then nothing of its file is loaded. Importing the same files again changes nothing.
+/// A bad row is reported as FILE:LINE, and then nothing of its file is loaded. Importing the
+/// same files again changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nova import ./community --shift-to-now")]
 pub struct Import {
-    /// The directory with the files
+    /// Directory with the files.
     dir: PathBuf,
-    /// Moves all times so that the newest of all files is now
+    /// Moves all times forward so that the newest time of all files is now.
     #[arg(long)]
     shift_to_now: bool,
-    /// The summary as JSON
+    /// Prints the summary as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -42,7 +46,7 @@ impl Import {
     }
 }
 
-/// Imports a directory into the configured stores, with a bar that shows how far it is.
+/// Imports a directory into the configured stores and shows a progress bar.
 pub async fn load(
     config: &Config,
     dir: &Path,

@@ -1,3 +1,5 @@
+//! `nova migrate`: brings the schemas and topics of the real stack up to date.
+
 use super::{ConfigPath, DataDir, block_on};
 use crate::config::Config;
 use crate::stores::clickhouse::{self, ClickHouseStore};
@@ -8,14 +10,14 @@ use serde::Serialize;
 
 /// Brings the schemas and topics of the real stack up to date.
 ///
-/// Run it before the hosts of a new version start. Twice changes nothing. The embedded stores need none of this: they are
-/// brought up to date when they are opened.
+/// Run it before the hosts of a new version start. A second run changes nothing. The embedded
+/// stores do not need it: they are brought up to date when they are opened.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: POSTGRES_URL=postgres://nova:secret@db/nova CLICKHOUSE_URL=… KAFKA_BROKERS=… REDIS_URL=… nova migrate"
 )]
 pub struct Migrate {
-    /// What was done as JSON
+    /// Prints the applied changes as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -24,11 +26,12 @@ pub struct Migrate {
     data_dir: DataDir,
 }
 
-/// One part of the stack.
+/// Result for one part of the stack.
 #[derive(Debug, Serialize)]
 struct Migrated {
     store: &'static str,
-    /// What was applied now, in this order; empty when everything was there.
+    /// Names of the migrations or topics that were applied now, in this order. Empty if
+    /// everything was up to date.
     applied: Vec<String>,
 }
 
@@ -42,7 +45,7 @@ impl Migrate {
         }
         for Migrated { store, applied } in done {
             if applied.is_empty() {
-                println!("{store}: up to date, nothing was changed");
+                println!("{store}: up to date; nothing was changed");
             } else {
                 println!("{store}: applied {}", applied.join(", "));
             }
@@ -51,7 +54,7 @@ impl Migrate {
     }
 }
 
-/// One after the other: a part that is refused leaves those after it as they are.
+/// Migrates one part after the other. If one part fails, the parts after it stay unchanged.
 async fn migrate(config: &Config) -> anyhow::Result<Vec<Migrated>> {
     let urls = config.stores.stack().context(
         "no store URLs are configured: set POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL; the embedded stores migrate themselves",

@@ -1,4 +1,4 @@
-//! The command line: one file a command, each a thin shell around a part of the host.
+//! The command line: one file per command, each a thin layer over a part of the host.
 
 mod audit;
 mod bucket;
@@ -20,7 +20,7 @@ use crate::config::Config;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// Feeds, ranked by WebAssembly policies.
+/// Ranks feeds with WebAssembly policies.
 #[derive(Debug, Parser)]
 #[command(name = "nova", version, about, propagate_version = true)]
 pub struct Cli {
@@ -30,40 +30,40 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// A generated community in a throw-away directory, served at once
+    /// Serves a generated community from a temporary directory.
     Demo(demo::Demo),
-    /// The host
+    /// Runs the host.
     Serve(serve::Serve),
-    /// Loads users, posts, follows, comments, likes and events from CSV files
+    /// Loads users, posts, follows, comments, likes and events from CSV files.
     Import(import::Import),
-    /// The schemas of the real stack, brought up to date
+    /// Brings the schemas of the real stack up to date.
     Migrate(migrate::Migrate),
-    /// A token signed with the host's key
+    /// Prints a token signed with the host's key.
     Token(token::Token),
-    /// The policy author's and the operator's loop
+    /// Creates, builds, checks and publishes policies, and operates them.
     Policy(policy::PolicyArguments),
-    /// The experimenter's loop
+    /// Creates, starts, shows and stops experiments.
     Experiment(experiment::ExperimentArguments),
-    /// Who changed what, and whether the log of it is whole
+    /// Lists administrative changes, and verifies that the log is unbroken.
     Audit(audit::AuditArguments),
-    /// The copy of PostgreSQL in ClickHouse
+    /// Checks the copy of PostgreSQL in ClickHouse.
     Cdc(cdc::CdcArguments),
-    /// Prints a unit's bucket, or null: why a user is in a variation
+    /// Prints the bucket of a unit, or null; it explains why a user is in a variation.
     Bucket(bucket::Bucket),
 }
 
-/// Where state is.
+/// Location of the state.
 #[derive(Debug, Clone, Args)]
 pub struct DataDir {
-    /// Where everything durable lives [default: data_dir of nova.toml, else ./nova-data]
+    /// Directory of all durable data [default: data_dir of nova.toml, else ./nova-data]
     #[arg(long, env = "NOVA_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }
 
-/// A configuration file.
+/// Location of the configuration file.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigPath {
-    /// Configuration file [default: ./nova.toml if there is one]
+    /// Configuration file [default: ./nova.toml if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -76,7 +76,7 @@ impl ConfigPath {
             .or_else(|| default.is_file().then_some(default))
     }
 
-    /// File, environment and command line, in this order.
+    /// Loads the configuration file, then applies the environment, then the command line.
     fn load(&self, data_dir: &DataDir) -> anyhow::Result<Config> {
         let mut config = Config::load(self.path().as_deref(), |name| std::env::var(name).ok())?;
         if let Some(data_dir) = &data_dir.data_dir {
@@ -87,8 +87,10 @@ impl ConfigPath {
 }
 
 impl Cli {
+    /// Runs the command.
+    ///
     /// # Errors
-    /// What went wrong, in one line that says what to do.
+    /// The cause, in one line that says what to do.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Demo(demo) => demo.run(),
@@ -105,7 +107,7 @@ impl Cli {
     }
 }
 
-/// A small runtime for commands that wait for little.
+/// Runs `work` on a small runtime, for commands that do little waiting.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

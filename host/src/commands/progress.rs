@@ -1,16 +1,16 @@
-//! Work that takes a while, said step by step on standard error: a spinner for a person, lines for a log.
+//! Progress of long work on standard error: a spinner on a terminal, lines in a log.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-/// Runs `work` and shows what it says it is doing.
+/// Runs `work` and shows the steps that it reports.
 pub fn shown<T>(subject: &str, work: impl FnOnce(&(dyn Fn(&str) + Sync)) -> T) -> T {
     if !std::io::stderr().is_terminal() {
         return work(&|step| eprintln!("{subject}: {step}"));
     }
     let bar = ProgressBar::new_spinner();
-    // A template that cannot be read leaves the default one, which only lacks the time.
+    // If the template is invalid, the default style stays, which only lacks the time.
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
         bar.set_style(style);
     }

@@ -1,4 +1,5 @@
-//! Talking to a running host, or to a data directory in its absence.
+//! Access to the target of a command: a running host, or the registry itself if no host is
+//! named.
 
 use super::{ConfigPath, DataDir};
 use crate::http::admin_policies::{PolicyAnswer, PolicyList};
@@ -17,21 +18,22 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// During an outage the next host must be asked soon.
+/// Connection timeout. It is short because an operator may have to try the next host during an
+/// outage.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// An activation may have to compile a policy first.
+/// Call timeout. It is long because an activation may have to compile a policy first.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// An upload is compiled and tried, after those that came before it.
+/// Upload timeout. An upload is compiled and tested after all uploads that came before it.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
-/// The actor in the audit log when a command writes to a data directory itself.
+/// Actor in the audit log if a command writes to the registry itself.
 const LOCAL_ACTOR: &str = "cli";
 
 #[derive(Debug, Clone, Args)]
 pub struct TargetArguments {
-    /// A running host, e.g. http://127.0.0.1:8080
+    /// URL of a running host, e.g. http://127.0.0.1:8080.
     #[arg(long, env = "NOVA_HOST", value_name = "URL")]
     host: Option<String>,
-    /// An admin token for it
+    /// Admin token for the host.
     #[arg(long, env = "NOVA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
     #[command(flatten)]
@@ -48,7 +50,7 @@ pub struct Remote {
     client: reqwest::Client,
 }
 
-/// A step of a published policy's life.
+/// A lifecycle step of a published policy.
 #[derive(Debug)]
 pub enum Step {
     Shadow,
@@ -71,11 +73,12 @@ impl Step {
     }
 }
 
-/// Where a command's change goes.
+/// Destination of a command's change.
 #[derive(Debug)]
 pub enum Target {
     Host(Remote),
-    /// The registry in a data directory or in PostgreSQL; hosts that run on it follow within a second.
+    /// The registry in a data directory or in PostgreSQL. Hosts that use it apply the change
+    /// within a second.
     Directory(Arc<Deploy>),
 }
 
@@ -85,11 +88,11 @@ impl TargetArguments {
             return Ok(None);
         };
         if !host.starts_with("http://") && !host.starts_with("https://") {
-            bail!("--host (NOVA_HOST) is a URL: http://{host}");
+            bail!("--host (NOVA_HOST) must be a URL such as http://{host}");
         }
         let Some(token) = &self.token else {
             bail!(
-                "--host needs --token (NOVA_TOKEN); make one with: nova token --user 1 --audience admin --role operator"
+                "--host needs --token (NOVA_TOKEN); get one with: nova token --user 1 --audience admin --role operator"
             );
         };
         Ok(Some(Remote {
@@ -120,7 +123,7 @@ impl TargetArguments {
 }
 
 impl TargetArguments {
-    /// The registry itself, where no host is named; nothing is written to it.
+    /// Opens the registry itself, for reading only, if no host is named.
     pub async fn registry(&self) -> anyhow::Result<Arc<dyn Registry>> {
         let config = self.config.load(&self.data_dir)?;
         if config.stores.stack().is_none() && !config.data_dir.is_dir() {
@@ -172,7 +175,7 @@ impl Remote {
         self.read(request.multipart(form).send().await).await
     }
 
-    /// The answer, or the problem it reports in one line.
+    /// Returns the response, or an error with the reported problem in one line.
     async fn read(&self, response: reqwest::Result<Response>) -> anyhow::Result<Value> {
         let response = response.map_err(|error| {
             let what = match error.is_timeout() {
@@ -256,9 +259,9 @@ impl Target {
                 Step::Retire => deploy.retire(policy, LOCAL_ACTOR).await,
                 Step::Quarantine { reason } => {
                     match deploy.quarantine(policy, reason, LOCAL_ACTOR).await {
-                        // In force in a process that ends now.
+                        // The quarantine would be in force only in this process, which ends now.
                         Ok((_, Reach::ThisHost)) => bail!(
-                            "the registry does not answer; nothing was changed. Name each running host with --host: they do it alone"
+                            "the registry does not answer; nothing was changed. Run the command with --host for each running host; a host can quarantine without the registry"
                         ),
                         quarantined => quarantined.map(|(published, _)| published),
                     }

@@ -1,3 +1,5 @@
+//! `nova serve`: runs the host until a signal stops it.
+
 use super::watch::WatchArguments;
 use super::{ConfigPath, DataDir};
 use crate::app::App;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Runs the host. With no store URLs it runs on its embedded stores.
+/// Runs the host. If no store URLs are set, it uses its embedded stores.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  nova serve --data-dir ./nova-data --listen 127.0.0.1:8080\n  nova serve --watch fresh-first"
@@ -21,7 +23,7 @@ pub struct Serve {
     config: ConfigPath,
     #[command(flatten)]
     data_dir: DataDir,
-    /// Address to listen on [default: 127.0.0.1:8080]; port 0 takes a free one
+    /// Address to listen on [default: 127.0.0.1:8080]; port 0 takes a free port.
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     #[command(flatten)]
@@ -30,7 +32,8 @@ pub struct Serve {
 
 impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
-        // Read before it is parsed: a file that changes in between is then seen as changed.
+        // The file is read before it is parsed, so that a change in between is detected as a
+        // change.
         let file = self.config.path().map(|path| ConfigFile {
             loaded: std::fs::read(&path).unwrap_or_default(),
             path,
@@ -55,11 +58,12 @@ impl Serve {
     }
 }
 
-/// A host that follows what somebody edits talks to a terminal, and is nobody else's.
+/// Configures a host that follows a developer's edits: it logs to a terminal and must not share
+/// its stores.
 fn for_one_person(config: &mut Config) -> anyhow::Result<()> {
     ensure!(
         config.stores.stack().is_none(),
-        "--watch needs the embedded stores, because every host on these would follow your edits; unset POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL"
+        "--watch needs the embedded stores, because every host on a shared stack would follow your edits; unset POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL"
     );
     config.log_format = LogFormat::Text;
     if std::env::var_os("LOG_LEVEL").is_none() {
@@ -68,13 +72,13 @@ fn for_one_person(config: &mut Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the data is and where the host listens were settled when it started.
+/// Keeps the data directory and the listen address, which are fixed when the host starts.
 fn keep_command_line(running: &Config, next: &mut Config) {
     next.listen = running.listen;
     next.data_dir.clone_from(&running.data_dir);
 }
 
-/// Starts a host, says so, and serves until SIGTERM, Ctrl-C or the end of its terminal.
+/// Starts a host, calls `ready`, and serves until SIGTERM, Ctrl-C or the end of its terminal.
 pub fn run_host(
     config: Config,
     development: bool,
@@ -108,7 +112,7 @@ pub fn run_host(
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Whoever started this with `nohup` wants it to outlive the terminal.
+    // A host that was started with `nohup` must outlive its terminal.
     let mut hangup = match hangup_is_ignored() {
         true => None,
         false => Some(signal(SignalKind::hangup())?),
@@ -130,7 +134,8 @@ fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The ignored signals are a mask in hexadecimal, whose lowest bit is signal 1, SIGHUP.
+/// Returns true if SIGHUP is ignored. The ignored signals are a hexadecimal mask, whose lowest
+/// bit is signal 1, SIGHUP.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

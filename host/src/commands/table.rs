@@ -1,13 +1,14 @@
 //! Plain tables for terminals.
 
-/// Columns as wide as their widest cell, two spaces apart.
+/// Renders a table. Each column is as wide as its widest cell, and columns are two spaces apart.
 pub fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let header = header.iter().map(|name| (*name).to_owned()).collect();
     let rows = rows.iter().map(|row| row.to_vec());
     render_columns(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }
 
-/// The same for a number of columns that is not known beforehand; the first row is the header. Rows are of one length.
+/// Renders a table with a number of columns that is known only at run time. The first row is the
+/// header. All rows must have the same length.
 pub fn render_columns(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -28,7 +29,7 @@ pub fn render_columns(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn columns_line_up() {
+    fn columns_are_aligned() {
         let rows = [
             ["a".to_owned(), "long".to_owned()],
             ["bbb".to_owned(), "x".to_owned()],

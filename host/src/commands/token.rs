@@ -1,3 +1,5 @@
+//! `nova token`: prints a token signed with the host's key.
+
 use super::{ConfigPath, DataDir};
 use crate::events::event::ID_MAX;
 use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
@@ -10,19 +12,20 @@ use std::time::Duration;
     after_help = "Examples:\n  nova token --user 42\n  nova token --user 1 --audience admin --role operator --ttl 8h"
 )]
 pub struct Token {
-    /// The user it is for: a viewer id
+    /// Viewer id of the token's user.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=ID_MAX))]
     user: u64,
-    /// What the user may do as an admin; may be repeated
+    /// Admin role of the user; may be repeated.
     #[arg(long = "role", value_name = "ROLE")]
     roles: Vec<Role>,
-    /// For the feed (viewer) or for /admin and /debug (admin) [default: admin if there is a role, else viewer]
+    /// Audience of the token: viewer for the feed, admin for /admin and /debug [default: admin
+    /// if there is a role, else viewer]
     #[arg(long)]
     audience: Option<Audience>,
-    /// How long it is good for, e.g. 90s, 1h, 7days
+    /// Lifetime of the token, e.g. 90s, 1h, 7days.
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     ttl: Duration,
-    /// As a JSON object
+    /// Prints a JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -55,7 +58,7 @@ impl Token {
         let keys = TokenKeys::new(&secret::load_or_make(&config)?, &config.auth.issuer);
         if is_new {
             eprintln!(
-                "nova: made a new key in {}; a host that runs elsewhere refuses what is signed with it: set NOVA_DATA_DIR or NOVA_JWT_SECRET as that host has it",
+                "nova: generated a new key in {}; a host with another key refuses this token: set NOVA_DATA_DIR or NOVA_JWT_SECRET to the value of that host",
                 config.data_dir.display()
             );
         }

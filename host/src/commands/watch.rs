@@ -1,5 +1,5 @@
-//! `nova serve --watch` and `nova demo --watch`: a policy is rebuilt whenever it is saved, becomes the active one, and its new order is shown.
-//! What cannot be built or admitted changes nothing but the terminal.
+//! `nova serve --watch` and `nova demo --watch`: rebuild a policy whenever it is saved, activate
+//! it, and show the new order. If the build or the admission fails, only the terminal shows it.
 
 use super::table;
 use crate::app::App;
@@ -16,30 +16,31 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
-/// Editors write in pieces: sources must read the same twice, this far apart.
+/// Interval between two reads of the sources. Editors write in several steps, so the sources
+/// must read the same twice.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Some mounts tell nothing of changes.
+/// Polling interval. Some mounts send no notifications of changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const ACTOR: &str = "watch";
 const POSTS_SHOWN: u32 = 10;
-/// Whose feed is shown on a host that nobody has used yet.
+/// Viewer whose feed is shown on a host that has no active viewers yet.
 const ANY_VIEWER: u64 = 1;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct WatchArguments {
-    /// A policy's directory: rebuilds it on every save, activates it, and shows the new order
+    /// Directory of a policy: rebuilds it on every save, activates it, and shows the new order.
     #[arg(long, value_name = "CRATE")]
     watch: Option<PathBuf>,
-    /// Whose feed --watch shows [default: the most active viewer's]
+    /// Viewer whose feed --watch shows [default: the most active viewer]
     #[arg(long, value_name = "ID", requires = "watch")]
     watch_user: Option<u64>,
 }
 
 impl WatchArguments {
-    /// The policy to watch, if one was named.
+    /// Opens the policy to watch, if one was named.
     ///
     /// # Errors
-    /// When there is no policy in that directory.
+    /// The directory contains no policy.
     pub fn open(&self) -> anyhow::Result<Option<Watched>> {
         let Some(directory) = &self.watch else {
             return Ok(None);
@@ -59,7 +60,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Follows it until the host ends. To be called within the host's runtime.
+    /// Follows the policy until the host ends. Must be called within the host's runtime.
     pub fn start(self, app: &Arc<App>) {
         let Self { project, viewer } = self;
         let app = app.clone();
@@ -78,7 +79,7 @@ impl Watched {
 struct Watch {
     app: Arc<App>,
     project: Project,
-    /// Whose feed is shown; `None`: that of the most active viewer.
+    /// Viewer whose feed is shown. `None` selects the most active viewer.
     viewer: Option<u64>,
 }
 
@@ -86,7 +87,7 @@ impl Watch {
     /// Follows the sources until the host ends.
     async fn run(self) {
         let (changed, mut changes) = mpsc::channel(1);
-        // The watcher lives as long as this function.
+        // The watcher must live as long as this function.
         let _watcher = start_notifications(&self.project.directory, changed);
         let mut followed = Sources::default();
         let mut built = None;
@@ -99,7 +100,8 @@ impl Watch {
                         if change_code(&changed) {
                             built = None;
                         }
-                        // What was there before the host was not just saved.
+                        // The first read finds files that existed before the host started, so
+                        // they were not just saved.
                         let first = followed == Sources::default();
                         let since = Since(sources.saved_at(&changed).filter(|_| !first));
                         if let Err(error) = self.follow(&mut built, since).await {
@@ -129,7 +131,7 @@ impl Watch {
         }
     }
 
-    /// From sources to the new order on screen.
+    /// Builds the sources, publishes and activates the policy, and shows the new order.
     async fn follow(&self, built: &mut Option<Vec<u8>>, since: Since) -> anyhow::Result<()> {
         let bytes = match built {
             Some(bytes) => bytes.clone(),
@@ -172,7 +174,7 @@ impl Watch {
             })
     }
 
-    /// One viewer's first posts, as the policy before ranked them and as the active one does.
+    /// Shows one viewer's first posts, with their positions under the previous policy.
     async fn show(&self, before: Arc<LoadedPolicy>, since: Since) -> anyhow::Result<()> {
         let viewer = match self.viewer {
             Some(viewer) => viewer,
@@ -183,8 +185,8 @@ impl Watch {
         let now = preview
             .ranked_by(&self.app, active.clone())
             .await
-            .context("the new policy fails, and others serve in its place")?;
-        // That the former one fails is what an edit may have mended.
+            .context("the new policy fails, so viewers are served by the fallback chain")?;
+        // The previous policy may fail here, and the edit may have fixed that.
         let before = preview.ranked_by(&self.app, before).await;
         let before = before.unwrap_or_default().posts;
         say(&format!("viewer {viewer} now sees{since}"));
@@ -192,7 +194,7 @@ impl Watch {
         let deadline = Duration::from_millis(active.spec.limits.deadline_ms.into());
         if now.took > deadline {
             say(&format!(
-                "this took {} ms, and its deadline is {} ms: viewers would get another policy's order",
+                "the ranking took {} ms, but the deadline is {} ms: viewers would be served by another policy",
                 now.took.as_millis(),
                 deadline.as_millis()
             ));
@@ -206,7 +208,7 @@ impl Watch {
     }
 }
 
-/// The time since a save.
+/// Time since a save.
 #[derive(Debug, Clone, Copy)]
 struct Since(Option<SystemTime>);
 
@@ -223,7 +225,8 @@ fn say(line: &str) {
     println!("watch: {line}");
 }
 
-/// On a thread of its own, so that a host that is told to stop need not wait for a compiler.
+/// Builds on a separate thread, so that a host that is asked to stop does not wait for a
+/// compiler.
 async fn build(project: &Project) -> anyhow::Result<Vec<u8>> {
     let (send, receive) = oneshot::channel();
     let project = project.clone();
@@ -238,7 +241,7 @@ async fn build(project: &Project) -> anyhow::Result<Vec<u8>> {
     Ok(receive.await??)
 }
 
-/// The manifest, as one that follows its source; the author's file stays as it is.
+/// Returns the manifest with `follow = true`. The author's file stays unchanged.
 fn following(manifest: &str) -> anyhow::Result<String> {
     let mut table: toml::Table = manifest.parse()?;
     table.insert("follow".into(), true.into());
@@ -283,7 +286,7 @@ fn start_notifications(
             !event.kind.is_access() && event.paths.iter().any(|path| of_source(path))
         });
         if heeded {
-            // One pending note is enough: everything is read again.
+            // One pending notification is enough, because all sources are read again.
             let _ = changed.try_send(());
         }
     })
@@ -293,7 +296,7 @@ fn start_notifications(
             .map(|()| watcher)
     });
     started
-        .inspect_err(|error| tracing::warn!(%error, "the policy's directory sends no notifications; polling it"))
+        .inspect_err(|error| tracing::warn!(%error, "could not watch the policy's directory; polling it instead"))
         .ok()
 }
 
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_says_where_each_post_was() {
+    fn the_table_shows_the_previous_position_of_each_post() {
         let before = [post(1, 3.0), post(2, 2.0)];
         let now = [post(2, 2.5), post(3, 1.0)];
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The sections of the configuration, each with its defaults.
+//! Sections of the configuration, with their defaults.
 
 use super::Config;
 use crate::policy::budget::{Thresholds, WINDOW_MAX_S};
@@ -13,7 +13,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// URLs of the real stack: all four, or none for the embedded stores.
+/// URLs of the real stack: all four, or none to use the embedded stores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stores {
@@ -21,17 +21,20 @@ pub struct Stores {
     pub clickhouse_url: Option<String>,
     pub kafka_brokers: Option<String>,
     pub redis_url: Option<String>,
-    /// Connections to PostgreSQL at most. Default 16.
+    /// Largest number of connections to PostgreSQL. Default 16.
     pub postgres_connections_max: u32,
-    /// How long a store that failed three times in a row is left alone before it is asked once more, ms. Default 30,000.
+    /// Time for which the circuit breaker stays open after a store failed three times in a row,
+    /// in ms. Then one call tries the store again. Default 30,000.
     pub circuit_open_ms: u64,
-    /// Whether hosts move events from Kafka into ClickHouse; not where ClickHouse's own Kafka engine does. Default true.
+    /// Set if hosts move events from Kafka into ClickHouse. Switch it off if ClickHouse's own
+    /// Kafka engine does that. Default true.
     pub consume_events: bool,
-    /// Before the name of every topic and consumer group, so that two Novas can share a broker. Default empty.
+    /// Prefix of the names of all topics and consumer groups, so that two Nova installations can
+    /// share a broker. Default empty.
     pub kafka_prefix: String,
 }
 
-/// Where the real stack is.
+/// URLs of the real stack, all of them set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StackUrls<'a> {
     pub postgres: &'a str,
@@ -41,7 +44,7 @@ pub struct StackUrls<'a> {
 }
 
 impl Stores {
-    /// `None` for the embedded stores.
+    /// Returns the URLs of the real stack, or `None` for the embedded stores.
     pub fn stack(&self) -> Option<StackUrls<'_>> {
         Some(StackUrls {
             postgres: self.postgres_url.as_deref()?,
@@ -70,22 +73,23 @@ impl Default for Stores {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// HS256 key, at least 32 bytes, shared by all hosts. Default: a random one, kept in the data directory.
+    /// HS256 key of at least 32 bytes, shared by all hosts. Default: a random key, kept in the
+    /// data directory.
     pub jwt_secret: Option<String>,
-    /// Required `iss`. Default nova.
+    /// Required `iss` of tokens. Default nova.
     pub issuer: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Open connections. Default 10,000.
+    /// Largest number of open connections. Default 10,000.
     pub connections_max: usize,
-    /// Time for a client to send its headers, ms. Default 10,000.
+    /// Time limit for a client to send its headers, in ms. Default 10,000.
     pub header_timeout_ms: u64,
-    /// Longest pause while a client sends its body, ms. Default 10,000.
+    /// Longest pause while a client sends its body, in ms. Default 10,000.
     pub body_timeout_ms: u64,
-    /// Time for requests in flight when the host stops, ms. Default 10,000.
+    /// Time limit for requests in flight when the host stops, in ms. Default 10,000.
     pub shutdown_timeout_ms: u64,
     /// Origins that browsers may call from. Default none.
     pub cors_origins: Vec<String>,
@@ -94,38 +98,38 @@ pub struct Server {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyTrust {
-    /// minisign public keys in base64; when there are any, only policies signed with one of them are
-    /// published and loaded. Default none.
+    /// Trusted publishers' minisign public keys, in base64. If there are any, only policies
+    /// signed with one of them are published and loaded. Default none.
     pub trusted_keys: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ttl {
-    /// How old cached candidates may be, s. Default 120.
+    /// Largest age of cached candidates, in s. Default 120.
     pub candidates_s: u64,
-    /// How old a snapshot may be to be served again, s. Default 120.
+    /// Largest age of a snapshot that is served again as a first page, in s. Default 120.
     pub snapshot_s: u64,
-    /// How old a trending list may be, s. Default 60.
+    /// Largest age of a trending list, in s. Default 60.
     pub trending_s: u64,
-    /// How old suggestions may be, s. Default 600.
+    /// Largest age of suggestions, in s. Default 600.
     pub suggestions_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// `off` switches rate limits off, for load tests. Default on.
+    /// `off` disables rate limits, for load tests. Default on.
     pub rate_limit: Switch,
-    /// Requests of one viewer a minute, events excepted. Default 300.
+    /// Requests of one viewer per minute, without events. Default 300.
     pub viewer_requests_per_minute: u32,
-    /// Event batches of one viewer a minute. Default 600.
+    /// Event batches of one viewer per minute. Default 600.
     pub viewer_event_batches_per_minute: u32,
-    /// Requests of one address a minute on open routes. Default 120.
+    /// Requests of one address per minute on open routes. Default 120.
     pub address_requests_per_minute: u32,
-    /// Body of a request, bytes. Default 1 MiB.
+    /// Largest body of a request, in bytes. Default 1 MiB.
     pub body_bytes_max: usize,
-    /// Body of a policy upload, bytes. Default 64 MiB.
+    /// Largest body of a policy upload, in bytes. Default 64 MiB.
     pub upload_bytes_max: usize,
 }
 
@@ -139,29 +143,30 @@ pub enum Switch {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Feed {
-    /// Time of one candidate source, ms. Default 2,000.
+    /// Timeout of one candidate source, in ms. Default 2,000.
     pub source_timeout_ms: u64,
-    /// Time of the timeline fallback, ms. Default 500.
+    /// Timeout of the timeline fallback, in ms. Default 500.
     pub timeline_timeout_ms: u64,
-    /// Time that all policies of one request may use together, ms. Default 250.
+    /// Time that all policies of one request may use together, in ms. Default 250.
     pub policy_budget_ms: u64,
 }
 
-/// When a policy is taken out of service by itself.
+/// Error budget: conditions under which a policy is taken out of service automatically.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FailureBudget {
-    /// Fewer failures in the window never do it. Default 5.
+    /// Number of failures in the window below which the policy stays in service. Default 5.
     pub min_failures: u32,
     /// Share of the window's calls that must have failed, above 0 and at most 1. Default 0.05.
     pub ratio: f64,
-    /// How far back is counted, s, at most 600. Default 30: a policy that fails always is out after 1.5 s,
-    /// however many good calls went before.
+    /// Length of the window, in s, at most 600. Default 30: a policy that always fails is taken
+    /// out of service after 1.5 s, however many calls succeeded before.
     pub window_s: u64,
-    /// A canary or variation goes when its p99 is this many times the active policy's and a quarter of its own
-    /// deadline. Default 3; 0 switches it off.
+    /// Factor for latency: a canary or variation is taken out of service if its p99 is this many
+    /// times that of the active policy and also at least a quarter of its own deadline. Default
+    /// 3. 0 disables the check.
     pub p99_factor: f64,
-    /// Calls that both need for that. Default 200.
+    /// Number of calls that both policies need for the latency check. Default 200.
     pub p99_min_calls: u32,
 }
 
@@ -189,7 +194,7 @@ impl FailureBudget {
             ),
             (
                 self.p99_factor == 0.0 || self.p99_factor >= 1.0,
-                "p99_factor: must be at least 1, or 0 for never",
+                "p99_factor: must be at least 1, or 0 to disable the check",
             ),
             (self.p99_min_calls >= 1, "p99_min_calls: must be at least 1"),
         ];
@@ -212,25 +217,29 @@ impl Default for FailureBudget {
     }
 }
 
-/// Rankings that are stored whole, to be replayed. A ranking whose policy failed is always one of them.
+/// Records: rankings that are stored with all their inputs, so that they can be replayed.
+/// Rankings whose policy failed are always recorded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Records {
-    /// Share of rankings, 0 to 1. Default 0.01.
+    /// Share of rankings that are recorded, 0 to 1. Default 0.01.
     pub sample_ratio: f64,
-    /// Viewers whose rankings are all recorded, by id. Default none.
+    /// Ids of viewers whose rankings are all recorded. Default none.
     pub viewers: BTreeSet<u64>,
-    /// Bytes of records and the modules they need; the oldest records go first. Default 256 MiB.
+    /// Largest size of the records and the modules that they need, in bytes. The oldest records
+    /// are deleted first. Default 256 MiB.
     pub bytes_max: u64,
-    /// How long a record is kept, h: it says what a viewer was shown. Default 168.
+    /// Time for which a record is kept, in h. It is limited because a record shows what a viewer
+    /// was shown. Default 168.
     pub age_max_h: u64,
 }
 
-/// Policies that rank beside the one that serves.
+/// Shadow runs: policies that rank the same requests as the serving policy, for comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shadow {
-    /// Processor time for all of them together, % of one core, 0 to 100. Default 25; at 0 none runs.
+    /// Processor time for all shadow policies together, in percent of one core, 0 to 100.
+    /// Default 25. At 0 no shadow policy runs.
     pub cpu_percent: u32,
 }
 
@@ -240,15 +249,15 @@ impl Default for Shadow {
     }
 }
 
-/// Defaults of the flags; an operator's `PUT /admin/v1/flags/{name}` beats them.
+/// Defaults of the feature flags. An operator's `PUT /admin/v1/flags/{name}` takes precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Flags {
-    /// `false`: `algo=ch` is answered with the timeline. Default true.
+    /// If `false`, a request with `algo=ch` is served the timeline. Default true.
     pub use_ch_ranking: bool,
-    /// `false`: every feed is ranked anew. Default true.
+    /// If `false`, every feed is ranked again. Default true.
     pub enable_caching: bool,
-    /// `false`: no timeline when nothing else can be served, but a 503. Default true.
+    /// If `false`, a request gets a 503 instead of the fallback timeline. Default true.
     pub enable_fallback: bool,
 }
 
@@ -337,7 +346,7 @@ impl Flags {
         }
     }
 
-    /// A name nobody knows changes nothing: it may come from a newer host.
+    /// Sets a flag. An unknown name changes nothing, because it may come from a newer host.
     pub fn set(&mut self, name: &str, enabled: bool) {
         match name {
             "use_ch_ranking" => self.use_ch_ranking = enabled,

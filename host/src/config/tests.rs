@@ -34,7 +34,7 @@ fn unknown_keys_are_refused_at_every_level() {
 }
 
 #[test]
-fn some_store_urls_name_the_missing_ones() {
+fn a_partial_set_of_store_urls_is_refused_with_the_missing_names() {
     let error = parse(
         "",
         &[("REDIS_URL", "redis://x"), ("POSTGRES_URL", "postgres://x")],
@@ -47,7 +47,7 @@ fn some_store_urls_name_the_missing_ones() {
 }
 
 #[test]
-fn the_environment_beats_the_file() {
+fn the_environment_takes_precedence_over_the_file() {
     let variables = [
         ("HTTP_PORT", "9"),
         ("NOVA_SNAPSHOT_TTL_S", "7"),
@@ -98,7 +98,7 @@ fn a_value_of_the_wrong_kind_is_refused() {
 }
 
 #[test]
-fn failure_budgets_take_whole_numbers_and_fractions_and_refuse_what_makes_no_sense() {
+fn failure_budgets_accept_integers_and_fractions_and_refuse_invalid_values() {
     let variables = [
         ("NOVA_FAILURE_BUDGET_RATIO", "0.1"),
         ("NOVA_FAILURE_BUDGET_P99_FACTOR", "2"),

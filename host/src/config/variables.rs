@@ -1,6 +1,7 @@
-//! The environment: which variable overrides which key, and how its text is read.
+//! Environment variables: the key that each variable overrides, and the conversion of its text.
 
-/// Environment variables and the keys they override. `.env.example` lists the same, and a test holds it to that.
+/// Environment variables and the keys that they override. `.env.example` contains the same list;
+/// a test checks that.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_LISTEN", "listen"),
     ("NOVA_DATA_DIR", "data_dir"),
@@ -75,10 +76,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
 ];
 
-/// Changes the port of `listen` alone.
+/// Variable that changes only the port of `listen`.
 pub const PORT_VARIABLE: &str = "HTTP_PORT";
 
-/// Environment variables are text; the key's type decides what is meant.
+/// Converts the text of an environment variable to a value of the type that the key needs.
 pub(super) fn read_value(key: &str, text: &str) -> toml::Value {
     if [
         "server.cors_origins",
@@ -93,7 +94,7 @@ pub(super) fn read_value(key: &str, text: &str) -> toml::Value {
         };
         return toml::Value::Array(text.split(',').map(str::trim).map(entry).collect());
     }
-    // An integer or a boolean where the text is one; secrets and names stay text.
+    // Text that is an integer or a boolean is converted; secrets and names stay text.
     let literal = !key.starts_with("auth.")
         && !key.ends_with("_url")
         && !key.ends_with("_dir")

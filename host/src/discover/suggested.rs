@@ -1,4 +1,4 @@
-//! Users worth following, by viewer.
+//! Suggested users: for each viewer, a cached list of users to follow.
 
 use crate::clock::unix_ms;
 use crate::stores::guard;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 pub const LIMIT_MAX: u32 = 50;
 pub const LIMIT_DEFAULT: u32 = 20;
-/// Viewers whose lists are computed at once.
+/// Largest number of viewers whose lists are computed at the same time.
 const FLIGHTS_MAX: u64 = 100_000;
-/// Longer than any computation.
+/// Time after which an unused lock is removed. It is longer than any computation.
 const FLIGHT_IDLE: Duration = Duration::from_secs(60);
 
 pub struct Suggestions {
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Suggestions {
     }
 }
 
-/// The key of a viewer's list in the shared cache.
+/// Returns the key of a viewer's list in the shared cache.
 pub fn key(viewer: u64) -> String {
     format!("suggest:users:{viewer}")
 }
@@ -44,10 +44,11 @@ impl Suggestions {
         }
     }
 
-    /// The viewer's list, at most `LIMIT_MAX`, and whether it came from the cache.
+    /// Returns the viewer's list, with at most `LIMIT_MAX` users, and true if it came from the
+    /// cache.
     ///
     /// # Errors
-    /// The store failed: an error, not an empty list.
+    /// The store failed. This is an error and not an empty list.
     pub async fn list(
         &self,
         viewer: u64,
@@ -57,7 +58,8 @@ impl Suggestions {
         if let Some(users) = self.known(viewer, ttl).await {
             return Ok((users, true));
         }
-        // Of many requests that find nothing one computes, and the others take what it found.
+        // If several requests miss together, one computes the list and the others use its
+        // result.
         let flight = self.flights.get_with(viewer, Arc::default);
         let waits = flight.try_lock().is_err();
         let _turn = tokio::time::timeout(timeout, flight.lock()).await;
@@ -74,7 +76,7 @@ impl Suggestions {
         Some(shared.value)
     }
 
-    /// Asks the store whatever is cached, and shares what it says.
+    /// Queries the store even if a list is cached, and shares the result.
     ///
     /// # Errors
     /// The store failed.

@@ -1,4 +1,6 @@
-//! Trending posts by window. One host of many asks the store and shares the list. A list that cannot be renewed is served on, marked; one that never was is an error.
+//! Trending posts by window. One host queries the store and shares the list with all others. If
+//! a refresh fails, the last list is served and marked as degraded; if there has never been one,
+//! the request fails.
 
 use crate::clock::{rfc3339, unix_ms};
 use crate::stores::guard;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 pub const LIMIT_MAX: u32 = 200;
-/// How long a list may stand in for one that cannot be made.
+/// Time for which the last list may be served if the store cannot make a new one.
 const LAST_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,12 +43,12 @@ impl Window {
 
     pub const ALL: [Window; 3] = [Window::Hour, Window::Day, Window::Week];
 
-    /// The key of its list in the shared cache.
+    /// Returns the key of the window's list in the shared cache.
     fn key(self) -> String {
         format!("hot:posts:{}", self.as_str())
     }
 
-    /// The key under which the list is kept for when it cannot be renewed.
+    /// Returns the key of the copy that is served if the list cannot be refreshed.
     fn last_key(self) -> String {
         format!("last:posts:{}", self.as_str())
     }
@@ -70,16 +72,16 @@ pub struct TrendingItem {
     pub likes: u64,
     pub comments: u64,
     pub shares: u64,
-    /// The first hour of the window.
+    /// First hour of the window.
     pub window_start: String,
 }
 
-/// A list and how it came about.
+/// A trending list, and its origin.
 #[derive(Debug, Clone)]
 pub struct TrendingList {
     pub posts: Arc<Vec<TrendingItem>>,
     pub cache_hit: bool,
-    /// The store that did not answer, when this is an older list.
+    /// Name of the store that did not answer, if this is an older list.
     pub degraded: Option<&'static str>,
 }
 
@@ -88,16 +90,16 @@ type Made = (Instant, Arc<Vec<TrendingItem>>);
 #[derive(Default)]
 struct Slot {
     made: ArcSwapOption<Made>,
-    /// The store that did not answer when the list was last to be renewed.
+    /// Name of the store that did not answer the last refresh.
     failed: ArcSwapOption<&'static str>,
-    /// Held while the list is renewed, so that of many requests one asks.
+    /// Held during a refresh, so that only one of several requests queries the store.
     renewing: Mutex<()>,
 }
 
 pub struct Trending {
     store: Arc<dyn CandidateStore>,
     values: Arc<dyn ValueCache>,
-    /// In the order of `Window`.
+    /// Slots in the order of `Window`.
     slots: [Slot; 3],
 }
 
@@ -136,7 +138,7 @@ impl Trending {
         }
     }
 
-    /// The whole list of a window, at most `LIMIT_MAX` posts.
+    /// Returns the whole list of a window, with at most `LIMIT_MAX` posts.
     ///
     /// # Errors
     /// The store failed and there is no older list.
@@ -153,7 +155,8 @@ impl Trending {
         let known = slot.made.load_full();
         let _turn = match (&known, slot.renewing.try_lock()) {
             (_, Ok(turn)) => turn,
-            // Somebody else is asking: what is there will do until then, marked if the last one to ask got nothing.
+            // Another request is refreshing the list. Until it has finished, serve the existing
+            // list, marked as degraded if the last refresh failed.
             (Some(made), Err(_)) => {
                 let failed = slot.failed.load().as_deref().copied();
                 return Ok(TrendingList::of(made, failed));
@@ -168,7 +171,8 @@ impl Trending {
         if let Some(shared) = found
             && shared.age <= ttl
         {
-            // Its age counts from when it was made, also where this process is younger than that.
+            // The age counts from the moment when the list was made, even if that was before
+            // this process started.
             let made_at = Instant::now().checked_sub(shared.age);
             let made = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(shared.value)));
             slot.made.store(Some(made.clone()));
@@ -181,18 +185,18 @@ impl Trending {
                 degraded: None,
             }),
             (Err(error), Some(made)) => {
-                tracing::warn!(%error, window = window.as_str(), "trending cannot be renewed; serving the last good list");
+                tracing::warn!(%error, window = window.as_str(), "could not refresh the trending list; serving the last one");
                 slot.failed.store(Some(Arc::new(error.store)));
                 Ok(TrendingList::of(&made, Some(error.store)))
             }
-            // This process never had a list, but another may have.
+            // This process has never had a list, but another host may have one.
             (Err(error), None) => {
                 let last: Option<Shared<Vec<TrendingItem>>> =
                     shared::get(self.values.as_ref(), "trending_last", &window.last_key()).await;
                 let Some(last) = last else {
                     return Err(error);
                 };
-                tracing::warn!(%error, window = window.as_str(), "trending cannot be made; serving the last list of any host");
+                tracing::warn!(%error, window = window.as_str(), "could not make a trending list; serving the last one of any host");
                 let made_at = Instant::now().checked_sub(last.age.max(ttl));
                 let made = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(last.value)));
                 slot.made.store(Some(made.clone()));
@@ -202,7 +206,7 @@ impl Trending {
         }
     }
 
-    /// Asks the store whatever is cached, keeps what it says and shares it.
+    /// Queries the store even if a list is cached, keeps the result and shares it.
     ///
     /// # Errors
     /// The store failed.

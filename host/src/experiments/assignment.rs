@@ -1,15 +1,18 @@
-//! GrowthBook's bucketing, so that assignments made elsewhere agree with ours.
+//! Assignment of units to buckets and variations. The algorithm is GrowthBook's, so that
+//! assignments made elsewhere agree with those made here.
 //!
 //! Source: GrowthBook SDK specification, hash versions 1 and 2.
 
-/// FNV-1a, 32 bit, over UTF-16 code units: JavaScript's strings are made of them, and every other SDK follows.
+/// 32-bit FNV-1a hash over UTF-16 code units. JavaScript strings consist of UTF-16 units, and
+/// the SDKs of all other languages follow JavaScript.
 fn fnv1a32(text: &str) -> u32 {
     text.encode_utf16().fold(0x811c_9dc5, |hash, unit| {
         (hash ^ u32::from(unit)).wrapping_mul(0x0100_0193)
     })
 }
 
-/// The bucket of a unit, 0.0 ≤ n < 1.0; `None` for an unknown hash version, whose units are excluded.
+/// Returns the bucket of a unit, 0.0 ≤ n < 1.0. Returns `None` for an unknown hash version,
+/// which excludes the unit.
 pub fn bucket(seed: &str, unit: &str, hash_version: u32) -> Option<f64> {
     match hash_version {
         1 => Some(f64::from(fnv1a32(&format!("{unit}{seed}")) % 1_000) / 1_000.0),
@@ -24,8 +27,9 @@ pub fn bucket(seed: &str, unit: &str, hash_version: u32) -> Option<f64> {
 /// A half-open range of buckets.
 pub type BucketRange = (f64, f64);
 
-/// The range of each variation: it begins where the weights before it end, and is as wide as
-/// coverage times its own weight, so that growing coverage moves nobody.
+/// Returns the bucket range of each variation. A range starts at the sum of the weights before
+/// it, and its width is the coverage times its own weight. Growing coverage therefore moves no
+/// unit to another variation.
 pub fn bucket_ranges(variations: usize, coverage: f64, weights: &[f64]) -> Vec<BucketRange> {
     let coverage = coverage.clamp(0.0, 1.0);
     let sum: f64 = weights.iter().sum();
@@ -43,7 +47,7 @@ pub fn bucket_ranges(variations: usize, coverage: f64, weights: &[f64]) -> Vec<B
         .collect()
 }
 
-/// The variation whose range holds the bucket.
+/// Returns the index of the variation whose range contains the bucket.
 pub fn choose(bucket: f64, ranges: &[BucketRange]) -> Option<usize> {
     ranges.iter().position(|&range| in_range(bucket, range))
 }
@@ -52,7 +56,7 @@ pub fn in_range(bucket: f64, (start, end): BucketRange) -> bool {
     start <= bucket && bucket < end
 }
 
-/// Whether a unit belongs to its experiment's share of a namespace.
+/// Returns true if a unit is in the experiment's range of a namespace.
 pub fn in_namespace(namespace_id: &str, unit: &str, range: BucketRange) -> bool {
     bucket(&format!("__{namespace_id}"), unit, 1).is_some_and(|n| in_range(n, range))
 }
@@ -106,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn growing_coverage_moves_nobody_to_another_variation() {
+    fn growing_coverage_moves_no_unit_to_another_variation() {
         let weights = [0.2, 0.3, 0.5];
         for step in 1..10 {
             let narrow = bucket_ranges(3, f64::from(step) / 10.0, &weights);

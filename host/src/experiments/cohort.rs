@@ -5,10 +5,10 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// A rule nests at most this deep, so that evaluating one is bounded.
+/// Deepest nesting of a rule. The limit bounds the cost of evaluating one.
 const DEPTH_MAX: usize = 16;
 
-/// One rule, in the form in which it is PUT.
+/// A rule, in the JSON form of the PUT request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(untagged)]
 pub enum Rule {
@@ -23,8 +23,8 @@ pub enum Rule {
     Not(#[serde(deserialize_with = "object")] Not),
 }
 
-/// By name only. A derived struct also reads a list by position, and `{"not": [{..}]}` would then be
-/// a double negation.
+/// Deserialises a rule from a JSON object only. A derived struct would also accept a list by
+/// position, and `{"not": [{..}]}` would then be a double negation.
 fn object<'de, D: Deserializer<'de>, T: for<'a> Deserialize<'a>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -87,15 +87,19 @@ impl Rule {
         Self::All(All { all: true })
     }
 
+    /// Checks that every condition is meaningful and that the rule does not nest too deeply.
+    ///
     /// # Errors
-    /// What is wrong, for the person who wrote it.
+    /// An explanation of the mistake, for the author of the rule.
     pub fn check(&self) -> Result<(), String> {
         self.check_at(0)
     }
 
     fn check_at(&self, depth: usize) -> Result<(), String> {
         if depth > DEPTH_MAX {
-            return Err(format!("rules nest deeper than {DEPTH_MAX}"));
+            return Err(format!(
+                "rules are nested more than {DEPTH_MAX} levels deep"
+            ));
         }
         match self {
             Rule::All(_) | Rule::Ids(_) => Ok(()),
@@ -107,7 +111,7 @@ impl Rule {
         }
     }
 
-    /// Whether deciding needs the viewer's row of the users table.
+    /// Returns true if the decision needs the viewer's row of the users table.
     pub fn needs_attributes(&self) -> bool {
         match self {
             Rule::All(_) | Rule::Ids(_) => false,
@@ -119,7 +123,8 @@ impl Rule {
         }
     }
 
-    /// A condition on an attribute nobody knows is false.
+    /// Returns true if the rule matches the viewer. A condition on an unknown attribute is
+    /// false.
     pub fn holds(
         &self,
         viewer: u64,
@@ -194,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_hold_as_written() {
+    fn every_kind_of_rule_matches_the_viewers_it_describes() {
         let old_german = viewer("DE", 0);
         let cases = [
             (r#"{"all": true}"#, true),
@@ -222,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_viewer_meets_no_attribute_condition() {
+    fn an_unknown_viewer_matches_no_attribute_condition() {
         assert!(!rule(r#"{"attribute": "country", "in": ["DE"]}"#).holds(7, None, NOW_MS));
         assert!(!rule(r#"{"attribute": "account_age_days", "lt": 30}"#).holds(7, None, NOW_MS));
     }
 
     #[test]
-    fn a_rule_that_means_nothing_is_refused() {
+    fn a_meaningless_rule_is_refused() {
         for json in [
             r#"{"attribute": "country", "lt": 3}"#,
             r#"{"attribute": "account_age_days"}"#,

@@ -1,4 +1,5 @@
-//! The record that a ranking was served. Written behind the request: a viewer never waits for it.
+//! Exposures: the records of served rankings. They are written in the background, so a viewer's
+//! request never waits for them.
 
 use crate::feed::snapshot::Snapshot;
 use crate::metrics::METRICS;
@@ -8,13 +9,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Records that may wait for the store, of some 20 KB each. Beyond that they are dropped, and counted.
+/// Largest number of records that wait for the store, about 20 KB each. More are dropped and
+/// counted.
 const QUEUE_MAX: usize = 2_048;
 const BATCH_MAX: usize = 500;
-/// Between attempts at a batch that the store did not take.
+/// Shortest and longest pause between attempts to write a batch.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// How long a record waits for company.
+/// Time that a record waits for others to join its batch.
 const LINGER: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone)]
@@ -44,7 +46,8 @@ pub fn of(snapshot: &Snapshot, request_id: &str) -> Exposure {
 }
 
 impl Exposures {
-    /// Starts the writer; it ends when `stop` is set and the queue is empty, or the store takes no more.
+    /// Starts the writer. After `stop` is cancelled, it ends once the queue is empty or the
+    /// store refuses a batch.
     pub fn start(
         store: Arc<dyn ExposureStore>,
         stop: CancellationToken,
@@ -89,7 +92,7 @@ async fn write(
             let lost = batch.len() + records.len();
             tracing::error!(
                 exposures = lost,
-                "stopping with exposures that were not recorded"
+                "the store did not take the last exposures before the stop; they are lost"
             );
             METRICS
                 .dead_letters_total
@@ -97,7 +100,7 @@ async fn write(
                 .inc_by(lost as u64);
             return;
         }
-        // A full batch means that more are waiting.
+        // If the batch is full, more records are already waiting, so the writer does not linger.
         let linger = batch.len() < BATCH_MAX && !stop.is_cancelled();
         batch.clear();
         if linger {
@@ -106,18 +109,19 @@ async fn write(
     }
 }
 
-/// Repeats until the store has the batch: one that was lost would bias the counts of an experiment, and one that is
-/// recorded again replaces itself. Meanwhile the queue fills. `false` when the host stops and the store still refuses.
+/// Retries until the store has the batch. A lost batch would bias the counts of an experiment,
+/// and a record that is written twice replaces itself. The queue fills meanwhile. Returns
+/// `false` if the host is stopping and the store still refuses.
 async fn record(store: &dyn ExposureStore, batch: &[Exposure], stop: &CancellationToken) -> bool {
     let mut wait = RETRY_FIRST;
     while let Err(error) = store.record(batch).await {
         if stop.is_cancelled() {
             return false;
         }
-        tracing::error!(%error, exposures = batch.len(), "exposures cannot be recorded yet");
+        tracing::error!(%error, exposures = batch.len(), "could not record exposures; trying again");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            // One more attempt.
+            // The loop makes one more attempt.
             () = stop.cancelled() => {}
         }
         wait = (wait * 2).min(RETRY_MAX);

@@ -1,4 +1,5 @@
-//! Who sees which policy: assignment (pure), cohorts (pure), and the record of what was shown.
+//! Experiments: the policy that each viewer gets (pure assignment, cohorts and routing), and the
+//! record of what was served.
 
 pub mod assignment;
 pub mod cohort;

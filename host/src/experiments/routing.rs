@@ -1,5 +1,6 @@
-//! Which policy ranks for a viewer: forced viewers, then running experiments by priority, then the
-//! canary, then the active policy. Pure; the viewer's attributes are passed in.
+//! Routing: the choice of the policy that ranks for a viewer. Forced viewers come first, then
+//! running experiments by priority, then the canary, then the active policy. Pure; the viewer's
+//! attributes are passed in.
 
 use super::assignment::{BucketRange, bucket, choose, in_namespace};
 use super::cohort::Rule;
@@ -8,14 +9,14 @@ use crate::policy::loaded::LoadedPolicy;
 use crate::stores::{UnixMs, ViewerAttributes};
 use std::sync::Arc;
 
-/// A running experiment, ready to assign.
+/// A running experiment, prepared for assigning viewers.
 #[derive(Debug)]
 pub struct RunningExperiment {
     pub key: Arc<str>,
     pub spec: ExperimentSpec,
     rule: Rule,
     ranges: Vec<BucketRange>,
-    /// In the order of the spec.
+    /// Variations in the order of the spec.
     variations: Vec<Variation>,
 }
 
@@ -25,19 +26,20 @@ pub struct Variation {
     pub policy: Arc<LoadedPolicy>,
 }
 
-/// A viewer's attributes, as far as they could be had.
+/// Result of looking up a viewer's attributes.
 #[derive(Debug, Clone)]
 pub enum Lookup {
-    /// `None`: a viewer nobody knows.
+    /// The store answered. `None` if it does not know the viewer.
     Known(Option<Arc<ViewerAttributes>>),
-    /// The store did not answer. Cohorts that ask for attributes then take nobody: guessing would move viewers to and fro.
+    /// The store did not answer. Cohorts that depend on attributes then match no viewer, because
+    /// guessing would move viewers back and forth.
     Unavailable,
 }
 
-/// Where a viewer was sent.
+/// Policy and assignment chosen for a viewer.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// `None`: no policy is in service, and the native copy ranks.
+    /// `None` if no policy is in service; the native ranker is used then.
     pub policy: Option<Arc<LoadedPolicy>>,
     pub assignment: Option<Assignment>,
 }
@@ -81,7 +83,7 @@ impl RunningExperiment {
         self.variations.iter().map(|variation| &variation.policy)
     }
 
-    /// With the keys of the variations.
+    /// Returns the variations with their keys.
     pub fn variations(&self) -> &[Variation] {
         &self.variations
     }
@@ -132,26 +134,29 @@ impl RunningExperiment {
     }
 }
 
-/// A policy that serves a share of the viewers whom no experiment takes.
+/// A policy that serves a share of the viewers who are in no experiment.
 #[derive(Debug)]
 pub struct CanaryShare {
     pub policy: Arc<LoadedPolicy>,
-    /// Above 0 and at most 100.
+    /// Share in percent, above 0 and at most 100.
     pub percent: f64,
 }
 
-/// The hash version of canaries: 10,000 buckets, the steps in which a percent can grow.
+/// Hash version of canaries. Version 2 has 10,000 buckets, which is the step in which the
+/// percentage can grow.
 const CANARY_HASH: u32 = 2;
 
 impl CanaryShare {
-    /// By viewer and policy alone: who is in stays in while the percent grows, and the next canary
-    /// takes other viewers.
+    /// Returns true if the viewer `unit` is in the canary. The decision depends on viewer and
+    /// policy only, so viewers stay in while the percentage grows, and the next canary gets
+    /// other viewers.
     pub fn takes(&self, unit: &str) -> bool {
         bucket(&self.policy.digest_hex, unit, CANARY_HASH).is_some_and(|n| n < self.percent / 100.0)
     }
 }
 
-/// `experiments` in the order of their priority. A viewer is in one experiment at most.
+/// Chooses the route of a viewer. `experiments` must be in order of priority. A viewer is in one
+/// experiment at most.
 pub fn route(
     experiments: &[RunningExperiment],
     canary: Option<&CanaryShare>,

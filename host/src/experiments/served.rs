@@ -1,4 +1,5 @@
-//! From the topic `served` into ClickHouse. Simple, because a ranking that is recorded again replaces itself.
+//! Consumer that writes exposures from the topic `served` to ClickHouse. It needs no
+//! deduplication, because a ranking that is recorded again replaces itself.
 
 use crate::stores::kafka::message::{Undecodable, decode_exposure};
 use crate::stores::kafka::reader::{BatchHandler, Subscription};
@@ -8,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub const GROUP: &str = "nova-served";
-/// Nobody waits for an exposure; few large inserts are worth more.
+/// Time that a batch waits for more exposures. No request waits for them, and a few large
+/// inserts are cheaper than many small ones.
 const LINGER: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 250;
-/// An exposure names every post of its ranking: tens of kilobytes.
+/// Largest number of exposures read in one round. An exposure names every post of its ranking,
+/// which takes tens of kilobytes.
 const ROUND_MAX: usize = 1_000;
 
 pub struct ServedRecorder {

@@ -1,4 +1,4 @@
-//! An experiment as it is PUT, and the rules about changing one.
+//! Experiment definitions as they are PUT, and the rules for changing one.
 
 use super::assignment::{BucketRange, bucket_ranges};
 use crate::policy::PolicyRef;
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub const VARIATIONS_MAX: usize = 100;
-/// Rounding of weights such as 0.333333, no more.
+/// Largest accepted difference of the weights' sum from 1. It only allows for rounding of
+/// weights such as 0.333333.
 const WEIGHT_SUM_TOLERANCE: f64 = 2e-6;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -15,7 +16,7 @@ const WEIGHT_SUM_TOLERANCE: f64 = 2e-6;
 pub struct ExperimentSpec {
     #[serde(default)]
     pub description: String,
-    /// The key, when absent.
+    /// Seed of the hash. Default: the experiment's key.
     #[serde(default)]
     pub seed: Option<String>,
     #[serde(default = "hash_version_default")]
@@ -28,7 +29,7 @@ pub struct ExperimentSpec {
     pub namespace: Option<Namespace>,
     #[serde(default)]
     pub priority: i64,
-    /// Viewer id → variation key.
+    /// Forced viewers: viewer id → variation key.
     #[serde(default)]
     pub overrides: BTreeMap<String, String>,
     pub variations: Vec<VariationSpec>,
@@ -60,7 +61,7 @@ pub struct VariationSpec {
     pub weight: f64,
     #[schema(value_type = String, example = "baseline@1.0.0")]
     pub policy: PolicyRef,
-    /// Parameter values by stage, over those of the policy.
+    /// Parameter values by stage, which replace those of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<StageOverrides>,
 }
@@ -102,7 +103,8 @@ impl ExperimentState {
         }
     }
 
-    /// draft → running ⇄ paused → stopped; a stop is a kill switch and works from every state.
+    /// Returns true if the transition is allowed: draft → running ⇄ paused → stopped. A stop is
+    /// a kill switch and is allowed from every state.
     pub fn may_become(self, next: ExperimentState) -> bool {
         use ExperimentState::{Draft, Paused, Running, Stopped};
         matches!(
@@ -112,7 +114,7 @@ impl ExperimentState {
     }
 }
 
-/// A field that is wrong and why.
+/// Name of an invalid field, and the reason.
 pub type FieldError = (String, String);
 
 impl ExperimentSpec {
@@ -135,7 +137,8 @@ impl ExperimentSpec {
             .position(|variation| variation.key == key)
     }
 
-    /// Everything that is wrong with it by itself; whether its policies and cohort exist is the registry's to say.
+    /// Returns all mistakes that are visible in the spec itself. The registry checks that its
+    /// policies and cohort exist.
     pub fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let mut refuse = |field: String, message: String| errors.push((field, message));
@@ -187,7 +190,7 @@ impl ExperimentSpec {
         if (sum - 1.0).abs() > WEIGHT_SUM_TOLERANCE {
             refuse(
                 "variations".into(),
-                format!("weights must sum to 1, they sum to {sum}"),
+                format!("weights must sum to 1, but they sum to {sum}"),
             );
         }
         for (viewer, variation) in &self.overrides {
@@ -204,7 +207,8 @@ impl ExperimentSpec {
         errors
     }
 
-    /// Whether this may replace `current` while viewers are being assigned: only coverage may grow.
+    /// Returns true if this spec may replace `current` while viewers are being assigned. Only
+    /// coverage may grow then.
     pub fn only_grows(&self, current: &ExperimentSpec) -> bool {
         self.coverage >= current.coverage
             && ExperimentSpec {

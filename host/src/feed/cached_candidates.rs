@@ -1,4 +1,5 @@
-//! A viewer's candidates: out of the cache, or asked for by one request for all that miss together, and kept.
+//! A viewer's candidates: read from the cache, or fetched from the stores and then cached. If
+//! several requests miss together, only one of them fetches.
 
 use super::candidates::{Fetched, fetch};
 use super::snapshot::CachedCandidates;
@@ -12,22 +13,24 @@ use std::time::{Duration, Instant};
 /// A viewer's candidates, from the cache or the stores.
 #[derive(Debug)]
 pub struct Candidates {
-    /// `None`: no source answered.
+    /// `None` if no source answered.
     pub set: Option<Arc<CandidateSet>>,
     pub degraded: Vec<&'static str>,
-    /// The viewer's epoch before anything was asked; `None` where it could not be read.
+    /// The viewer's cache epoch, read before any store was queried. `None` if it could not be
+    /// read.
     pub epoch: Option<u64>,
     pub cache_hit: bool,
 }
 
-/// Never fails: what is missing is named.
+/// Returns a viewer's candidates. Never fails: `degraded` names the parts that did not answer.
 pub async fn candidates(app: &App, viewer: u64, use_cache: bool) -> Candidates {
     if !use_cache {
         let epoch = app.stores.cache.epoch(viewer).await.ok();
         return fetched(app, viewer, epoch).await.0;
     }
     match look_up(app, viewer).await {
-        // Without the cache there is nobody to wait for: each request asks for itself.
+        // Without the cache, requests cannot share one fetch, so each request queries the stores
+        // itself.
         Err(_) => {
             app.candidates_cache.count(false);
             let (mut candidates, _) = fetched(app, viewer, None).await;
@@ -42,10 +45,11 @@ pub async fn candidates(app: &App, viewer: u64, use_cache: bool) -> Candidates {
     }
 }
 
-/// Of many requests that miss together, one asks the stores and the others take what it found.
+/// Lets one of several requests that miss together query the stores; the others use its result.
 async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
     let flight = app.flights.get_with(viewer, Arc::default);
-    // Whoever has waited as long as a source may take does not wait behind the next one as well.
+    // A request waits for the others at most as long as a source may take. After that it fetches
+    // for itself, so that it does not also wait for the next holder of the lock.
     let patience = Duration::from_millis(app.live().feed.source_timeout_ms);
     let _turn = tokio::time::timeout(patience, flight.lock()).await.ok();
     let epoch = match look_up(app, viewer).await {
@@ -61,7 +65,8 @@ async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
     if epoch.is_none() {
         candidates.degraded.push(app.stores.cache.name());
     }
-    // A like that was accepted while the stores were asked may be missing from what they said: its epoch is over.
+    // A like that was accepted during the fetch may be missing from the result. It also changed
+    // the viewer's epoch, so the cache refuses this write.
     if let (Some(cacheable), Some(epoch)) = (cacheable, epoch)
         && let Err(error) = app
             .stores
@@ -69,13 +74,14 @@ async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
             .put_candidates(viewer, epoch, cacheable, app.live().ttl.candidates())
             .await
     {
-        tracing::warn!(%error, "candidate cache");
+        tracing::warn!(%error, "could not write the candidate cache; serving without it");
     }
     candidates
 }
 
-/// Renews a viewer's cached candidates before they are half as old as they may become. Nothing is ranked,
-/// nothing is recorded. `false` when they could not be had or kept whole.
+/// Refreshes a viewer's cached candidates once they have reached half of their TTL. Ranks
+/// nothing and records nothing. Returns `false` if the complete candidates could not be fetched
+/// or cached.
 pub async fn warm(app: &App, viewer: u64) -> bool {
     let ttl = app.live().ttl.candidates();
     let Ok(found) = app.stores.cache.candidates(viewer).await else {
@@ -110,7 +116,9 @@ async fn look_up(app: &App, viewer: u64) -> StoreResult<Lookup> {
         .cache
         .candidates(viewer)
         .await
-        .inspect_err(|error| tracing::warn!(%error, "candidate cache"))?;
+        .inspect_err(|error| {
+            tracing::warn!(%error, "could not read the candidate cache; asking the stores");
+        })?;
     let fresh = found
         .candidates
         .filter(|cached| cached.fetched.elapsed() <= ttl);
@@ -125,7 +133,7 @@ async fn look_up(app: &App, viewer: u64) -> StoreResult<Lookup> {
     })
 }
 
-/// Asks the stores. What they gave is worth caching only if nothing is missing from it.
+/// Fetches from the stores. The result is cacheable only if no part is missing.
 async fn fetched(
     app: &App,
     viewer: u64,

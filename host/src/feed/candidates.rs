@@ -1,5 +1,5 @@
-//! Fetching candidates: the sources side by side, each with its own deadline, merged to one row per
-//! post; then their features.
+//! Fetching of candidates: queries all sources in parallel, each with its own deadline, merges
+//! the results to one row per post, and then adds the features.
 
 use crate::policy::features::{CandidateSet, Sources};
 use crate::stores::guard;
@@ -12,28 +12,32 @@ pub const FOLLOWEES_MAX: u32 = 500;
 pub const TRENDING_MAX: u32 = 200;
 pub const AFFINITY_MAX: u32 = 200;
 pub const AFFINITY_PER_AUTHOR_MAX: u32 = 20;
-/// Below this many candidates the newest posts of everybody join …
+/// If there are fewer candidates than this, the newest posts of all authors are added.
 pub const RECENT_BELOW: usize = 50;
-/// … until there are this many.
+/// The newest posts are added until there are this many candidates.
 pub const RECENT_FILL: usize = 200;
 
-/// What could be had of a viewer's candidates.
+/// The candidates of a viewer that could be fetched.
 #[derive(Debug)]
 pub struct Fetched {
     pub set: CandidateSet,
-    /// Stores that failed; empty when whole.
+    /// Names of the stores that failed. Empty if the candidates are complete.
     pub degraded: Vec<&'static str>,
-    /// No source answered at all, or nobody knows what the posts are worth: this is a failure, not an empty feed.
+    /// Set if no source answered, if a source failed and the others returned no post, or if the
+    /// counters are missing, so that the posts cannot be valued. The request then counts as
+    /// failed, not as an empty feed.
     pub failed: bool,
 }
 
-/// When `recent` and when the features must be there, in eighths of the sources' time: a source that took all of its own must
-/// not leave nothing for what comes after it, and a silent store must not take its time twice.
+/// Deadlines of the `recent` source and of the features, in eighths of the sources' timeout,
+/// counted from the start. A source that uses its whole timeout must still leave time for the
+/// steps after it, and a silent store must not use up its timeout twice.
 const RECENT_BY_EIGHTHS: u32 = 9;
 const FEATURES_BY_EIGHTHS: u32 = 10;
 
-/// Asks every source. A source that fails or is late is missing from the answer, and named. `timeout` is for the sources;
-/// the whole takes a quarter more at most.
+/// Queries every source. A source that fails or misses its deadline is left out and its store is
+/// named in `degraded`. `timeout` applies to the sources; the whole call takes at most a quarter
+/// longer.
 pub async fn fetch(
     store: &dyn CandidateStore,
     viewer: u64,
@@ -66,7 +70,7 @@ pub async fn fetch(
     merge.source(Sources::FOLLOWEES, followees, usize::MAX);
     merge.source(Sources::TRENDING, trending, usize::MAX);
     merge.source(Sources::AFFINITY, affinity, usize::MAX);
-    // Of a store that answered nothing in time, nothing more is asked.
+    // If the store answered no source in time, do not query it again.
     if merge.answered > 0 && merge.posts.len() < RECENT_BELOW {
         let recent = within(
             store,
@@ -77,7 +81,7 @@ pub async fn fetch(
         .await;
         merge.source(Sources::RECENT, recent, RECENT_FILL);
     }
-    // An empty list beside a source that failed is not known to be true.
+    // If a source failed, an empty list from the other sources may be wrong.
     let no_source = merge.answered == 0 || (merge.failures > 0 && merge.posts.is_empty());
     let Hydrated {
         set,
@@ -95,12 +99,14 @@ pub async fn fetch(
         } else {
             Vec::new()
         },
-        // Without counters every post would rank as one that nobody ever saw: an older ranking is better.
+        // Without counters, every post would rank like a post without any engagement. An older
+        // ranking is better than that.
         failed: no_source || without_counters,
     }
 }
 
-/// One row per post, in the order of the sources; the flags of all sources are or'ed.
+/// Merged candidates: one row per post, in the order of the sources, with the union of the
+/// source flags.
 #[derive(Default)]
 struct Merge {
     posts: Vec<(Post, Sources)>,
@@ -135,7 +141,8 @@ struct Hydrated {
     without_counters: bool,
 }
 
-/// Adds the features that do not depend on the moment. What cannot be had is zero, and counted as a failure.
+/// Adds the features that do not depend on the current time. A feature that cannot be fetched is
+/// zero and counts as a failure.
 async fn hydrate(
     store: &dyn CandidateStore,
     viewer: u64,
@@ -201,7 +208,7 @@ async fn hydrate(
     }
 }
 
-/// Runs a query under a deadline and logs its failure; the caller decides what is left.
+/// Runs a query under a deadline and logs its failure. The caller decides how to go on.
 pub async fn within<T>(
     store: &dyn CandidateStore,
     query: &'static str,
@@ -221,7 +228,7 @@ pub async fn within<T>(
             store = error.store,
             query = error.query,
             error = format!("{:#}", error.source),
-            "a source failed"
+            "a candidate query failed; ranking without its result"
         );
     }
     result

@@ -1,7 +1,9 @@
-//! A cursor names a place in a snapshot, belongs to one viewer and cannot be made by anybody else.
+//! Feed cursors: a cursor names a position in a snapshot, belongs to one viewer and cannot be
+//! forged.
 //!
-//! 16 bytes ranking id, 4 bytes position, 16 bytes of HMAC-SHA256 over both and the viewer, in
-//! base64url. The viewer is not in it, so a foreign cursor fails like a tampered one.
+//! Format: 16 bytes of ranking id, 4 bytes of position and 16 bytes of HMAC-SHA256 over both and
+//! the viewer, in base64url. The viewer id is not part of the cursor, so another viewer's cursor
+//! fails the same check as one that was tampered with.
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -14,21 +16,21 @@ const LENGTH: usize = 16 + 4 + TAG_BYTES;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     pub ranking_id: Uuid,
-    /// How many posts of the snapshot were shown before.
+    /// Number of snapshot entries that come before the page.
     pub position: u32,
 }
 
-/// The key that all hosts share.
+/// The key that signs cursors. All hosts share it.
 #[derive(Debug, Clone)]
 pub struct CursorKey(hmac::Key);
 
-/// Not a cursor of this viewer.
+/// Error for a text that is not a cursor of this viewer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not a cursor that this viewer was given")]
 pub struct InvalidCursor;
 
 impl CursorKey {
-    /// Derived, so that cursors and tokens never share a key.
+    /// Derives the key from `secret`, so that cursors and tokens never share a key.
     pub fn derive(secret: &[u8]) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
         Self(hmac::Key::new(
@@ -55,8 +57,10 @@ impl CursorKey {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
+    /// Verifies and decodes a cursor.
+    ///
     /// # Errors
-    /// When it is malformed, tampered with, or another viewer's.
+    /// The cursor is malformed, was tampered with, or belongs to another viewer.
     pub fn decode(&self, viewer: u64, text: &str) -> Result<Cursor, InvalidCursor> {
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidCursor)?;
         let bytes: [u8; LENGTH] = bytes.try_into().map_err(|_| InvalidCursor)?;
@@ -83,7 +87,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_comes_back_as_it_was(viewer: u64, id: u128, position: u32) {
+        fn a_decoded_cursor_equals_the_encoded_one(viewer: u64, id: u128, position: u32) {
             let cursor = Cursor { ranking_id: Uuid::from_u128(id), position };
             prop_assert_eq!(key().decode(viewer, &key().encode(viewer, cursor)), Ok(cursor));
         }

@@ -1,4 +1,5 @@
-//! A ranking that was just made, with everything it was made from: what may be recorded, and what a shadow ranks beside.
+//! A ranking that was just made, together with all of its inputs. The recorder stores it, and
+//! shadow policies rank the same inputs for comparison.
 
 use super::ladder::{Job, Ranked};
 use crate::experiments::routing::Assignment;
@@ -10,9 +11,9 @@ use uuid::Uuid;
 pub struct Decision {
     pub ranking_id: Uuid,
     pub request_id: Arc<str>,
-    /// The policy that was to rank; `None` when no policy was in service.
+    /// The policy chosen by routing. `None` if no policy was in service.
     pub routed: Option<Arc<LoadedPolicy>>,
-    /// The one to rank if it failed.
+    /// The policy to try next if the routed one fails.
     pub last_good: Option<Arc<LoadedPolicy>>,
     pub assignment: Option<Assignment>,
     pub job: Job,

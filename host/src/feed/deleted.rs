@@ -1,34 +1,38 @@
-//! Posts deleted of late. Snapshots and cached candidates may still hold them; no answer may show them.
+//! Recently deleted posts. Snapshots and cached candidates may still contain them, but no
+//! response may show them.
 //!
-//! The sources leave deleted posts out by themselves, so only what is younger than the longest-lived
-//! ranking has to be remembered here.
+//! The candidate sources leave out deleted posts themselves, so only deletions that are younger
+//! than the longest-lived snapshot have to be remembered here.
 
 use crate::stores::{DAY_MS, UnixMs};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What became of a post, at one version of its row.
+/// Deletion state of a post at one version of its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fate {
     pub post_id: u64,
-    /// Of two, the higher one is true.
+    /// If two states of a post differ, the one with the higher version is valid.
     pub version: u64,
     pub deleted: bool,
 }
 
-/// A snapshot lives ten minutes from its last use; nobody pages through one for a day.
+/// Time for which a deletion is remembered. A snapshot lives for ten minutes after its last use,
+/// and no client pages through one snapshot for a whole day.
 pub const KEPT_MS: u64 = DAY_MS;
-/// Beyond this many the ones deleted longest ago are forgotten.
+/// Largest number of deleted posts that are remembered. Beyond it, the oldest deletions are
+/// forgotten.
 const POSTS_MAX: usize = 200_000;
 
 #[derive(Debug, Clone, Default)]
 pub struct DeletedPosts(Arc<ArcSwap<Deleted>>);
 
-/// The deleted posts at one moment.
+/// The set of deleted posts at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Deleted {
-    /// Grows with every change, so that a snapshot is searched once and not for each page.
+    /// Increases with every change. A snapshot is therefore searched once per change and not
+    /// once per page.
     pub generation: u64,
     at_ms: HashMap<u64, UnixMs>,
 }
@@ -48,7 +52,7 @@ impl DeletedPosts {
         self.0.load()
     }
 
-    /// Posts that are there again.
+    /// Removes posts that exist again.
     pub fn remove(&self, posts: &[u64]) {
         let known = self.current();
         if posts.iter().all(|post| !known.contains(*post)) {
@@ -64,7 +68,7 @@ impl DeletedPosts {
         });
     }
 
-    /// Posts and when each was deleted. Those that are known already change nothing.
+    /// Adds posts with the times of their deletion. Posts that are already known change nothing.
     pub fn add(&self, posts: &[(u64, UnixMs)], now_ms: UnixMs) {
         let known = self.current();
         if posts.iter().all(|(post, _)| known.contains(*post)) {
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_snapshot_can_hold_any_more_is_forgotten() {
+    fn a_deletion_older_than_every_snapshot_is_forgotten() {
         let deleted = DeletedPosts::default();
         deleted.add(&[(1, 1_000)], 1_000);
         deleted.add(&[(2, 1_000 + KEPT_MS)], 1_000 + KEPT_MS);

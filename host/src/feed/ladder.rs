@@ -1,5 +1,6 @@
-//! The rungs that rank: the routed policy, the last good one, the native copy. The order is pure
-//! and known beforehand; one worker climbs down it, so a failure costs no second wait for a worker.
+//! The ranking steps of the fallback chain: the routed policy, then the last good one, then the
+//! native ranker. The order is pure and fixed before the first step. All steps run on one
+//! worker, so that a failure does not wait for a worker a second time.
 
 use super::snapshot::{Algo, ServedBy, ServedPolicy};
 use crate::error::{REQUEST_ID, request_id};
@@ -25,7 +26,7 @@ pub struct Ranked {
     pub served_by: ServedBy,
 }
 
-/// What is ranked, owned, because it travels to another thread.
+/// Input of a ranking. It owns its data because it is sent to another thread.
 #[derive(Debug, Clone)]
 pub struct Job {
     pub request: Request,
@@ -43,8 +44,8 @@ impl Job {
     }
 }
 
-/// The policy to try when `routed` fails: the active one, or, if that is the one that failed, the
-/// one active before it.
+/// Returns the policy to try if `routed` fails: the active policy or, if that is the one that
+/// failed, the policy that was active before it.
 pub fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc<LoadedPolicy>> {
     let routed = routed.map(|policy| policy.effective_digest);
     serving
@@ -55,7 +56,8 @@ pub fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc
         .cloned()
 }
 
-/// Ranks on a worker, within `budget`; natively when no policy is in service. `None` only if even the native copy failed.
+/// Ranks on a worker, within `budget`. Uses the native ranker if no policy is in service.
+/// Returns `None` only if the native ranker failed too.
 pub async fn rank_down(
     pool: &CpuPool,
     routed: Option<Arc<LoadedPolicy>>,
@@ -79,10 +81,11 @@ pub async fn rank_down(
     };
     match pool.run(budget, climb).await {
         Ok(ranked) => ranked,
-        // No worker came free within the whole budget. The native copy takes less than a millisecond,
-        // so the reactor can bear it; the viewer cannot bear an error.
+        // No worker became free within the whole budget. The native ranker takes less than a
+        // millisecond, so it may run on the async runtime's thread; the alternative is an error
+        // to the viewer.
         Err(busy) => {
-            tracing::warn!(%busy, "ranking natively");
+            tracing::warn!(%busy, "no worker was free to run the policy; using the native ranker");
             if let Some(wanted) = wanted {
                 let failure = PolicyFailure::new(Stage::Dedup, FailureKind::Pool, busy.to_string());
                 wanted.observe_unrun(&failure);
@@ -118,15 +121,16 @@ fn climb_down(
                 stage = %failure.stage,
                 kind = failure.kind.as_str(),
                 detail = failure.detail,
-                "policy failed"
+                "the policy failed; trying the next step of the fallback chain"
             ),
         }
     }
     rank_native(job)
 }
 
-/// One call of a policy, with what it says of the policy's failure budget. A policy answers for its own deadline, or for
-/// the `budget` of a whole request where that is shorter; not for what a rung before it left of that.
+/// Runs a policy once and records the outcome in its error budget. A policy is held to its own
+/// deadline, or to the `budget` of the whole request if that is shorter. The time that an
+/// earlier step has used does not count against it.
 fn rank_counted(
     policy: &LoadedPolicy,
     left: Duration,
@@ -154,7 +158,7 @@ fn rank_native(job: &Job) -> Option<Ranked> {
             served_by: ServedBy::Native,
         }),
         Err(failure) => {
-            tracing::error!(%failure, "the native ranker failed");
+            tracing::error!(%failure, "the native ranker failed; trying a snapshot or the timeline");
             None
         }
     }

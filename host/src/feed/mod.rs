@@ -1,4 +1,4 @@
-//! The feed: the request story and the pure parts below it.
+//! The feed: the steps of a request, and the pure parts that they use.
 
 pub mod cached_candidates;
 pub mod candidates;

@@ -1,5 +1,5 @@
-//! A page out of a snapshot, as JSON. The posts are rendered apart from the rest of the answer, so
-//! that a repeated first page costs a copy and not fifty serialisations.
+//! Pages of a snapshot, rendered as JSON. The posts are rendered separately from the rest of the
+//! response, so that a repeated first page costs a copy and not fifty serialisations.
 
 use super::cursor::{Cursor, CursorKey};
 use super::deleted::Deleted;
@@ -20,9 +20,9 @@ pub struct FeedPost {
     pub shares: u64,
     pub dwell_ms_sum: u64,
     pub exposures: u64,
-    /// Unrounded; null under `timeline`.
+    /// Unrounded score. Null under `timeline`.
     pub score: Option<f32>,
-    /// followees, affinity, trending or recent.
+    /// First matching source: `followees`, `affinity`, `trending` or `recent`.
     pub reason: &'static str,
 }
 
@@ -43,23 +43,24 @@ impl From<&SnapshotPost> for FeedPost {
     }
 }
 
-/// A page and how it came about.
+/// A page, together with the facts that the response reports about it.
 #[derive(Debug)]
 pub struct FeedPage {
     pub snapshot: Arc<Snapshot>,
-    /// Posts of the whole ranking.
+    /// Number of posts in the whole ranking, without deleted ones.
     pub total_count: usize,
     pub cache_hit: bool,
-    /// A JSON array of `FeedPost`.
+    /// JSON array of `FeedPost`.
     pub posts_json: Bytes,
     pub next_cursor: Option<String>,
-    /// What was missing on the way of this very request.
+    /// Names of the parts that were missing in this request.
     pub degraded: Vec<String>,
-    /// The viewer's older snapshot stood in for a ranking that could not be had.
+    /// Set if no ranking could be made and the viewer's older snapshot is served instead.
     pub is_stand_in: bool,
 }
 
-/// `limit` posts of `snapshot` from `position` on, without those that were deleted since.
+/// Returns `limit` posts of `snapshot`, starting at `position`. Skips posts that were deleted
+/// since.
 pub fn page(
     snapshot: Arc<Snapshot>,
     key: &CursorKey,
@@ -70,7 +71,7 @@ pub fn page(
 ) -> FeedPage {
     let whole = snapshot.is_whole(deleted);
     let render = || render(&snapshot, key, deleted, position, limit);
-    // A page that was rendered before a deletion shows what was deleted.
+    // A page that was rendered before a deletion would still show the deleted post.
     let kept = (position == 0 && whole)
         .then(|| snapshot.first_page.get_or_init(render))
         .filter(|page| page.limit == limit);
@@ -97,7 +98,7 @@ pub fn page(
     }
 }
 
-/// Places and posts from `position` on that are not deleted.
+/// Returns positions and posts from `position` on, without deleted posts.
 fn standing<'a>(
     snapshot: &'a Snapshot,
     deleted: &'a Deleted,
@@ -131,7 +132,8 @@ fn render(
     });
     FirstPage {
         limit,
-        // Plain numbers and strings into memory: this cannot fail, and an empty page would be valid JSON.
+        // Serialising plain numbers and strings to memory cannot fail, and an empty page would
+        // still be valid JSON.
         posts_json: serde_json::to_vec(&posts)
             .map_or_else(|_| Bytes::from_static(b"[]"), Bytes::from),
         next_cursor,
@@ -180,7 +182,7 @@ mod tests {
         })
     }
 
-    /// Every page of a cursor chain, by post id.
+    /// Returns the post ids of every page of a cursor chain.
     fn pages(snapshot: &Arc<Snapshot>, deleted: &Deleted, limit: usize) -> Vec<Vec<u64>> {
         let key = CursorKey::derive(b"a key for tests");
         let (mut pages, mut position) = (Vec::new(), 0);
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_leaves_out_what_was_deleted() {
+    fn the_total_count_excludes_deleted_posts() {
         let (snapshot, deleted) = (snapshot(3), DeletedPosts::default());
         deleted.add(&[(3, NOW_MS)], NOW_MS);
         let key = CursorKey::derive(b"a key for tests");

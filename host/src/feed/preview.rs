@@ -1,4 +1,5 @@
-//! What a policy would show a viewer, for whoever is writing it: nothing is cached, nothing is recorded.
+//! Preview of a policy for its author: shows the ranking of one viewer. Caches nothing and
+//! records nothing.
 
 use super::candidates::fetch;
 use crate::app::App;
@@ -11,10 +12,11 @@ use nova_policy_sdk::Request;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A policy that misses its own deadline is shown all the same, with the time it took.
+/// Time limit of a preview. A policy that misses its own deadline is shown anyway, with the time
+/// that it took.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Candidates of one viewer at one moment, to be ranked by more than one policy.
+/// Candidates of one viewer at one moment, for ranking by several policies.
 #[derive(Debug, Clone)]
 pub struct Preview {
     set: Arc<CandidateSet>,
@@ -29,7 +31,7 @@ pub struct Ranked {
     pub took: Duration,
 }
 
-/// A post at its place.
+/// A post at its position in the ranking.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreviewPost {
     pub post_id: u64,
@@ -39,8 +41,10 @@ pub struct PreviewPost {
 }
 
 impl Preview {
+    /// Fetches the candidates of `viewer`.
+    ///
     /// # Errors
-    /// When no source of candidates answers.
+    /// No candidate source answers, or the seen posts cannot be read.
     pub async fn of(app: &App, viewer: u64, limit: u32) -> anyhow::Result<Self> {
         let now_ms = unix_ms();
         let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
@@ -64,10 +68,10 @@ impl Preview {
         })
     }
 
-    /// The first posts as this policy ranks them.
+    /// Ranks the candidates with `policy` and returns the first posts.
     ///
     /// # Errors
-    /// Why the policy failed, or that no worker was free.
+    /// The reason why the policy failed, or that no worker was free.
     pub async fn ranked_by(&self, app: &App, policy: Arc<LoadedPolicy>) -> anyhow::Result<Ranked> {
         let preview = self.clone();
         let run = move || -> Result<Ranked, PolicyFailure> {

@@ -1,4 +1,5 @@
-//! A ranking as it was served, kept so that pages continue it; and the candidates it was made from.
+//! Snapshots: rankings kept as they were served, so that later pages continue them. Also the
+//! cached candidates that rankings are made from.
 
 use super::deleted::Deleted;
 use crate::experiments::routing::Assignment;
@@ -30,7 +31,7 @@ impl Algo {
     }
 }
 
-/// Which rung of the ladder answered.
+/// The step of the fallback chain that produced the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ServedBy {
@@ -53,13 +54,13 @@ impl ServedBy {
     }
 }
 
-/// What ranked.
+/// Identity of the policy, or of the native ranker, that produced a ranking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServedPolicy {
     pub name: Arc<str>,
     pub version: Arc<str>,
     pub effective_digest: Digest,
-    /// The same, written: every answer carries it.
+    /// The effective digest in hex. Every response contains it, so it is formatted once.
     pub digest_hex: Arc<str>,
 }
 
@@ -73,7 +74,8 @@ impl ServedPolicy {
         }
     }
 
-    /// The logic compiled into this binary. Its digest is that of its name and version: there are no module bytes.
+    /// Identity of the ranker that is compiled into this binary. There are no module bytes, so
+    /// the digest is computed from the name and the version.
     pub fn native(algo: Algo) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let identity = format!("native {} {version}", algo.as_str());
@@ -102,7 +104,7 @@ pub struct SnapshotPost {
     pub author_id: u64,
     pub created_at_ms: UnixMs,
     pub counters: Counters,
-    /// `None` under `timeline`.
+    /// Score of the post. `None` under `timeline`.
     pub score: Option<f32>,
     pub sources: Sources,
 }
@@ -113,7 +115,7 @@ pub struct Snapshot {
     pub viewer: u64,
     pub algo: Algo,
     pub served_by: ServedBy,
-    /// The timeline stood in for a ranking that could not be had.
+    /// Set if the timeline was served because no ranking could be made.
     pub fallback: bool,
     pub degraded: Vec<String>,
     pub policy: ServedPolicy,
@@ -122,9 +124,9 @@ pub struct Snapshot {
     pub created_at_ms: UnixMs,
     pub seen_version: u64,
     pub posts: Vec<SnapshotPost>,
-    /// The page that nearly every request asks for, rendered once.
+    /// The rendered first page, which nearly every request asks for.
     pub first_page: OnceLock<FirstPage>,
-    /// The generation of deletions in which no post of this snapshot was found deleted.
+    /// Generation of [`Deleted`] at which no post of this snapshot was deleted.
     pub whole_in: AtomicU64,
 }
 
@@ -136,7 +138,7 @@ pub struct FirstPage {
 }
 
 impl Snapshot {
-    /// Whether none of its posts is deleted.
+    /// Returns true if no post of the snapshot is deleted.
     pub fn is_whole(&self, deleted: &Deleted) -> bool {
         if self.whole_in.load(Ordering::Relaxed) == deleted.generation || deleted.is_empty() {
             return true;
@@ -148,7 +150,7 @@ impl Snapshot {
         whole
     }
 
-    /// Memory it may come to hold, its rendered first page included.
+    /// Returns the memory that the snapshot may grow to, including its rendered first page.
     pub fn size_bytes(&self) -> usize {
         const RENDERED_POST_BYTES: usize = 220;
         const PAGE_POSTS: usize = 50;
@@ -157,7 +159,7 @@ impl Snapshot {
     }
 }
 
-/// Candidates and features of one viewer, before the seen set and the policy have a say.
+/// Candidates and features of one viewer, before the seen set and the policy are applied.
 #[derive(Debug)]
 pub struct CachedCandidates {
     pub set: Arc<CandidateSet>,
@@ -172,7 +174,7 @@ impl CachedCandidates {
     }
 }
 
-/// The posts of a ranking, in the order to show.
+/// Returns the posts of a ranking, in display order.
 pub fn ranked_posts(set: &CandidateSet, ranking: &Ranking, scored: bool) -> Vec<SnapshotPost> {
     ranking
         .rows

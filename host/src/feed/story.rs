@@ -1,4 +1,5 @@
-//! How a feed request is answered, from first to last. The branches are here; what they decide on is below.
+//! The feed request from start to finish. This module makes the decisions; the modules that it
+//! calls do the work.
 
 use super::cached_candidates::candidates;
 use super::cursor::Cursor;
@@ -24,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// What a viewer asks for.
+/// A feed request of one viewer.
 #[derive(Debug)]
 pub struct Ask {
     pub viewer: u64,
@@ -36,14 +37,14 @@ pub struct Ask {
 
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
-    /// The snapshot of a cursor is no more; the client starts again.
+    /// The cursor's snapshot has expired. The client has to start again without a cursor.
     #[error("the ranking this cursor continues is no longer kept; ask again without a cursor")]
     CursorExpired,
     #[error("no feed can be served right now")]
     Unavailable,
 }
 
-/// A finished ranking that is not yet a snapshot.
+/// A finished ranking that is not yet stored as a snapshot.
 struct Made {
     ranking_id: Uuid,
     algo: Algo,
@@ -54,15 +55,16 @@ struct Made {
     posts: Vec<super::snapshot::SnapshotPost>,
     degraded: Vec<String>,
     seen_version: u64,
-    /// The viewer's epoch before anything was asked; `None` where it could not be read.
+    /// The viewer's cache epoch, read before any store was queried. `None` if it could not be
+    /// read.
     epoch: Option<u64>,
     cache_hit: bool,
 }
 
-/// Answers a feed request.
+/// Serves a feed request.
 ///
 /// # Errors
-/// An expired cursor; or nothing at all could be served, not even a timeline.
+/// The cursor has expired, or nothing could be served, not even a timeline.
 pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
     if let Some(cursor) = ask.cursor {
         return continue_snapshot(app, cursor, ask.limit).await;
@@ -76,7 +78,8 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
     if flags.enable_caching
         && let Some(policy) = &routed.policy
         && let Some(snapshot) = fresh_snapshot(app, ask.viewer, policy.effective_digest).await
-        // Who starts or stops an experiment changes what a ranking counts for, also where it looks the same.
+        // Starting or stopping an experiment changes the assignment that a ranking counts for,
+        // even if the ranking is the same.
         && snapshot.assignment == routed.assignment
     {
         return Ok(first_page(app, snapshot, ask.limit, true));
@@ -106,7 +109,7 @@ pub async fn serve(app: &App, ask: &Ask) -> Result<FeedPage, FeedError> {
     }
 }
 
-/// The parts that did not answer on the way of one request, each once.
+/// Names of the parts that did not answer during one request, without repeats.
 #[derive(Debug, Default)]
 struct Missing(BTreeSet<&'static str>);
 
@@ -124,7 +127,8 @@ impl Missing {
     }
 }
 
-/// Page two and later: the ranking the viewer began with, whatever has changed since.
+/// Serves page two and later from the snapshot of the first page, even if the policy or the data
+/// have changed since.
 async fn continue_snapshot(app: &App, cursor: Cursor, limit: usize) -> Result<FeedPage, FeedError> {
     match app.stores.cache.snapshot(cursor.ranking_id).await {
         Ok(Some(snapshot)) => Ok(page(
@@ -137,13 +141,14 @@ async fn continue_snapshot(app: &App, cursor: Cursor, limit: usize) -> Result<Fe
         )),
         Ok(None) => Err(FeedError::CursorExpired),
         Err(error) => {
-            tracing::warn!(%error, "snapshot cache");
+            tracing::warn!(%error, "could not read a cursor's snapshot; answering 503");
             Err(FeedError::Unavailable)
         }
     }
 }
 
-/// The policy for a viewer, and whether the viewer's attributes were missing for the choice.
+/// Returns the route for a viewer, and true if the viewer's attributes were missing for the
+/// choice.
 async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool) {
     let attributes = if serving.needs_attributes {
         app.viewer_attributes(viewer).await
@@ -161,8 +166,9 @@ async fn pick_policy(app: &App, serving: &Serving, viewer: u64) -> (Route, bool)
     (routed, matches!(attributes, Attributes::Unavailable))
 }
 
-/// Which candidates the viewer has seen. A filter that does not answer in time is missing: better a post seen
-/// twice than no feed.
+/// Returns the candidates that the viewer has seen. If the seen filter does not answer in time,
+/// it counts as missing and nothing is marked as seen: a post shown twice is better than no
+/// feed.
 async fn read_seen(app: &App, viewer: u64, posts: &[u64], missing: &mut Missing) -> SeenAmong {
     let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
     let filter = &app.stores.seen;
@@ -172,7 +178,10 @@ async fn read_seen(app: &App, viewer: u64, posts: &[u64], missing: &mut Missing)
         Ok(Err(error)) => format!("{error:#}"),
         Err(_) => "too late".to_owned(),
     };
-    tracing::warn!(error = failure, "seen posts cannot be read");
+    tracing::warn!(
+        error = failure,
+        "could not read the viewer's seen posts; ranking as if none was seen"
+    );
     missing.add(filter.name());
     SeenAmong {
         version: 0,
@@ -180,7 +189,8 @@ async fn read_seen(app: &App, viewer: u64, posts: &[u64], missing: &mut Missing)
     }
 }
 
-/// The same ranking again: same viewer, same effective digest, young enough, nothing seen since, and whole.
+/// Returns the cached ranking of the same viewer and effective digest, if it is young enough and
+/// complete and the viewer has seen no new post since.
 async fn fresh_snapshot(app: &App, viewer: u64, digest: Digest) -> Option<Arc<Snapshot>> {
     let ttl = app.live().ttl.snapshot();
     let timeout = Duration::from_millis(app.live().feed.timeline_timeout_ms);
@@ -273,7 +283,8 @@ fn rank_job(ask: &Ask, set: Arc<CandidateSet>, seen: SeenAmong) -> Job {
     }
 }
 
-/// No ranking could be made: the viewer's newest snapshot, else the timeline, else nothing.
+/// Serves a request for which no ranking could be made: from the viewer's newest snapshot, else
+/// from the timeline, else an error.
 async fn fall_back(
     app: &App,
     ask: &Ask,
@@ -308,7 +319,7 @@ async fn fall_back(
     Ok(keep(app, ask, made).await)
 }
 
-/// The timeline because it was asked for.
+/// Serves the timeline as the requested algorithm, not as a fallback.
 async fn serve_timeline(app: &App, ask: &Ask, use_cache: bool) -> Result<FeedPage, FeedError> {
     let digest = ServedPolicy::native(Algo::Timeline).effective_digest;
     if use_cache && let Some(snapshot) = fresh_snapshot(app, ask.viewer, digest).await {
@@ -350,7 +361,7 @@ async fn make_timeline(app: &App, ask: &Ask, missing: &mut Missing) -> Option<Ma
     })
 }
 
-/// Makes a ranking a snapshot, records that it was served, and cuts its first page.
+/// Stores a ranking as a snapshot, records its exposure, and renders its first page.
 async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
     let (cache_hit, epoch) = (made.cache_hit, made.epoch);
     let snapshot = Arc::new(Snapshot {
@@ -369,9 +380,10 @@ async fn keep(app: &App, ask: &Ask, made: Made) -> FeedPage {
         first_page: OnceLock::new(),
         whole_in: AtomicU64::new(0),
     });
-    // A ranking that was overtaken by its viewer's own like is served, and is nobody's cached answer.
+    // If the viewer interacted while this was being ranked, serve it but do not cache it as the
+    // viewer's latest ranking.
     if let Err(error) = app.stores.cache.put_snapshot(snapshot.clone(), epoch).await {
-        tracing::warn!(%error, "snapshot cache");
+        tracing::warn!(%error, "could not store a snapshot; its later pages will be missing");
     }
     app.exposures
         .record(exposure::of(&snapshot, &ask.request_id));

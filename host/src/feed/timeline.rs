@@ -1,5 +1,5 @@
-//! The timeline: posts of followees and recent ones, newest first, from the relational store alone,
-//! with the native dedup and saturation. The last thing that can still be shown.
+//! The timeline: posts of followees and recent posts, newest first, read from the relational
+//! store alone, with native dedup and saturation. It is the last step of the fallback chain.
 
 use super::candidates::within;
 use super::ladder::Job;
@@ -17,17 +17,19 @@ use std::time::{Duration, Instant};
 
 /// The order does not depend on the counters, so the viewer does not wait long for them.
 const COUNTERS_TIMEOUT: Duration = Duration::from_millis(250);
-/// As many posts as the followees source may give.
+/// Equals the limit of the followees source.
 const POSTS_MAX: u32 = 500;
 
 #[derive(Debug)]
 pub struct Timeline {
     pub set: CandidateSet,
-    /// The store of the counters, when it did not answer; the order does not depend on it.
+    /// Name of the counter store if it did not answer. The order does not depend on the
+    /// counters.
     pub degraded: Option<&'static str>,
 }
 
-/// `None` when the relational store does not answer in time. `timeout` is for both stores together.
+/// Fetches the timeline of a viewer. Returns `None` if the relational store fails or does not
+/// answer in time. `timeout` covers both stores together.
 pub async fn fetch(
     stores: &StoreSet,
     viewer: u64,
@@ -40,13 +42,13 @@ pub async fn fetch(
     let posts = match answer {
         Ok(Ok(posts)) => posts,
         Ok(Err(error)) => {
-            tracing::error!(%error, "the timeline cannot be read");
+            tracing::error!(%error, "could not read the timeline; no feed can be served from it");
             return None;
         }
         Err(_) => {
             tracing::error!(
                 timeout_ms = timeout.as_millis() as u64,
-                "the timeline came too late"
+                "the timeline query timed out; no feed can be served from it"
             );
             return None;
         }
@@ -81,16 +83,18 @@ pub async fn fetch(
     Some(Timeline { set, degraded })
 }
 
-/// Newest first, then higher post id, with the native dedup and saturation.
+/// Ranks newest first, then by higher post id, with native dedup and saturation.
 pub fn rank(job: &Job) -> Option<Ranking> {
     guarded(AssertUnwindSafe(|| {
         rank_stages(&NewestFirst(Native::get()), job.input())
     }))
-    .inspect_err(|failure| tracing::error!(%failure, "the timeline cannot be ranked"))
+    .inspect_err(|failure| {
+        tracing::error!(%failure, "could not rank the timeline; no feed can be served from it");
+    })
     .ok()
 }
 
-/// The native stages with recency in the place of the score.
+/// The native stages, with recency in place of the score.
 #[derive(Debug)]
 struct NewestFirst(&'static Native);
 
@@ -107,7 +111,8 @@ impl Stages for NewestFirst {
         self.0.dedup(request, candidates)
     }
 
-    /// Places, not times: an `f32` cannot tell two milliseconds of this century apart.
+    /// Scores by rank and not by time, because an `f32` cannot distinguish two milliseconds of
+    /// this century.
     fn score(
         &self,
         _request: &Request,

@@ -1,4 +1,4 @@
-//! The audit log: who changed what, page by page.
+//! The audit route: returns the log of administrative changes, page by page.
 
 use super::auth::{Admin, Read};
 use super::extract::Query;
@@ -16,24 +16,26 @@ use std::sync::Arc;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct AuditLog {
-    /// Newest first; oldest first after `after`.
+    /// Newest first. If `after` is given, oldest first.
     pub entries: Vec<AuditEntry>,
-    /// What this host changed alone and the registry does not know yet, oldest first.
+    /// Changes that this host made while the registry was unavailable and that the registry does
+    /// not have yet, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub local_changes: Vec<LocalChangeEntry>,
-    /// `registry` when it does not answer: `entries` is empty then because nobody knows them.
+    /// Contains `registry` if the registry does not answer. `entries` is then empty because the
+    /// log cannot be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub degraded: Vec<&'static str>,
 }
 
-/// A change that this host made alone.
+/// A change that this host made while the registry was unavailable.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct LocalChangeEntry {
     pub id: uuid::Uuid,
     pub at: DateTime<Utc>,
     pub actor: String,
     pub subject: String,
-    /// `action`, and what belongs to it.
+    /// The `action` and its details.
     #[schema(value_type = Object)]
     pub change: Intent,
 }
@@ -54,11 +56,12 @@ impl LocalChangeEntry {
 const AUDIT_DEFAULT: u32 = 100;
 pub const AUDIT_MAX: u32 = 1_000;
 
-/// Who changed what, newest first. Each entry carries the hash of the one before it.
+/// Lists administrative changes with their actors, newest first. Each entry contains the hash of
+/// the previous entry.
 #[utoipa::path(get, path = "/admin/v1/audit", tag = "admin", security(("admin" = [])),
     params(("limit" = Option<u32>, Query, description = "1 … 1,000, default 100"),
-        ("before" = Option<i64>, Query, description = "an id: entries that are older, newest first"),
-        ("after" = Option<i64>, Query, description = "an id: entries that are newer, oldest first; 0 for the oldest")),
+        ("before" = Option<i64>, Query, description = "id of an entry: returns older entries, newest first"),
+        ("after" = Option<i64>, Query, description = "id of an entry: returns newer entries, oldest first; 0 starts with the oldest entry")),
     responses((status = 200, body = AuditLog), (status = 400, body = Problem), (status = 403, body = Problem), (status = 503, body = Problem)))]
 pub async fn audit(
     State(app): State<Arc<App>>,
@@ -74,7 +77,8 @@ pub async fn audit(
             local_changes,
             degraded: Vec::new(),
         })),
-        // Whoever rolled back in an outage looks here for it.
+        // An operator who rolled back while the registry was unavailable looks for that change
+        // here.
         Err(RegistryError::Unavailable(_)) if !local_changes.is_empty() => Ok(Json(AuditLog {
             entries: Vec::new(),
             local_changes,
@@ -95,7 +99,7 @@ fn page(query: &Query) -> Result<AuditPage, Problem> {
         (None, Some(after)) => Ok(AuditPage::After(id("after", after)?)),
         (Some(_), Some(_)) => Err(Problem::invalid_field(
             "after",
-            "cannot be given together with before",
+            "cannot be combined with before; give one of the two",
         )),
     }
 }

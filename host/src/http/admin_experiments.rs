@@ -1,4 +1,4 @@
-//! Cohorts and experiments.
+//! Routes of cohorts and experiments.
 
 use super::auth::{Admin, Experiment as MayExperiment, Read};
 use super::extract::{Json as JsonBody, Path};
@@ -25,7 +25,8 @@ pub struct CohortAnswer {
 pub struct ExperimentAnswer {
     pub key: String,
     pub state: ExperimentState,
-    /// The registry does not answer: stopped on this host alone, and everywhere when it does.
+    /// Set if the registry does not answer. The experiment is stopped on this host only, and on
+    /// all hosts once the registry answers again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
     #[serde(flatten)]
@@ -51,7 +52,8 @@ fn created(new: bool) -> StatusCode {
     }
 }
 
-/// Keys appear in URLs and labels.
+/// Checks a key. Keys appear in URLs and in metric labels, so their characters and length are
+/// limited.
 fn check_key(key: &str) -> Result<(), Problem> {
     let plain = (1..=64).contains(&key.len())
         && key
@@ -67,7 +69,7 @@ fn check_key(key: &str) -> Result<(), Problem> {
     }
 }
 
-/// A cohort's rule.
+/// Returns the rule of a cohort.
 #[utoipa::path(get, path = "/admin/v1/cohorts/{key}", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     responses((status = 200, body = CohortAnswer), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn get_cohort(
@@ -105,7 +107,7 @@ pub async fn put_cohort(
     Ok((created(new), Json(CohortAnswer { key, rule })))
 }
 
-/// An experiment and its state.
+/// Returns an experiment and its state.
 #[utoipa::path(get, path = "/admin/v1/experiments/{key}", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn get_experiment(
@@ -122,7 +124,7 @@ fn known(app: &App, key: &str) -> Result<Experiment, Problem> {
     experiment.ok_or_else(|| Problem::not_found(format!("there is no experiment `{key}`")))
 }
 
-/// Creates or changes an experiment. While it runs, only its coverage may grow.
+/// Creates or changes an experiment. While an experiment is running, only its coverage may grow.
 #[utoipa::path(put, path = "/admin/v1/experiments/{key}", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     request_body = ExperimentSpec,
     responses((status = 200, body = ExperimentAnswer), (status = 201, body = ExperimentAnswer), (status = 400, body = Problem),
@@ -151,7 +153,7 @@ async fn become_state(
     Ok(ExperimentAnswer::new(key, experiment, reach))
 }
 
-/// Begins to assign viewers.
+/// Starts assigning viewers to the variations.
 #[utoipa::path(post, path = "/admin/v1/experiments/{key}/start", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn start(
@@ -162,7 +164,7 @@ pub async fn start(
     become_state(&app, key, ExperimentState::Running, &admin.actor).await
 }
 
-/// Stops assigning for now.
+/// Pauses the assignment of viewers. The experiment can be started again.
 #[utoipa::path(post, path = "/admin/v1/experiments/{key}/pause", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn pause(
@@ -173,7 +175,7 @@ pub async fn pause(
     become_state(&app, key, ExperimentState::Paused, &admin.actor).await
 }
 
-/// Stops assigning for good.
+/// Stops the assignment of viewers permanently.
 #[utoipa::path(post, path = "/admin/v1/experiments/{key}/stop", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn stop(
@@ -191,7 +193,7 @@ pub struct ExperimentResults {
     pub variations: Vec<VariationCount>,
 }
 
-/// Rankings served and distinct viewers, per variation.
+/// Returns the number of served rankings and of distinct viewers per variation.
 #[utoipa::path(get, path = "/admin/v1/experiments/{key}/results", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
     responses((status = 200, body = ExperimentResults), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
 pub async fn results(
@@ -201,7 +203,7 @@ pub async fn results(
 ) -> Result<Json<ExperimentResults>, Problem> {
     let experiment = known(&app, &key)?;
     let counted = app.stores.exposures.variation_counts(&key).await?;
-    // A variation nobody has seen yet is a result too.
+    // A variation that no viewer has been served yet is listed with zero counts.
     let variations = experiment.spec.variations.iter().map(|variation| {
         let found = counted
             .iter()

@@ -1,4 +1,4 @@
-//! Feature flags, switched while the host runs.
+//! Routes of the feature flags, which can be switched while the host runs.
 
 use super::auth::{Admin, Operate, Read};
 use super::extract::{Json as JsonBody, Path};
@@ -26,13 +26,13 @@ fn answer(app: &App, name: String) -> Result<Json<FlagAnswer>, Problem> {
     match app.flags().get(&name) {
         Some(enabled) => Ok(Json(FlagAnswer { name, enabled })),
         None => Err(Problem::not_found(format!(
-            "there is no flag `{name}`; there are {}",
+            "there is no flag `{name}`; the flags are {}",
             Flags::NAMES.join(", ")
         ))),
     }
 }
 
-/// A flag as it is in force.
+/// Returns the current value of a flag.
 #[utoipa::path(get, path = "/admin/v1/flags/{name}", tag = "admin", security(("admin" = [])), params(("name" = String, Path)),
     responses((status = 200, body = FlagAnswer), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn get_flag(
@@ -43,7 +43,7 @@ pub async fn get_flag(
     answer(&app, name)
 }
 
-/// Switches a flag; it stays so through restarts, whatever the configuration says.
+/// Switches a flag. The value survives restarts and takes precedence over the configuration.
 #[utoipa::path(put, path = "/admin/v1/flags/{name}", tag = "admin", security(("admin" = [])), params(("name" = String, Path)),
     request_body = FlagBody,
     responses((status = 200, body = FlagAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]

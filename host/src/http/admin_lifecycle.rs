@@ -1,4 +1,5 @@
-//! The steps of a policy's life besides activation: shadow, canary, retirement, quarantine.
+//! Routes of a policy's lifecycle other than activation: shadow, canary, retirement and
+//! quarantine.
 
 use super::admin_policies::{PolicyAnswer, policy_ref};
 use super::auth::{Admin, Operate, Read, Upload};
@@ -11,7 +12,8 @@ use axum::extract::State;
 use serde::Deserialize;
 use std::sync::Arc;
 
-/// Ranks beside the active policy from now on, for nobody.
+/// Puts a policy into shadow: it ranks the same candidates as the serving policies, and its
+/// rankings are compared but never served.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
@@ -24,7 +26,7 @@ pub async fn shadow(
     Ok(Json(app.deploy.shadow(&policy, &admin.actor).await?.into()))
 }
 
-/// Ends a shadow.
+/// Ends a policy's shadow state.
 #[utoipa::path(delete, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
@@ -38,7 +40,8 @@ pub async fn end_shadow(
     Ok(Json(ended.into()))
 }
 
-/// How a policy in shadow is doing on this host, and how its rankings differ from those that were served.
+/// Reports the shadow runs of a policy on this host and the differences between its rankings and
+/// the served ones.
 #[utoipa::path(get, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = ShadowReport), (status = 403, body = Problem), (status = 404, body = Problem)))]
@@ -57,12 +60,12 @@ pub async fn shadow_report(
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CanaryBody {
-    /// Of the viewers whom no experiment takes, 0 … 100 in steps of 0.01. Growing it keeps those who are in. 0 ends
-    /// a canary or a shadow.
+    /// Share of the viewers who are in no experiment, 0 … 100 in steps of 0.01. If the share
+    /// grows, viewers who are already in it stay in it. 0 ends a canary or a shadow.
     pub percent: f64,
 }
 
-/// Serves a share of viewers. One policy at a time can be the canary.
+/// Serves a policy to a share of the viewers. Only one policy at a time can be the canary.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/canary", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)), request_body = CanaryBody,
     responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
@@ -81,7 +84,7 @@ pub async fn canary(
     Ok(Json(published.into()))
 }
 
-/// Ends a version's life: it serves nobody, and rollbacks skip it.
+/// Retires a version permanently: it no longer serves any viewer, and rollbacks skip it.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/retire", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
@@ -97,12 +100,13 @@ pub async fn retire(
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuarantineBody {
-    /// For the audit log.
+    /// Reason, for the audit log.
     pub reason: String,
 }
 
-/// Serves nobody any more, under whatever name it was published. The active policy rolls back, experiments with it
-/// pause. There is no way back: publish a changed version.
+/// Takes a policy out of service under every name that its behaviour was published with. If it
+/// is active, the host rolls back; experiments that use it are paused. A quarantine cannot be
+/// lifted: publish a changed version instead.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/quarantine", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)), request_body = QuarantineBody,
     responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]

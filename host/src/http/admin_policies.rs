@@ -1,4 +1,4 @@
-//! Publishing, activating and rolling back policies.
+//! Routes that publish, activate and roll back policies.
 
 use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read, Upload};
@@ -26,10 +26,11 @@ pub struct PolicyAnswer {
     pub version: String,
     pub digest: String,
     pub state: PolicyState,
-    /// Of a canary.
+    /// Share of viewers in percent, if the policy is a canary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<f64>,
-    /// The registry does not answer: changed on this host alone, and everywhere when it does.
+    /// Set if the registry does not answer. The change is in force on this host only, and on all
+    /// hosts once the registry answers again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
 }
@@ -59,16 +60,18 @@ impl From<(Published, Reach)> for PolicyAnswer {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct PolicyList {
     pub policies: Vec<PolicyEntry>,
-    /// `name@version`.
+    /// The active policy, as `name@version`.
     #[schema(value_type = String)]
     pub active: PolicyRef,
-    /// What a rollback returns to.
+    /// The policy that a rollback returns to.
     #[schema(value_type = Option<String>)]
     pub previous: Option<PolicyRef>,
-    /// What this host changed alone and the registry does not know yet, oldest first.
+    /// Changes that this host made while the registry was unavailable and that the registry does
+    /// not have yet, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub local_changes: Vec<LocalChangeEntry>,
-    /// How the policies that serve are doing on this host; null where no host runs.
+    /// Calls, failures and latency of the serving policies on this host. Null if no host is
+    /// running.
     pub serving: Option<ServingStatus>,
 }
 
@@ -78,7 +81,7 @@ pub struct PolicyEntry {
     pub version: String,
     pub digest: String,
     pub state: PolicyState,
-    /// Of a canary.
+    /// Share of viewers in percent, if the policy is a canary.
     pub percent: Option<f64>,
     pub quarantine: Option<Quarantine>,
     pub description: String,
@@ -126,7 +129,7 @@ impl PolicyList {
     }
 }
 
-/// Every published policy, where it stands, and how those that serve are doing.
+/// Lists every published policy with its state, and the health of those that serve.
 #[utoipa::path(get, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])),
     responses((status = 200, body = PolicyList), (status = 401, body = Problem), (status = 403, body = Problem)))]
 pub async fn list(State(app): State<Arc<App>>, _admin: Admin<Read>) -> Json<PolicyList> {
@@ -137,18 +140,18 @@ pub async fn list(State(app): State<Arc<App>>, _admin: Admin<Read>) -> Json<Poli
     })
 }
 
-/// What an upload consists of.
+/// Multipart body of an upload.
 #[derive(Debug, utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the multipart body")]
 pub struct PolicyUpload {
-    /// policy.toml
+    /// Content of policy.toml.
     manifest: String,
-    /// One part per .wasm file; its file name is the module's.
+    /// One part per .wasm file. The file name of the part is the file name of the module.
     #[schema(format = Binary)]
     module: Vec<String>,
 }
 
-/// Publishes a policy. A refusal lists every reason.
+/// Publishes a policy. If it is refused, the response lists every reason.
 #[utoipa::path(post, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])),
     request_body(content = PolicyUpload, content_type = "multipart/form-data"),
     responses((status = 201, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem),
@@ -169,7 +172,7 @@ async fn read_upload(request: Request, bytes_max: usize) -> Result<PolicyFiles, 
     let malformed =
         |error: &dyn std::fmt::Display| Problem::malformed(format!("multipart: {error}"));
     let mut request = Request::from_parts(parts, Body::from(bytes));
-    // The body is bounded above, by the limit that reloads.
+    // `read_body` above already limits the body, with the limit that can be reloaded.
     axum::extract::DefaultBodyLimit::disable().apply(&mut request);
     let mut multipart = Multipart::from_request(request, &())
         .await
@@ -200,18 +203,18 @@ async fn read_upload(request: Request, bytes_max: usize) -> Result<PolicyFiles, 
             (other, None) => {
                 return Err(Problem::invalid_field(
                     other,
-                    "is neither `manifest` nor a file",
+                    "is neither `manifest` nor a file; send each module as a file",
                 ));
             }
         }
     }
     files.manifest = manifest.ok_or_else(|| {
-        Problem::invalid_field("manifest", "the part with policy.toml is missing")
+        Problem::invalid_field("manifest", "is missing; send policy.toml in this part")
     })?;
     Ok(files)
 }
 
-/// Makes a policy the active one. When this is answered, the next feed uses it.
+/// Makes a policy the active one. The first feed request after the response uses it.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/activate", tag = "admin", security(("admin" = [])),
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
@@ -226,7 +229,8 @@ pub async fn activate(
     ))
 }
 
-/// The policy that a path names. What cannot be one is not published either.
+/// Parses the policy named in a path. A name or version that does not parse cannot have been
+/// published, so the error is 404.
 pub fn policy_ref((name, version): (String, String)) -> Result<PolicyRef, Problem> {
     format!("{name}@{version}")
         .parse()
@@ -236,14 +240,15 @@ pub fn policy_ref((name, version): (String, String)) -> Result<PolicyRef, Proble
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackBody {
-    /// For the audit log.
+    /// Reason, for the audit log.
     pub reason: String,
-    /// `name@version`: when another policy is active, nothing is changed and the answer is 409.
+    /// The policy that the caller expects to be active, as `name@version`. If another policy is
+    /// active, nothing changes and the response is 409.
     #[schema(value_type = Option<String>)]
     pub expected_active: Option<PolicyRef>,
 }
 
-/// Returns to what was active before.
+/// Returns to the policy that was active before.
 #[utoipa::path(post, path = "/admin/v1/rollback", tag = "admin", security(("admin" = [])),
     request_body = RollbackBody,
     responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]

@@ -1,5 +1,5 @@
-//! Who asks. A handler states in its argument types what its caller must be; one that can be called
-//! without a check does not exist.
+//! Authentication and authorisation of callers. The argument types of a handler state which
+//! caller it accepts, so no handler can be called without its check.
 
 use crate::app::App;
 use crate::clock::unix_ms;
@@ -18,9 +18,9 @@ use std::time::Duration;
 
 pub const VIEWER_AUDIENCE: &str = "nova";
 pub const ADMIN_AUDIENCE: &str = "nova-admin";
-/// Clocks of hosts and token issuers may differ by this much.
+/// Largest accepted difference between the clocks of hosts and token issuers.
 const LEEWAY_S: u64 = 10;
-/// A token larger than this is not one of ours.
+/// Largest token that is read. Tokens of this system are smaller.
 const TOKEN_BYTES_MAX: usize = 4_096;
 const KNOWN_VIEWERS_MAX: u64 = 100_000;
 const KNOWN_VIEWER_LIFE: Duration = Duration::from_secs(60);
@@ -45,11 +45,11 @@ struct Claims {
     roles: Vec<Role>,
 }
 
-/// The claims that are read. `roles` may name roles of newer hosts, which then mean nothing here.
+/// The claims that are read. `roles` may contain roles of newer versions; they are ignored.
 #[derive(Debug, Deserialize)]
 struct Verified {
     sub: String,
-    /// Seconds since the Unix epoch; RFC 7519 allows fractions.
+    /// Seconds since the Unix epoch. RFC 7519 allows fractions.
     exp: f64,
     #[serde(default)]
     roles: Vec<serde_json::Value>,
@@ -65,7 +65,7 @@ impl Role {
     }
 }
 
-/// Signs and verifies tokens. The algorithm is fixed here, never taken from a token.
+/// Signs and verifies tokens. The algorithm is fixed here and never taken from a token.
 #[derive(Clone)]
 pub struct TokenKeys {
     encoding: EncodingKey,
@@ -73,8 +73,8 @@ pub struct TokenKeys {
     issuer: String,
     viewers: Validation,
     admins: Validation,
-    /// Viewers' tokens that were verified a moment ago: a client sends the same one again and again,
-    /// and verifying it takes a tenth of a cached feed.
+    /// Viewer tokens that were verified recently. A client sends the same token with every
+    /// request, and verifying it takes a tenth of the time of a cached feed.
     known_viewers: Cache<Box<str>, KnownViewer>,
 }
 
@@ -116,8 +116,10 @@ impl TokenKeys {
         }
     }
 
+    /// Signs a token.
+    ///
     /// # Errors
-    /// When signing fails.
+    /// Signing fails.
     pub fn sign(
         &self,
         subject: &str,
@@ -189,16 +191,17 @@ fn bearer_token(parts: &Parts) -> Result<&str, Problem> {
         .ok_or_else(|| Problem::unauthorized("the Authorization header is not a bearer token"))
 }
 
-/// What was wrong, without saying more than the bearer knows anyway.
+/// Returns the reason for refusing a token, without details that its bearer does not already
+/// know.
 fn refusal(error: &jsonwebtoken::errors::Error) -> &'static str {
     use jsonwebtoken::errors::ErrorKind;
     match error.kind() {
         ErrorKind::ExpiredSignature => "the token has expired",
         ErrorKind::InvalidSignature => {
-            "the token was not signed with this host's key; `nova token` signs with that of its NOVA_DATA_DIR or NOVA_JWT_SECRET"
+            "the token was not signed with this host's key; run `nova token` with the NOVA_DATA_DIR or NOVA_JWT_SECRET of this host"
         }
         ErrorKind::InvalidAudience => {
-            "the token is for another audience; /admin and /debug take one of `nova token --role ROLE`, viewers' routes one without"
+            "the token is for another audience; /admin and /debug need one from `nova token --role ROLE`, the other routes one without a role"
         }
         ErrorKind::InvalidIssuer => "the token is from another issuer",
         ErrorKind::MissingRequiredClaim(_) => {
@@ -209,7 +212,7 @@ fn refusal(error: &jsonwebtoken::errors::Error) -> &'static str {
     }
 }
 
-/// A viewer asking for something, within the viewer's rate.
+/// A viewer who makes a request and is within the viewer rate limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewer(pub u64);
 
@@ -223,7 +226,7 @@ impl FromRequestParts<Arc<App>> for Viewer {
     }
 }
 
-/// A viewer sending events, within the rate for event batches.
+/// A viewer who sends events and is within the rate limit for event batches.
 #[derive(Debug, Clone, Copy)]
 pub struct EventSender(pub u64);
 
@@ -237,8 +240,9 @@ impl FromRequestParts<Arc<App>> for EventSender {
     }
 }
 
-/// Anybody, within the rate of one address. Behind a proxy that address is the proxy's, which then
-/// limits clients itself: headers that name a client can be made up.
+/// Any caller within the rate limit of one address. Behind a proxy, the address is that of the
+/// proxy, which then has to limit clients itself, because headers that name a client can be
+/// forged.
 #[derive(Debug, Clone, Copy)]
 pub struct Anybody;
 
@@ -253,7 +257,7 @@ impl FromRequestParts<Arc<App>> for Anybody {
     }
 }
 
-/// What the holder of an admin token may do; see SEMANTICS, "Roles".
+/// Permission of an admin token. See docs/semantics.md, "Roles".
 pub trait Permission {
     const ROLES: &'static [Role];
     const NAME: &'static str;
@@ -272,20 +276,20 @@ macro_rules! permissions {
 }
 
 permissions! {
-    /// Read policies, experiments, audit, explain, metrics.
+    /// Reads policies, experiments, the audit log, explanations and metrics.
     Read("read"): Operator, Scientist, Experimenter;
-    /// Upload a policy.
+    /// Uploads policies.
     Upload("upload policies"): Operator, Scientist;
-    /// Activate, roll back, set flags, look into the state.
+    /// Activates and rolls back policies, sets flags and reads the host's state.
     Operate("operate policies and flags"): Operator;
-    /// Create, start, pause, stop experiments and cohorts.
+    /// Creates, starts, pauses and stops experiments, and changes cohorts.
     Experiment("change experiments"): Operator, Experimenter;
 }
 
-/// A caller of the admin audience with a permission.
+/// A caller of the admin audience who has the permission `P`.
 #[derive(Debug, Clone)]
 pub struct Admin<P> {
-    /// The token's subject, for the audit log.
+    /// Subject of the token, for the audit log.
     pub actor: String,
     permission: PhantomData<P>,
 }
@@ -303,7 +307,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
             });
         }
         Err(Problem::forbidden(format!(
-            "this needs the role {}: only that may {}",
+            "you need the role {} to {}; get a token with that role",
             P::ROLES
                 .iter()
                 .map(|role| role.as_str())

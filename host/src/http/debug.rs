@@ -1,4 +1,4 @@
-//! Looking inside: one viewer's cache, one post's counters, the host's state.
+//! Debug routes: one viewer's cache, one post's counters, and the state of the host.
 
 use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read};
@@ -42,7 +42,7 @@ pub struct SnapshotInfo {
     pub post_ids: Vec<u64>,
 }
 
-/// What is cached for a viewer.
+/// Returns the cached candidates and the newest snapshot of a viewer.
 #[utoipa::path(get, path = "/debug/user/{id}/feed/cache", tag = "admin", security(("admin" = [])), params(("id" = u64, Path)),
     responses((status = 200, body = FeedCacheAnswer), (status = 400, body = Problem), (status = 403, body = Problem)))]
 pub async fn feed_cache(
@@ -74,7 +74,7 @@ pub async fn feed_cache(
     }))
 }
 
-/// A post's totals over the last 90 days.
+/// Totals of a post over the last 90 days.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct PostMetrics {
     pub post_id: u64,
@@ -87,7 +87,7 @@ pub struct PostMetrics {
     pub dwell_ms_sum: u64,
 }
 
-/// A post's counters, as ranking sees them.
+/// Returns the counters of a post that ranking uses.
 #[utoipa::path(get, path = "/debug/post/{id}/metrics", tag = "admin", security(("admin" = [])), params(("id" = u64, Path)),
     responses((status = 200, body = PostMetrics), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn post_metrics(
@@ -117,10 +117,12 @@ pub struct SystemState {
     /// `embedded` or `stack`.
     pub stores: &'static str,
     pub profile: ProfileReport,
-    /// `closed`, `half_open` or `open`, by the name that `circuit_state` has for it; empty when embedded.
+    /// State of each circuit breaker: `closed`, `half_open` or `open`. The keys are the labels
+    /// of the metric `circuit_state`. Empty if the host runs embedded.
     pub circuits: BTreeMap<String, &'static str>,
     pub registry_revision: i64,
-    /// What this host changed alone and the registry does not know yet.
+    /// Changes that this host made while the registry was unavailable and that the registry does
+    /// not have yet.
     pub local_changes: Vec<LocalChangeEntry>,
     pub active: String,
     pub warm: Vec<String>,
@@ -128,11 +130,11 @@ pub struct SystemState {
     pub flags: BTreeMap<&'static str, bool>,
     pub spool_events: i64,
     pub spool_bytes: i64,
-    /// What the watched directory offers and why it was refused, by directory.
+    /// Reasons for refusing policies of the watched directory, by subdirectory.
     pub refused_policies: BTreeMap<String, Vec<String>>,
 }
 
-/// The state of this host.
+/// Returns the state of this host.
 #[utoipa::path(get, path = "/debug/system/state", tag = "admin", security(("admin" = [])),
     responses((status = 200, body = SystemState), (status = 403, body = Problem)))]
 pub async fn system_state(

@@ -1,4 +1,4 @@
-//! Trending posts (open) and suggested users.
+//! Routes of trending posts (no token needed) and suggested users.
 
 use super::auth::{Anybody, Viewer};
 use super::extract::Query;
@@ -19,12 +19,12 @@ pub struct TrendingResponse {
     pub window: &'static str,
     pub count: usize,
     pub cache_hit: bool,
-    /// The store that did not answer, when this is an older list.
+    /// Name of the store that did not answer, if this is an older list.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub degraded: Vec<&'static str>,
 }
 
-/// Posts with the most engagement in a window of whole hours.
+/// Lists the posts with the most engagement in a window of whole hours.
 #[utoipa::path(get, path = "/api/v1/feed/trending", tag = "clients",
     params(
         ("window" = Option<String>, Query, description = "`1h` (default), `24h` or `7d`"),
@@ -71,7 +71,7 @@ pub struct SuggestedUsersResponse {
     pub computation_time_ms: f64,
 }
 
-/// Users the viewer may want to follow.
+/// Lists users whom the viewer may want to follow.
 #[utoipa::path(get, path = "/api/v1/discover/suggested-users", tag = "clients", security(("viewer" = [])),
     params(("limit" = Option<u32>, Query, description = "1 … 50, default 20")),
     responses((status = 200, body = SuggestedUsersResponse), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]

@@ -1,4 +1,4 @@
-//! `POST /api/v1/events`.
+//! `POST /api/v1/events`: validates a batch of events and makes it durable before it answers.
 
 use super::auth::EventSender;
 use super::extract::Json as JsonBody;
@@ -18,13 +18,14 @@ use tracing::Instrument as _;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct EventsResponse {
-    /// Events in the batch.
+    /// Number of events in the batch.
     pub received: usize,
-    /// How many of them were known already.
+    /// Number of events in the batch that were already known.
     pub deduped: usize,
 }
 
-/// What the viewer did. 202 means that it survives a crash; one bad event refuses the whole batch.
+/// Accepts actions of the viewer. A 202 means that the events survive a crash. One invalid event
+/// refuses the whole batch.
 #[utoipa::path(post, path = "/api/v1/events", tag = "clients", security(("viewer" = [])),
     request_body = EventBatchDescription,
     responses((status = 202, body = EventsResponse), (status = 400, body = Problem), (status = 401, body = Problem),
@@ -36,7 +37,8 @@ pub async fn accept(
 ) -> Result<(StatusCode, Json<EventsResponse>), Problem> {
     let events =
         read_batch(&batch, viewer).inspect_err(|_| count("refused", batch.events.len()))?;
-    // On a task of its own: a client that hangs up must not leave events that are stored and have no effect.
+    // Runs in its own task, so that a client that disconnects cannot leave events that are
+    // stored but have no effect.
     let take = REQUEST_ID.scope(request_id(), take(app, viewer, events));
     let taken = tokio::spawn(take.in_current_span()).await;
     let answer = taken.map_err(|failed| Problem::internal(&failed))??;
@@ -74,13 +76,14 @@ async fn mark_seen(app: &App, viewer: u64, events: &[AcceptedEvent], known: &[us
     }
     let marked = app.stores.seen.mark(viewer, &seen, events[0].accepted_ms);
     if let Err(error) = marked.await {
-        // The events are safe. A filter in the process reads them from the spool when it is asked again; the shared one
-        // has lost the mark, and the viewer may see these posts once more.
-        tracing::warn!(%error, "seen posts");
+        // The events are durable. A seen filter inside this process rebuilds its state from the
+        // spool. The shared filter has lost the mark, so the viewer may see these posts once
+        // more.
+        tracing::warn!(%error, "could not mark posts as seen; the viewer may see them again");
     }
 }
 
-/// The body, for the description of the API.
+/// The request body, as the API description shows it.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct EventBatchDescription {
     /// 1 … 100 events.
@@ -118,8 +121,8 @@ fn read_batch(batch: &EventBatch, viewer: u64) -> Result<Vec<AcceptedEvent>, Pro
     }
 }
 
-/// Which of the events that are new to this spool were accepted before, here or elsewhere. They are stored all the same: only
-/// the consumer leaves anything out.
+/// Returns the indices of events that are new to this spool but were accepted before, by this or
+/// another host. These events are stored anyway, because only the consumer removes duplicates.
 async fn known_elsewhere(
     app: &App,
     viewer: u64,
@@ -134,17 +137,17 @@ async fn known_elsewhere(
     match claims.claim(viewer, events, &new).await {
         Ok(known) => known,
         Err(error) => {
-            tracing::warn!(%error, "claims on events");
+            tracing::warn!(%error, "could not claim events; repeats are not counted in `deduped`");
             Vec::new()
         }
     }
 }
 
-/// A repeat that comes within this time is somebody's second try, after an answer that was lost.
+/// Age of an event up to which a repeat counts as a client's retry after a lost response.
 const RETRY_WITHIN_MS: u64 = HOUR_MS;
 
-/// Posts of the impressions and views. A repeat shows nothing again, but may be the second try of one whose mark was lost
-/// with the host that stored it.
+/// Returns the posts of impressions and views. A repeated event normally marks nothing, but a
+/// retry does, because the host that stored the event first may have lost the mark.
 fn seen_posts(events: &[AcceptedEvent], known: &[usize]) -> Vec<u64> {
     let is_retry =
         |event: &AcceptedEvent| event.event_time_ms + RETRY_WITHIN_MS >= event.accepted_ms;

@@ -1,4 +1,5 @@
-//! Why a viewer's posts stand where they stand, under one policy or two beside each other.
+//! The explain route: the reasons for each post's position, under one policy or under two for
+//! comparison.
 
 use super::auth::{Admin, Read};
 use super::extract::{Id, Query};
@@ -19,19 +20,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Off the hot path there is time, but not without bound.
+/// Allows one explanation at a time. Explanations run outside the hot path, but they need a
+/// bound.
 static EXPLAINING: Semaphore = Semaphore::const_new(1);
 const EXPLAIN_BUDGET: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ExplainAnswer {
     pub user_id: u64,
-    /// The moment it was ranked for.
+    /// Time for which the ranking was computed.
     pub now: String,
     pub degraded: Vec<&'static str>,
     #[serde(flatten)]
     pub explained: ExplainedRanking,
-    /// The same candidates at the same moment under another policy; null when none was asked for.
+    /// The same candidates at the same time under the other policy. Null if no comparison was
+    /// requested.
     pub compare: Option<ExplainedRanking>,
 }
 
@@ -40,15 +43,15 @@ pub struct ExplainedRanking {
     pub policy: String,
     pub digest: String,
     pub parameters: BTreeMap<String, BTreeMap<String, f64>>,
-    /// In the order shown; posts that dedup removed last.
+    /// Posts in display order. Posts that dedup removed come last.
     pub posts: Vec<ExplainedPost>,
 }
 
-/// How a policy ranks for a viewer right now, post by post and stage by stage; or two of them. Nothing is cached, nothing
-/// is recorded.
+/// Explains a viewer's current ranking under one or two policies, by post and stage. Caches
+/// nothing and records nothing.
 #[utoipa::path(get, path = "/debug/user/{id}/feed/explain", tag = "admin", security(("admin" = [])),
-    params(("id" = u64, Path), ("policy" = Option<String>, Query, description = "`name@version`; default: the active one"),
-        ("compare" = Option<String>, Query, description = "`name@version` to explain beside it")),
+    params(("id" = u64, Path), ("policy" = Option<String>, Query, description = "`name@version`; default: the active policy"),
+        ("compare" = Option<String>, Query, description = "`name@version` of a second policy to compare with")),
     responses((status = 200, body = ExplainAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn explain(
     State(app): State<Arc<App>>,
@@ -59,7 +62,8 @@ pub async fn explain(
     let policy = named(&app, &query, "policy").await?;
     let policy = policy.unwrap_or_else(|| app.deploy.serving().active.clone());
     let other = named(&app, &query, "compare").await?;
-    // One at a time: explaining takes a worker from the feeds, for longer than a ranking does. Who waits holds nothing yet.
+    // One at a time, because an explanation takes a worker from the feeds for longer than a
+    // ranking does. A request that waits here holds no resources yet.
     let _turn = EXPLAINING
         .acquire()
         .await
@@ -68,7 +72,9 @@ pub async fn explain(
     let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
     let fetched = fetch(app.stores.candidates.as_ref(), id, now_ms, timeout).await;
     if fetched.failed {
-        return Err(Problem::unavailable("no candidate source answers"));
+        return Err(Problem::unavailable(
+            "no candidate source answers; try again later",
+        ));
     }
     let posts = &fetched.set.post_ids;
     let job = Job {
@@ -95,7 +101,7 @@ pub async fn explain(
     }))
 }
 
-/// The published policy that a query parameter names.
+/// Returns the published policy that a query parameter names.
 async fn named(
     app: &App,
     query: &Query,

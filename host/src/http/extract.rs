@@ -1,4 +1,4 @@
-//! Reading requests: query strings, path segments and bodies, with errors that name the field.
+//! Request parsing: query strings, path segments and bodies, with errors that name the field.
 
 use crate::app::App;
 use crate::error::Problem;
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The query string, decoded.
+/// The decoded query string.
 #[derive(Debug)]
 pub struct Query(Vec<(String, String)>);
 
@@ -40,10 +40,10 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
-    /// `limit`, within 1 … max.
+    /// Returns `limit`, which must be within 1 … `max`.
     ///
     /// # Errors
-    /// 400 for anything else.
+    /// 400 for any other value.
     pub fn limit(&self, default: u32, max: u32) -> Result<u32, Problem> {
         let Some(text) = self.get("limit") else {
             return Ok(default);
@@ -55,16 +55,19 @@ impl Query {
     }
 }
 
-/// For a whole body, however it is cut into pieces: a byte now and then must not hold a connection.
+/// Time limit for receiving a whole body. A client that sends single bytes must not hold a
+/// connection.
 const BODY_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// Reads a whole body of at most `bytes_max` bytes.
 ///
 /// # Errors
-/// 413 when it is larger, 408 when the client pauses too long, 400 when it breaks off.
+/// 413 if the body is larger, 408 if the client pauses too long, 400 if the body ends early.
 pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let whole = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, bytes_max).collect()).await;
-    match whole.map_err(|_| Problem::timeout("the body came too slowly"))? {
+    match whole
+        .map_err(|_| Problem::timeout("the request body did not arrive in time; send it faster"))?
+    {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             Err(Problem::too_large(bytes_max))
@@ -73,16 +76,20 @@ pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
             let mut cause: Option<&dyn std::error::Error> = Some(error.as_ref());
             while let Some(error) = cause {
                 if error.is::<tower_http::timeout::TimeoutError>() {
-                    return Err(Problem::timeout("the body came too slowly"));
+                    return Err(Problem::timeout(
+                        "the request body did not arrive in time; send it faster",
+                    ));
                 }
                 cause = error.source();
             }
-            Err(Problem::malformed("the body broke off"))
+            Err(Problem::malformed(
+                "the request body ended before it was complete",
+            ))
         }
     }
 }
 
-/// A JSON body: exactly one value.
+/// A JSON body that contains exactly one value.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
@@ -97,7 +104,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
-/// An id in a path: 1 … 2^53 − 1.
+/// An id in a path, 1 … 2^53 − 1.
 #[derive(Debug, Clone, Copy)]
 pub struct Id(pub u64);
 

@@ -1,4 +1,4 @@
-//! `GET /api/v1/feed`.
+//! `GET /api/v1/feed`: parses the request, serves a page and renders the response.
 
 use super::auth::Viewer;
 use super::extract::Query;
@@ -23,24 +23,24 @@ const LIMIT_MAX: u32 = 100;
 /// A page of a feed.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct FeedResponse<'a> {
-    /// Rendered apart; here for the description.
+    /// Rendered separately. The field exists only for the API description.
     #[serde(skip)]
     #[schema(required = true)]
     pub posts: Vec<FeedPost>,
-    /// For the next page; null on the last one.
+    /// Cursor of the next page. Null on the last page.
     #[schema(required = true)]
     pub cursor: Option<&'a str>,
-    /// Posts in the whole ranking.
+    /// Number of posts in the whole ranking.
     pub total_count: usize,
     pub cache_hit: bool,
     pub response_time_ms: f64,
     pub request_id: &'a str,
     pub ranking_id: Uuid,
-    /// What really served.
+    /// The algorithm that produced the response.
     pub algo: Algo,
     pub served_by: ServedBy,
     pub fallback: bool,
-    /// Parts that were missing; empty when whole.
+    /// Names of the parts that were missing. Empty if none was.
     pub degraded: &'a [String],
     pub policy: PolicyName<'a>,
     #[schema(required = true)]
@@ -51,7 +51,7 @@ pub struct FeedResponse<'a> {
 pub struct PolicyName<'a> {
     pub name: &'a str,
     pub version: &'a str,
-    /// The effective digest: an experiment's parameter values are in it.
+    /// Effective digest, which includes the parameter values of an experiment.
     pub digest: &'a str,
 }
 
@@ -61,16 +61,16 @@ pub struct ExperimentName<'a> {
     pub variation: &'a str,
 }
 
-/// The viewer's feed.
+/// Returns a page of the viewer's feed.
 #[utoipa::path(get, path = "/api/v1/feed", tag = "clients", security(("viewer" = [])),
     params(
         ("algo" = Option<String>, Query, description = "`ch` (default) or `timeline`"),
         ("limit" = Option<u32>, Query, description = "1 … 100, default 50"),
-        ("cursor" = Option<String>, Query, description = "From the page before; pins its ranking"),
+        ("cursor" = Option<String>, Query, description = "`cursor` of the previous page; continues the same ranking"),
     ),
     responses(
         (status = 200, body = FeedResponse),
-        (status = 400, body = Problem), (status = 401, body = Problem), (status = 410, body = Problem, description = "The cursor's ranking is no longer kept"),
+        (status = 400, body = Problem), (status = 401, body = Problem), (status = 410, body = Problem, description = "The ranking of the cursor has expired; start again without a cursor"),
         (status = 429, body = Problem), (status = 503, body = Problem)))]
 pub async fn feed(
     State(app): State<Arc<App>>,
@@ -131,9 +131,10 @@ fn observe(app: &App, page: &FeedPage, took: Duration) {
         .observe(took.as_secs_f64());
     app.fallbacks.count(snapshot.fallback);
     let took_ms = took.as_secs_f64() * 1_000.0;
-    // A whole answer out of the cache is the common case and says nothing new.
+    // Complete responses from the cache are the common case and say nothing new, so they are
+    // logged at debug level.
     if page.cache_hit && page.degraded.is_empty() {
-        tracing::debug!(viewer = snapshot.viewer, ranking_id = %snapshot.ranking_id, served_by, cache, took_ms, "feed");
+        tracing::debug!(viewer = snapshot.viewer, ranking_id = %snapshot.ranking_id, served_by, cache, took_ms, "served a feed");
     } else {
         tracing::info!(
             viewer = snapshot.viewer,
@@ -144,12 +145,12 @@ fn observe(app: &App, page: &FeedPage, took: Duration) {
             cache,
             degraded = page.degraded.join(","),
             took_ms,
-            "feed"
+            "served a feed"
         );
     }
 }
 
-/// The posts are JSON already; the rest is rendered around them.
+/// Renders the response. The posts are JSON already; the other fields are written around them.
 fn render(page: &FeedPage, request_id: &str, took: Duration) -> Response {
     let snapshot = &page.snapshot;
     let rest = FeedResponse {
@@ -183,7 +184,8 @@ fn render(page: &FeedPage, request_id: &str, took: Duration) -> Response {
     let object_at = body.len();
     // Writing plain data into memory cannot fail.
     let _ = serde_json::to_writer(&mut body, &rest);
-    // The rest is an object of its own: its opening brace becomes the comma after the posts.
+    // The other fields are rendered as an object of their own. Its opening brace is replaced by
+    // the comma after the posts.
     if let Some(brace) = body.get_mut(object_at) {
         *brace = b',';
     }

@@ -1,4 +1,5 @@
-//! Rate limits, kept in the process: by viewer where a token says who asks, by address on open routes.
+//! Rate limits, kept in the process: per viewer on routes with a token, per address on open
+//! routes.
 
 use crate::config::{Limits, Switch};
 use crate::error::Problem;
@@ -26,18 +27,24 @@ impl RateLimits {
         }
     }
 
+    /// Counts a request of a viewer.
+    ///
     /// # Errors
     /// 429 with the time to wait.
     pub fn viewer_request(&self, viewer: u64) -> Result<(), Problem> {
         self.check(&self.viewer_requests, &viewer)
     }
 
+    /// Counts an event batch of a viewer.
+    ///
     /// # Errors
     /// 429 with the time to wait.
     pub fn viewer_event_batch(&self, viewer: u64) -> Result<(), Problem> {
         self.check(&self.viewer_event_batches, &viewer)
     }
 
+    /// Counts a request from an address.
+    ///
     /// # Errors
     /// 429 with the time to wait.
     pub fn address_request(&self, address: IpAddr) -> Result<(), Problem> {
@@ -58,7 +65,8 @@ impl RateLimits {
         })
     }
 
-    /// Forgets keys whose limit is whole again; without this, memory grows with every viewer ever seen.
+    /// Removes keys that have their full allowance again. Without this, memory grows with every
+    /// viewer ever seen.
     pub fn retain_recent(&self) {
         self.viewer_requests.retain_recent();
         self.viewer_event_batches.retain_recent();

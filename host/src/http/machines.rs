@@ -1,4 +1,5 @@
-//! Health, readiness and metrics: open and never limited, because whoever asks must get an answer most of all under load.
+//! Health, readiness and metrics routes. They are open and never rate-limited, because
+//! monitoring needs an answer most of all under load.
 
 use crate::app::App;
 use crate::metrics::METRICS;
@@ -14,9 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Shorter than anybody probes.
+/// Time for which ping results are reused. It is shorter than any usual probe interval.
 const PINGS_KNOWN_FOR: Duration = Duration::from_millis(500);
-/// A store that takes longer than this to say hello is not up.
+/// Time after which a store that has not answered its ping counts as down.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -36,7 +37,7 @@ pub struct Component {
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Health {
-    /// `up` when every component is, `down` when no feed can be served.
+    /// `up` if every component is up, `down` if no feed can be served, else `degraded`.
     pub status: ComponentState,
     pub components: BTreeMap<&'static str, Component>,
 }
@@ -57,10 +58,11 @@ impl Component {
     }
 }
 
-/// Every store once, under its name; the embedded ones share one.
+/// Returns the state of every store by name. The embedded stores share one name.
 async fn stores(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
     let app = app.clone();
-    // On a task of its own: what somebody asked and did not wait for is an answer to the next one.
+    // Runs in its own task, so that a caller who disconnects still leaves a result for the next
+    // caller.
     let asked = tokio::spawn(async move {
         let mut known = app.pings.0.lock().await;
         if let Some((asked, components)) = &*known
@@ -75,8 +77,8 @@ async fn stores(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
     asked.await.unwrap_or_default()
 }
 
-/// How the stores answered when they were last asked: these routes are open to everybody, so asking is shared by all who
-/// ask at once.
+/// Latest ping results of the stores. The routes are open to all callers, so concurrent callers
+/// share one round of pings.
 #[derive(Debug, Default)]
 pub struct Pings(tokio::sync::Mutex<Option<(Instant, BTreeMap<&'static str, Component>)>>);
 
@@ -100,7 +102,11 @@ async fn ping_answer(store: &'static str, ping: BoxFuture<'_, StoreResult<()>>) 
     match tokio::time::timeout(PING_TIMEOUT, ping).await {
         Ok(Ok(())) => Component::up(),
         Ok(Err(error)) => {
-            tracing::warn!(store, error = format!("{error:#}"), "health");
+            tracing::warn!(
+                store,
+                error = format!("{error:#}"),
+                "a store failed its health check; reporting it as down"
+            );
             Component::not_up(ComponentState::Down, "queries fail")
         }
         Err(_) => Component::not_up(ComponentState::Down, "no answer within 1 s"),
@@ -111,7 +117,7 @@ fn policies(app: &App) -> Component {
     if app.deploy.serving().active_in_service().is_none() {
         return Component::not_up(
             ComponentState::Degraded,
-            "every policy is in quarantine; the native copy ranks",
+            "every policy is in quarantine; feeds use the native ranker until a policy is activated",
         );
     }
     if app.deploy.is_away() {
@@ -128,11 +134,11 @@ async fn components(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
     let spool = match (app.spool.is_healthy(), app.spool.is_full()) {
         (false, _) => Component::not_up(
             ComponentState::Down,
-            "the last write failed; events are refused",
+            "the last write to the spool failed; events are refused",
         ),
         (_, true) => Component::not_up(
             ComponentState::Down,
-            "full; events are refused until some are counted",
+            "the spool is full; events are refused until some have been processed",
         ),
         (true, false) => Component::up(),
     };
@@ -141,7 +147,7 @@ async fn components(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
     components
 }
 
-/// Feeds can be served while candidates can be had, or at least a timeline.
+/// Reports if feeds can be served: candidates or at least a timeline can be fetched.
 fn can_serve(app: &App, components: &BTreeMap<&'static str, Component>) -> bool {
     [app.stores.candidates.name(), app.stores.relational.name()]
         .iter()
@@ -149,9 +155,10 @@ fn can_serve(app: &App, components: &BTreeMap<&'static str, Component>) -> bool 
         .any(|component| component.state != ComponentState::Down)
 }
 
-/// Every component. 200 for as long as feeds can be served at all.
+/// Reports the state of every component. The status is 200 as long as feeds can be served at
+/// all.
 #[utoipa::path(get, path = "/health", tag = "machines", 
-    responses((status = 200, body = Health), (status = 503, body = Health, description = "No feed can be served: neither candidates nor a timeline can be had")))]
+    responses((status = 200, body = Health), (status = 503, body = Health, description = "No feed can be served: neither candidates nor a timeline can be fetched")))]
 pub async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     let components = components(&app).await;
     let whole = components
@@ -170,14 +177,15 @@ pub async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     (code, Json(Health { status, components }))
 }
 
-/// The process answers.
+/// Reports that the process answers.
 #[utoipa::path(get, path = "/livez", tag = "machines", responses((status = 200, body = String)))]
 pub async fn livez() -> &'static str {
     "live"
 }
 
-/// Whether traffic should come here: not while stopping, nor when no feed can be served, nor when events cannot be made
-/// durable. A missing broker or cache is no reason: the answers say what is missing.
+/// Reports if this host should get traffic. It should not while it is stopping, if no feed can
+/// be served, or if events cannot be made durable. A missing broker or cache does not count,
+/// because the responses name the missing parts.
 #[utoipa::path(get, path = "/readyz", tag = "machines",
     responses((status = 200, body = String), (status = 503, body = String)))]
 pub async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, String) {
@@ -202,7 +210,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, String) {
     )
 }
 
-/// Prometheus text.
+/// Returns the metrics in the Prometheus text format.
 #[utoipa::path(get, path = "/metrics", tag = "machines", responses((status = 200, body = String)))]
 pub async fn metrics() -> impl IntoResponse {
     (

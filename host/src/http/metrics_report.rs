@@ -1,4 +1,4 @@
-//! `GET /api/v1/feed/metrics`.
+//! `GET /api/v1/feed/metrics`: the metrics of one day.
 
 use super::auth::{Admin, Read};
 use super::extract::Query;
@@ -11,7 +11,7 @@ use axum::extract::State;
 use chrono::NaiveDate;
 use std::sync::Arc;
 
-/// The metrics of one UTC day; today by default.
+/// Returns the metrics of one UTC day, by default today.
 #[utoipa::path(get, path = "/api/v1/feed/metrics", tag = "clients", security(("admin" = [])),
     params(("date" = Option<String>, Query, description = "YYYY-MM-DD")),
     responses((status = 200, body = DailyMetrics), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]

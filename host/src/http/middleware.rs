@@ -1,5 +1,5 @@
-//! What surrounds every request, outermost last in `layer`: body pace, panics, CORS, and the one
-//! function that gives a request its id, counts it and times it.
+//! Middleware around every request: a timeout for bodies, panic handling, CORS, and the function
+//! `observe`, which assigns the request id, counts the request and times it.
 
 use crate::app::App;
 use crate::error::{Problem, ProblemKind, REQUEST_ID};
@@ -24,7 +24,8 @@ const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 
 pub fn layer(router: Router, app: Arc<App>) -> Router {
     let server = &app.config.server;
-    // One stack, outermost first: as single layers each would box the request's future again.
+    // A single stack, outermost layer first. Separate layers would each box the request's future
+    // again.
     let stack = ServiceBuilder::new()
         .layer(axum::middleware::from_fn(observe))
         .layer(CatchPanicLayer::custom(panicked))
@@ -79,7 +80,7 @@ async fn observe(request: Request, next: Next) -> Response {
             .with_label_values(&[endpoint, kind])
             .inc();
         let status = status.as_u16();
-        tracing::info!(request_id = &*request_id, %method, endpoint, status, problem = kind, "request refused");
+        tracing::info!(request_id = &*request_id, %method, endpoint, status, problem = kind, "answered a request with an error");
     }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
@@ -87,7 +88,8 @@ async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// The pages that describe the API come from a crate with 404s and 405s of its own; clients shall know one kind.
+/// Converts plain 404 and 405 responses to problems. The crate that serves the API pages has
+/// responses of its own, but clients should see one kind of error.
 fn as_problem(response: Response) -> Response {
     let problem = match (
         response.status(),
@@ -106,7 +108,8 @@ fn as_problem(response: Response) -> Response {
     answer
 }
 
-/// A client may send any token as a method, and each label value is kept for ever.
+/// Returns the metric label of a method. A client may send any token as a method, and every
+/// label value is kept forever, so unknown methods share one label.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -118,7 +121,8 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// The caller's id, if it is short and plain enough for a log line; else a new one.
+/// Returns the caller's request id if it is short and plain enough for a log line, else a new
+/// id.
 fn request_id_of(request: &Request<Body>) -> Arc<str> {
     let given = request
         .headers()
@@ -133,7 +137,7 @@ fn request_id_of(request: &Request<Body>) -> Arc<str> {
     plain.map_or_else(|| Uuid::now_v7().to_string().into(), Arc::from)
 }
 
-/// Counts a request as active until it is dropped, which a client that goes away brings about as well.
+/// Counts a request as active until it is dropped. It is also dropped if the client disconnects.
 struct Active;
 
 impl Active {

@@ -1,4 +1,5 @@
-//! The routes, by who calls them; auth and limits are in the handlers' argument types.
+//! The routes, grouped by type of caller. The argument types of the handlers state
+//! authentication and rate limits.
 
 pub mod admin_audit;
 pub mod admin_experiments;
@@ -30,9 +31,9 @@ use utoipa_axum::routes;
     info(title = "Nova", description = "A feed-ranking host whose policies are WebAssembly components."),
     modifiers(&BearerTokens),
     tags(
-        (name = "clients", description = "Bearer token of audience `nova`; the viewer is its `sub`."),
-        (name = "admin", description = "Bearer token of audience `nova-admin` with roles."),
-        (name = "machines", description = "Open, never rate-limited.")
+        (name = "clients", description = "Routes for clients. They need a bearer token of audience `nova`, whose `sub` is the viewer."),
+        (name = "admin", description = "Routes for administration. They need a bearer token of audience `nova-admin` with roles."),
+        (name = "machines", description = "Routes for monitoring. They are open and never rate-limited.")
     )
 )]
 struct Api;
@@ -52,7 +53,7 @@ impl utoipa::Modify for BearerTokens {
     }
 }
 
-/// Every route of the host.
+/// Returns the router with every route of the host.
 pub fn router(app: Arc<App>) -> Router {
     let clients = OpenApiRouter::new()
         .routes(routes!(feed::feed))

@@ -1,8 +1,10 @@
-//! Accepting connections: a cap on their number, a deadline for their headers, and an orderly end.
+//! The HTTP server: accepts connections, limits their number, sets a deadline for their headers,
+//! and shuts down gracefully.
 //!
-//! `axum::serve` installs no timer for headers, so a client that sends one byte a minute would hold
-//! a connection for ever; hence hyper-util here. Its own timer begins once it knows the protocol,
-//! which a client that sends nothing never lets it know; hence a deadline for the first request beside it.
+//! `axum::serve` sets no timer for headers, so a client that sends one byte a minute would hold
+//! a connection forever. This module therefore uses hyper-util. Its timer starts only when it
+//! knows the protocol, and a client that sends nothing never gets that far. A separate deadline
+//! for the first request covers that case.
 
 use crate::config::Server;
 use axum::Router;
@@ -20,11 +22,13 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// After an error such as "too many open files", accepting at once again would only spin.
+/// Pause after a failed accept. After an error such as "too many open files", an immediate retry
+/// would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const HTTP2_STREAMS_MAX: u32 = 250;
 
-/// Serves until `stop`; then finishes the requests in flight, for as long as the configuration allows.
+/// Serves until `stop`. Then finishes the requests in flight, for as long as the configuration
+/// allows.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -44,7 +48,8 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(config.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
-        // A place first: connections beyond the cap wait in the kernel's queue, where they cost nothing.
+        // The permit is taken first. Connections beyond the limit wait in the kernel's queue,
+        // where they cost nothing.
         let place = tokio::select! {
             place = places.clone().acquire_owned() => place,
             () = stop.cancelled() => break,
@@ -69,7 +74,7 @@ pub async fn serve(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "could not accept a connection; trying again after a pause");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -81,7 +86,7 @@ pub async fn serve(
         .is_err()
     {
         tracing::warn!(
-            "stopping with requests in flight: they took longer than the shutdown timeout"
+            "requests took longer than the shutdown timeout; stopping without finishing them"
         );
     }
 }
@@ -96,7 +101,8 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, watcher: hyper_util::server::graceful::Watcher) {
-        // Small answers must not wait for the client's acknowledgements.
+        // Disables Nagle's algorithm, so that small responses do not wait for the client's
+        // acknowledgements.
         let _ = self.stream.set_nodelay(true);
         let (router, address) = (self.router, self.address);
         let first_request = Arc::new(Notify::new());
@@ -122,10 +128,10 @@ impl Connection {
         tokio::select! {
             ended = watcher.watch(connection.into_owned()) => {
                 if let Err(error) = ended {
-                    tracing::debug!(%error, "connection ended");
+                    tracing::debug!(%error, "a connection ended with an error");
                 }
             }
-            () = silent => tracing::debug!("connection closed: no request came in time"),
+            () = silent => tracing::debug!("no request arrived in time; closed the connection"),
         }
     }
 }

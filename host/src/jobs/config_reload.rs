@@ -1,8 +1,8 @@
-//! Follows the configuration file. A file that cannot be used is refused whole and the old
-//! configuration stays; what cannot change while the host runs is named.
+//! Reload of the configuration file when it changes. An invalid file is refused as a whole, and
+//! the old configuration stays in force. Keys that cannot change while the host runs are logged.
 //!
-//! The content is compared, once a second: that sees editors that replace the file, ConfigMaps that
-//! swap a symlink, and mounts that send no notifications.
+//! The job compares the content once a second. That also detects editors that replace the file,
+//! ConfigMaps that swap a symlink, and mounts that send no notifications.
 
 use crate::app::App;
 use crate::config::Config;
@@ -15,9 +15,11 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct ConfigFile {
     pub path: PathBuf,
-    /// What was in it when the host read it; a change since then is a change.
+    /// Content of the file when the host read it at start. The first comparison is with this
+    /// content.
     pub loaded: Vec<u8>,
-    /// What the command line set; it beats file and environment at every reading.
+    /// Applies the settings of the command line, which take precedence over the file and the
+    /// environment at every reload.
     pub overrides: fn(&Config, &mut Config),
 }
 
@@ -43,7 +45,7 @@ pub async fn follow(
                 apply(&app, next, logging.as_deref());
             }
             Err(error) => {
-                tracing::error!(%error, "the changed configuration is refused; the old one stays")
+                tracing::error!(%error, "the changed configuration is invalid; keeping the old one")
             }
         }
     }
@@ -64,13 +66,14 @@ fn apply(app: &App, next: Config, logging: Option<&Logging>) {
     if let Some(logging) = logging
         && let Err(error) = logging.set_level(&next.live.log_level)
     {
-        tracing::error!(%error, "log level");
+        tracing::error!(%error, "could not change the log level; keeping the old one");
     }
     app.set_live(next.live);
     tracing::info!("configuration reloaded");
 }
 
-/// Names alone: some of the values are secrets.
+/// Returns the names of the changed keys. The values are left out because some of them are
+/// secrets.
 fn changed_keys(running: &Config, next: &Config) -> Vec<String> {
     let as_json = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let mut keys = Vec::new();

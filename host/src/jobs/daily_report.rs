@@ -1,5 +1,5 @@
-//! Writes yesterday's metrics as CSV at 01:00 UTC, an hour after the day ended: `reports/daily-YYYY-MM-DD.csv` in
-//! the data directory of the host that ran it.
+//! The daily report: writes yesterday's metrics as CSV at 01:00 UTC, one hour after the day has
+//! ended, to `reports/daily-YYYY-MM-DD.csv` in the data directory of the host that runs the job.
 
 use super::Outcome;
 use crate::app::App;
@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const HOUR_UTC: u32 = 1;
-/// While it is being written: another host takes over from one that ends meanwhile.
+/// Length of the lease while the report is being written. If the host dies meanwhile, another
+/// host takes over.
 const LEASE: Duration = Duration::from_secs(600);
-/// Once it is there. Long enough that no other host writes the same day's report, short enough to be gone by the next.
+/// Length of the lease after the report was written. It is long enough that no other host writes
+/// a report for the same day, and short enough to have expired before the next one.
 const WRITTEN: Duration = Duration::from_secs(23 * 3_600);
 
 pub async fn run(app: Arc<App>) -> anyhow::Result<Outcome> {
@@ -39,7 +41,7 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<Outcome> {
     };
     match &written {
         Ok(()) => drop(app.stores.lease.hold(&job, WRITTEN).await?),
-        // The next try may be another host's.
+        // Another host may make the next attempt.
         Err(_) => app.stores.lease.release(&job).await?,
     }
     written.map(|()| Outcome::Done)
@@ -48,7 +50,7 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<Outcome> {
 fn write(path: &Path, metrics: &DailyMetrics) -> anyhow::Result<()> {
     let directory = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
     std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
-    // Renamed when complete: who reads a report reads all of it.
+    // The file is renamed when it is complete, so readers never see a part of a report.
     let file = tempfile::NamedTempFile::new_in(&directory)?;
     let mut csv = csv::Writer::from_writer(&file);
     csv.write_record(COLUMNS)?;
@@ -74,7 +76,7 @@ const COLUMNS: [&str; 8] = [
     "system_health",
 ];
 
-/// Empty where there was nothing to divide by.
+/// Returns one row of the report. A ratio without a denominator is an empty field.
 fn record(metrics: &DailyMetrics, digest: &str, ratios: &Ratios) -> [String; 8] {
     let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
     [

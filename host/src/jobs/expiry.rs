@@ -1,4 +1,4 @@
-//! Deletes what no window reaches any more.
+//! Deletion of rows that are older than every window that reads them.
 
 use super::Outcome;
 use crate::clock::unix_ms;

@@ -1,7 +1,7 @@
-//! Periodic work. A job that fails does not stop the others, and each run is counted and timed.
+//! Periodic jobs. A job that fails does not stop the others, and every run is counted and timed.
 //!
-//! Work for all hosts is done by one of them: the one that holds the job's lease. Work on a host's
-//! own memory is done by every host.
+//! Work for all hosts is done by the host that holds the job's lease. Work on a host's own
+//! memory is done by every host.
 
 mod config_reload;
 mod daily_report;
@@ -30,26 +30,27 @@ use tokio_util::task::AbortOnDropHandle;
 const RATE_LIMITS_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 const CONFIG_INTERVAL: Duration = Duration::from_secs(1);
-/// A list lives for 60 s: it is renewed before that, or each minute would have a moment in which every host asks for itself.
+/// Refresh interval of the trending lists. A list lives for 60 s. It is refreshed earlier,
+/// because otherwise every host would query the store itself for a moment in each minute.
 const TRENDING_INTERVAL: Duration = Duration::from_secs(45);
 const SUGGESTIONS_INTERVAL: Duration = Duration::from_secs(300);
 const WARMING_INTERVAL: Duration = Duration::from_secs(60);
-/// How often the clock is asked whether the day's report is due.
+/// Interval at which the job checks if the daily report is due.
 const DAILY_INTERVAL: Duration = Duration::from_secs(60);
-/// Who was served in this time is active.
+/// A viewer who was served within this time counts as active.
 const ACTIVE_MS: u64 = 3_600_000;
 
-/// What the jobs work on.
+/// Dependencies of the jobs.
 #[derive(Debug)]
 pub struct Jobs {
     pub app: Arc<App>,
-    /// Expired by this process, where there is an embedded store.
+    /// The embedded store, if there is one. This process deletes its expired rows.
     pub embedded: Option<EmbeddedStore>,
     pub logging: Option<Arc<Logging>>,
     pub config: Option<ConfigFile>,
 }
 
-/// Starts every job; they end with the host.
+/// Starts every job. They end with the host.
 pub fn start(jobs: Jobs) {
     let Jobs {
         app,
@@ -83,16 +84,17 @@ pub fn start(jobs: Jobs) {
     }
 }
 
-/// What a run came to when nothing failed.
+/// Result of a run that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Done,
-    /// Another host has the lease, or it is not time yet.
+    /// Another host holds the lease, or the job is not due yet.
     NotOurs,
 }
 
-/// A job that one host of many runs. The lease is renewed while it runs and outlives a run by a little, so that the same
-/// host goes on, and another takes over within two intervals when it dies.
+/// Starts a job that only one of several hosts runs. The lease is renewed during a run and lasts
+/// a little longer than the interval, so that the same host continues, and another host takes
+/// over within two intervals if it dies.
 fn for_all_hosts<R>(
     job: &'static str,
     interval: Duration,
@@ -117,12 +119,13 @@ fn for_all_hosts<R>(
     });
 }
 
-/// Until it is aborted. A renewal that fails costs another host the same work.
+/// Renews the lease until the task is aborted. If a renewal fails, another host may do the same
+/// work.
 async fn renew(lease: Arc<dyn Lease>, job: &'static str, ttl: Duration) {
     loop {
         tokio::time::sleep(ttl / 3).await;
         if let Err(error) = lease.hold(job, ttl).await {
-            tracing::warn!(job, %error, "a lease cannot be renewed");
+            tracing::warn!(job, %error, "could not renew a job's lease; another host may run the job too");
         }
     }
 }
@@ -134,14 +137,15 @@ where
 {
     tokio::spawn(async move {
         let mut times = tokio::time::interval_at(Deadline::now() + interval, interval);
-        // A run that took longer than the interval is followed by the next one at once, and not by all that it missed.
+        // After a run that took longer than the interval, one run follows at once; the other
+        // missed runs are skipped.
         times.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             times.tick().await;
             let started = Instant::now();
             let outcome = run().await;
             let label = match &outcome {
-                // Looking at the clock is no run.
+                // A run that found nothing to do is not counted.
                 Ok(Outcome::NotOurs) => continue,
                 Ok(Outcome::Done) => "ok",
                 Err(_) => "error",

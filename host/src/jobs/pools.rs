@@ -1,14 +1,15 @@
-//! Pool pressure: how many connections are in use, and what to do when that is too many or far too few.
+//! Connection pool usage: samples of used connections, and recommendations if the pool is too
+//! small or far too large.
 
 use serde::Serialize;
 use std::collections::VecDeque;
 
-/// Five minutes of samples, one every five seconds.
+/// Number of samples kept: five minutes, with one sample every five seconds.
 const SAMPLES_MAX: usize = 60;
-/// Fewer than this say nothing.
+/// Smallest number of samples for a recommendation.
 const SAMPLES_MIN: usize = 12;
 
-/// The connections of one pool at one moment.
+/// Connections of one pool at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSample {
     pub in_use: u32,
@@ -19,14 +20,14 @@ pub struct PoolSample {
 #[derive(Debug, Default)]
 pub struct PoolWindow(VecDeque<PoolSample>);
 
-/// What the last minutes of a pool say.
+/// Usage of a pool over the last minutes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct PoolReport {
     pub store: &'static str,
     pub max: u32,
     /// 95th percentile over the last five minutes.
     pub in_use_p95: u32,
-    /// What to change; null when the pool fits.
+    /// Recommended change. Null if the size fits.
     pub recommendation: Option<String>,
 }
 
@@ -38,7 +39,7 @@ impl PoolWindow {
         self.0.push_back(sample);
     }
 
-    /// `key` is the configuration key of the pool's size.
+    /// Returns the report of the pool. `key` is the configuration key of the pool's size.
     pub fn report(&self, store: &'static str, key: &str) -> Option<PoolReport> {
         let max = self.0.back()?.max;
         let mut in_use: Vec<u32> = self.0.iter().map(|sample| sample.in_use).collect();
@@ -56,8 +57,9 @@ impl PoolWindow {
     }
 }
 
-/// Callers queue when every connection is taken. A pool that never needs a quarter of its connections
-/// takes them from others: each costs the server a process.
+/// Returns a recommendation if the size does not fit. If every connection is in use, callers
+/// queue. A pool that never needs a quarter of its connections wastes server resources, because
+/// each connection costs the server a process.
 fn recommendation(in_use_p95: u32, max: u32, key: &str) -> Option<String> {
     if in_use_p95 >= max {
         let more = max.saturating_mul(2);
@@ -66,8 +68,9 @@ fn recommendation(in_use_p95: u32, max: u32, key: &str) -> Option<String> {
         ));
     }
     let fewer = (in_use_p95 * 2).max(4);
-    (max > 16 && in_use_p95 * 4 < max)
-        .then(|| format!("{in_use_p95} of {max} connections were enough: {key} = {fewer} would do"))
+    (max > 16 && in_use_p95 * 4 < max).then(|| {
+        format!("{in_use_p95} of {max} connections were enough: {key} = {fewer} is sufficient")
+    })
 }
 
 #[cfg(test)]
@@ -87,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_always_taken_is_to_grow_and_one_that_is_hardly_used_to_shrink() {
+    fn a_full_pool_should_grow_and_a_nearly_unused_one_should_shrink() {
         let full = report(16, 16, 60).recommendation.unwrap();
         assert!(
             full.contains("stores.postgres_connections_max to 32"),
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_samples_say_nothing_and_old_ones_are_forgotten() {
+    fn too_few_samples_give_no_recommendation_and_old_ones_are_forgotten() {
         assert_eq!(report(16, 16, SAMPLES_MIN - 1).recommendation, None);
         let mut window = PoolWindow::default();
         for in_use in std::iter::repeat_n(16, 100).chain(std::iter::repeat_n(1, SAMPLES_MAX)) {

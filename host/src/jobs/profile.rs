@@ -1,5 +1,5 @@
-//! What operators want to know of the servers below: how hard their connection pools are used, and what stands in
-//! the shared cache. The queries themselves are timed by name where they are made.
+//! Profile of the servers for operators: usage of their connection pools, and the contents of
+//! the shared cache. Queries are timed by name where they are made.
 
 use super::pools::{PoolReport, PoolSample, PoolWindow};
 use crate::app::App;
@@ -14,23 +14,23 @@ use std::time::Duration;
 
 const POOL_INTERVAL: Duration = Duration::from_secs(5);
 const SCAN_INTERVAL: Duration = Duration::from_secs(600);
-/// Keys that one scan looks at.
+/// Largest number of keys that one scan reads.
 const SCAN_KEYS_MAX: u64 = 200_000;
-/// Larger values than this are reported.
+/// Size in bytes above which values are reported.
 const VALUE_BYTES_MAX: u64 = 1 << 20;
 
-/// The last reports, for `/debug/system/state`.
+/// The latest reports, for `/debug/system/state`.
 #[derive(Debug, Default)]
 pub struct Profile {
     pools: ArcSwap<Vec<PoolReport>>,
     cache: ArcSwap<Option<ScanReport>>,
 }
 
-/// Connection pools and the shared cache, where there are any.
+/// Reports about connection pools and the shared cache, if the host has any.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct ProfileReport {
     pub pools: Vec<PoolReport>,
-    /// Keys of the shared cache by kind, from the last scan of whichever host made it.
+    /// Keys of the shared cache by kind, from the last scan that this host made.
     #[schema(value_type = Option<Object>)]
     pub cache: Option<ScanReport>,
 }
@@ -44,7 +44,7 @@ impl Profile {
     }
 }
 
-/// Watches one pool until the host ends. A recommendation is logged when it is first made.
+/// Samples one pool until the host ends. A recommendation is logged when it changes.
 pub async fn watch_pool(
     app: Arc<App>,
     store: &'static str,
@@ -65,7 +65,11 @@ pub async fn watch_pool(
         if let Some(report) = window.report(store, key) {
             if report.recommendation != advised {
                 if let Some(recommendation) = &report.recommendation {
-                    tracing::warn!(store, recommendation, "pool pressure");
+                    tracing::warn!(
+                        store,
+                        recommendation,
+                        "the size of a connection pool does not fit its use"
+                    );
                 }
                 advised.clone_from(&report.recommendation);
             }
@@ -75,7 +79,7 @@ pub async fn watch_pool(
     }
 }
 
-/// Looks through the shared cache now and then; one host of many does.
+/// Scans the shared cache periodically. Only one host does so at a time.
 pub async fn watch_cache(app: Arc<App>, redis: Redis, lease: Arc<dyn Lease>) {
     loop {
         tokio::time::sleep(SCAN_INTERVAL).await;
@@ -83,7 +87,7 @@ pub async fn watch_cache(app: Arc<App>, redis: Redis, lease: Arc<dyn Lease>) {
             Ok(true) => {}
             Ok(false) => continue,
             Err(error) => {
-                tracing::debug!(%error, "the cache is not scanned");
+                tracing::debug!(%error, "could not get the lease of the cache scan; trying again at the next interval");
                 continue;
             }
         }
@@ -92,12 +96,14 @@ pub async fn watch_cache(app: Arc<App>, redis: Redis, lease: Arc<dyn Lease>) {
                 tell(&report);
                 app.profile.cache.store(Arc::new(Some(report)));
             }
-            Err(error) => tracing::warn!(%error, "the cache could not be scanned"),
+            Err(error) => {
+                tracing::warn!(%error, "could not scan the shared cache; trying again at the next interval")
+            }
         }
     }
 }
 
-/// Keys that stay for ever and values that are too large are somebody's mistake.
+/// Logs keys that never expire and values that are too large, because both are mistakes.
 fn tell(report: &ScanReport) {
     for (prefix, kind) in &report.prefixes {
         let mean_bytes = kind.bytes_estimate / kind.keys.max(1);
@@ -105,11 +111,15 @@ fn tell(report: &ScanReport) {
             tracing::warn!(
                 prefix,
                 keys = kind.without_ttl,
-                "keys of the cache that never expire"
+                "the shared cache has keys that never expire; find their writer"
             );
         }
         if mean_bytes > VALUE_BYTES_MAX {
-            tracing::warn!(prefix, mean_bytes, "large values in the cache");
+            tracing::warn!(
+                prefix,
+                mean_bytes,
+                "the shared cache has very large values; find their writer"
+            );
         }
     }
 }

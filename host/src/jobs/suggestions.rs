@@ -1,4 +1,4 @@
-//! Computes suggestions for the viewers who are active, so that they find them ready.
+//! Precomputation of suggestions for active viewers, so that their requests find a cached list.
 
 use super::ACTIVE_MS;
 use crate::app::App;
@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const VIEWERS_MAX: u32 = 1_000;
-/// As long as the store gives any query that viewers may wait for.
+/// Timeout of one viewer's computation. It equals the time that the store grants to queries of
+/// waiting viewers.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// As many viewers in a row without an answer are not slow viewers, but a slow store.
+/// Number of failures in a row that end the run. So many failures mean that the store is slow,
+/// not the viewers' queries.
 const FAILURES_MAX: u32 = 3;
 
 pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
@@ -20,7 +22,8 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
         .active_viewers(since_ms, VIEWERS_MAX)
         .await?;
     let ttl = Duration::from_secs(app.live().ttl.suggestions_s);
-    // One after the other: nobody waits for this, and viewers' own requests share the store.
+    // One viewer after the other, because no request waits for the results and viewers' own
+    // requests use the same store.
     let mut failures = 0;
     for viewer in viewers {
         match app.suggestions.compute(viewer, ttl, TIMEOUT).await {
@@ -30,7 +33,7 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
                 if failures == FAILURES_MAX {
                     return Err(error.into());
                 }
-                tracing::warn!(viewer, %error, "suggestions of a viewer");
+                tracing::warn!(viewer, %error, "could not compute a viewer's suggestions; going on with the next viewer");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Renews the trending list of every window before anybody has to wait for it.
+//! Refresh of the trending list of every window, before a request has to wait for it.
 
 use crate::app::App;
 use crate::discover::trending::Window;

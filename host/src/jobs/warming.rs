@@ -1,4 +1,4 @@
-//! Keeps the candidates of the most active viewers in the cache.
+//! Warming of the candidate cache for the most active viewers.
 
 use super::ACTIVE_MS;
 use crate::app::App;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const VIEWERS_MAX: u32 = 1_000;
-/// Few enough to leave the store to the viewers who wait.
+/// Number of viewers warmed at the same time. It is small, so that the store stays free for
+/// waiting viewers.
 const CONCURRENT: usize = 2;
 
 pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
@@ -36,7 +37,7 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
     let failed = failed.into_inner();
     anyhow::ensure!(
         failed == 0,
-        "{failed} of {asked} viewers could not be warmed"
+        "could not refresh the cached candidates of {failed} of {asked} active viewers"
     );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Deleted posts, and those that came back: what this host captured is so here at once and told to all others, and what
-//! others captured is so here.
+//! Deletions and restorations of posts across hosts. CDC events of this host apply here at once
+//! and are published to all other hosts; those published by other hosts are applied here.
 
 use crate::app::App;
 use crate::clock::unix_ms;
@@ -14,13 +14,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Between two attempts to tell Redis.
+/// Pause between two attempts to publish to Redis.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
-/// Posts that may wait to be told. More than a host remembers would be told for nothing.
+/// Largest number of pending tombstones. More than a host remembers would be published in vain.
 const WAITING_MAX: usize = 200_000;
 
-/// What became of each post, until Redis has it. An outage of the cache must neither hold changes up nor bring a deleted
-/// post back.
+/// Pending tombstones: the latest deletion state of each post that is not yet published to
+/// Redis. A Redis outage must neither delay the CDC consumer nor let a deleted post reappear.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Untold {
     fates: Arc<Mutex<HashMap<u64, Fate>>>,
@@ -28,7 +28,8 @@ pub(super) struct Untold {
 }
 
 impl Untold {
-    /// Here at once; elsewhere as soon as Redis can be told.
+    /// Applies deletion states on this host at once, and publishes them to other hosts as soon
+    /// as Redis is available.
     pub fn bury(&self, app: &App, fates: Vec<Fate>) {
         let now_ms = unix_ms();
         settle(
@@ -41,7 +42,8 @@ impl Untold {
         self.grown.notify_one();
     }
 
-    /// Of several fates of one post the latest is told.
+    /// Keeps deletion states for publication. If a post has several, the latest one is
+    /// published.
     fn keep(&self, fates: Vec<Fate>) {
         let mut untold = self.fates();
         for fate in fates {
@@ -59,7 +61,7 @@ impl Untold {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells until the host stops, and then once more.
+    /// Publishes pending tombstones until the host stops, and then once more.
     pub fn tell(&self, tombstones: Tombstones, stop: CancellationToken) -> JoinHandle<()> {
         let untold = self.clone();
         tokio::spawn(async move {
@@ -74,9 +76,9 @@ impl Untold {
                 match tombstones.tell(&fates).await {
                     Ok(()) => failing = false,
                     Err(error) => {
-                        // One line for an outage, not one a second.
+                        // Logged once per outage and not once per second.
                         if !failing || stopping {
-                            tracing::warn!(%error, posts = fates.len(), "other hosts may still show what was deleted");
+                            tracing::warn!(%error, posts = fates.len(), "could not publish deleted posts; other hosts may still show them");
                         }
                         failing = true;
                         untold.keep(fates);
@@ -94,7 +96,7 @@ impl Untold {
     }
 }
 
-/// What any host captured of deleted posts is so in this host's answers.
+/// Applies deletions captured by any host to this host's responses.
 pub(super) async fn follow(app: Arc<App>, tombstones: Tombstones) {
     let mut told = Box::pin(tombstones.follow());
     while let Some(news) = told.next().await {
@@ -106,8 +108,8 @@ pub(super) async fn follow(app: Arc<App>, tombstones: Tombstones) {
     }
 }
 
-/// In their order: a post may have been deleted, and be there again. All of them at once: each change of what is known
-/// copies it.
+/// Applies deletion states in order, because a post may have been deleted and restored. All of
+/// them are applied in one step, because each change copies the whole set.
 fn settle(app: &App, fates: impl Iterator<Item = (u64, bool, UnixMs)>) {
     let mut latest = HashMap::new();
     for (post, deleted, at_ms) in fates {
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_the_latest_fate_of_each_post() {
+    fn the_latest_state_of_each_post_is_pending() {
         let untold = Untold::default();
         let fate = |post_id, version, deleted| Fate {
             post_id,
@@ -138,7 +140,7 @@ mod tests {
             deleted,
         };
         untold.keep(vec![fate(1, 5, true), fate(2, 1, true), fate(1, 6, false)]);
-        // An attempt that failed brings back what it had taken: older, by now.
+        // A failed attempt puts back states that may be outdated by now.
         untold.keep(vec![fate(1, 4, true)]);
         let fates = untold.fates();
         assert_eq!(fates.get(&1), Some(&fate(1, 6, false)));

@@ -1,4 +1,4 @@
-//! The embedded set: SQLite and caches in the process, all in one data directory.
+//! The embedded stores: SQLite and in-process caches, all in one data directory.
 
 use super::Wired;
 use crate::app::StoreSet;
@@ -41,10 +41,10 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
     })
 }
 
-/// Opens the embedded store with its queries counted and timed.
+/// Opens the embedded store, with its queries counted and timed.
 ///
 /// # Errors
-/// When the file cannot be opened.
+/// The file cannot be opened.
 pub async fn open_store(data_dir: &Path) -> anyhow::Result<EmbeddedStore> {
     let observer = Arc::new(|query: &'static str, took: Duration, ok: bool| {
         METRICS.observe_store("sqlite", query, took, ok)

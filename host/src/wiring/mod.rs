@@ -1,5 +1,5 @@
-//! Which stores a host runs on: the embedded set, or the real stack where its four URLs are configured.
-//! Everything above knows only the interfaces.
+//! Choice of the stores that a host runs on: the embedded stores, or the real stack if its four
+//! URLs are configured. All code above knows only the interfaces.
 
 mod deletions;
 pub mod embedded;
@@ -15,8 +15,9 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Starts what runs beside a host on these stores, and gives what has to finish before the host ends.
-/// A server that does not answer yet is no error; settings that cannot work are.
+/// Starts the background tasks that these stores need, and returns those that must finish before
+/// the host ends. A server that does not answer yet is not an error, but settings that cannot
+/// work are.
 pub type Beside =
     Box<dyn FnOnce(&Arc<App>, &CancellationToken) -> anyhow::Result<Vec<JoinHandle<()>>> + Send>;
 
@@ -25,7 +26,7 @@ pub struct Wired {
     pub stores: StoreSet,
     pub registry: Arc<dyn Registry>,
     pub spool: Spool,
-    /// Where there is one, this process deletes what no window reaches any more.
+    /// The embedded store, if there is one. This process deletes its expired rows.
     pub embedded: Option<EmbeddedStore>,
     pub beside: Beside,
 }
@@ -36,8 +37,11 @@ impl std::fmt::Debug for Wired {
     }
 }
 
+/// Opens the stores that the configuration names.
+///
 /// # Errors
-/// When the data directory cannot be used, or a URL is none. Servers that do not answer are no error: they may later.
+/// The data directory cannot be used, or a URL is invalid. A server that does not answer is not
+/// an error, because it may answer later.
 pub async fn connect(config: &Config) -> anyhow::Result<Wired> {
     match config.stores.stack() {
         None => embedded::open(config).await,
@@ -45,10 +49,10 @@ pub async fn connect(config: &Config) -> anyhow::Result<Wired> {
     }
 }
 
-/// The registry alone, for commands that change it without a host.
+/// Opens only the registry, for commands that change it without a host.
 ///
 /// # Errors
-/// As [`connect`].
+/// Same as [`connect`].
 pub async fn registry(config: &Config) -> anyhow::Result<Arc<dyn Registry>> {
     match config.stores.stack() {
         None => {

@@ -1,5 +1,6 @@
-//! The real stack: ClickHouse, PostgreSQL, Redis and Kafka. Nothing here waits for a server: each is asked when it
-//! is needed, behind a circuit breaker, and a host that starts before them serves what it can.
+//! The real stack: ClickHouse, PostgreSQL, Redis and Kafka. Nothing here waits for a server.
+//! Each server is contacted when it is needed, behind a circuit breaker, and a host that starts
+//! before its servers serves what it can.
 
 use super::deletions::{self, Untold};
 use super::{Beside, Wired};
@@ -36,7 +37,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The servers behind the interfaces, for what runs beside the host.
+/// Connections to the servers, for the background tasks.
 struct Servers {
     clickhouse: ClickHouseStore,
     postgres: PostgresStore,
@@ -74,7 +75,7 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
     })
 }
 
-/// The registry that all hosts share, for a command.
+/// Opens the registry that all hosts share, for a command.
 pub(super) fn registry(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Arc<dyn Registry>> {
     let registry = PostgresRegistry::new(urls.postgres)?;
     Ok(Arc::new(LastGood::new(registry, &config.data_dir)?))
@@ -108,10 +109,14 @@ impl Servers {
     }
 
     fn beside(self) -> Beside {
-        Box::new(move |app, stop| self.start(app, stop).context("starting the consumers"))
+        Box::new(move |app, stop| {
+            self.start(app, stop)
+                .context("could not start the consumers")
+        })
     }
 
-    /// Starts the consumers, which finish their batches before the host ends, and what may end with it at any time.
+    /// Starts the consumers and the other background tasks. Returns the consumers, which must
+    /// finish their batches before the host ends; the other tasks may end at any time.
     fn start(
         self,
         app: &Arc<App>,
@@ -143,7 +148,8 @@ impl Servers {
         self.consumers(app, tombstones, stop)
     }
 
-    /// Every host is a member of every group; the groups share the partitions out.
+    /// Starts the consumers. Every host is a member of every consumer group; the groups
+    /// distribute the partitions.
     fn consumers(
         &self,
         app: &Arc<App>,
@@ -177,7 +183,8 @@ impl Servers {
             capture,
             stop.clone(),
         )?;
-        // Others are told of the last round as well, which is stored after the stop.
+        // The publisher stops after the CDC consumer, because the consumer stores its last round
+        // after the stop, and the other hosts need those deletions too.
         let captured = CancellationToken::new();
         let telling = untold.tell(tombstones, captured.clone());
         consumers.push(tokio::spawn(async move {
@@ -185,7 +192,7 @@ impl Servers {
             captured.cancel();
             let told = telling.await;
             if let Err(error) = ended.and(told) {
-                tracing::error!(%error, "the capture of changes ended badly");
+                tracing::error!(%error, "the CDC consumer or its publisher panicked; deletions may not have reached other hosts");
             }
         }));
         if app.config.stores.consume_events {
@@ -197,8 +204,8 @@ impl Servers {
     }
 }
 
-/// A name for this data directory among the members of a consumer group: a host that comes back takes its partitions
-/// over at once.
+/// Returns the name of this data directory among the members of a consumer group. The name is
+/// kept on disk, so that a host that returns takes over its partitions at once.
 fn host_id(data_dir: &Path) -> anyhow::Result<String> {
     let path = data_dir.join("host.id");
     match std::fs::read_to_string(&path) {

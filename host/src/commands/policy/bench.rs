@@ -1,4 +1,5 @@
-//! `nova policy bench`: what a policy costs beside `baseline`, stage by stage and as candidates grow.
+//! `nova policy bench`: the cost of a policy compared with `baseline`, by stage and by number of
+//! candidates.
 
 use super::{built_files, print};
 use crate::commands::{block_on, table};
@@ -19,17 +20,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const BAR_WIDTH: u64 = 48;
-/// Of which the sets to measure are chosen, the newest ones.
+/// Largest number of records, newest first, from which the sets to measure are chosen.
 const RECORDS_MAX: u32 = 500;
 
 #[derive(Debug, clap::Args)]
 pub struct Bench {
-    /// A .wasm file, or a directory with policy.toml
+    /// A .wasm file, or a directory with policy.toml.
     path: PathBuf,
-    /// Timed calls of each stage, size and way of instances
+    /// Number of timed calls for each stage, size and instance mode.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     calls: u32,
-    /// Measures recorded candidates instead of generated ones: a data directory, or a file that `policy replay --export` wrote
+    /// Measures recorded candidates instead of generated ones; PATH is a data directory or a
+    /// file from `policy replay --export`.
     #[arg(long, value_name = "PATH")]
     records: Option<PathBuf>,
 }
@@ -59,7 +61,7 @@ impl Bench {
         bar.finish_and_clear();
         let report = report.with_context(|| {
             let path = self.path.display();
-            format!("{path} cannot be measured; see: nova policy check {path}")
+            format!("could not measure {path}; to see the reason, run: nova policy check {path}")
         })?;
         let spec = &policy.loaded.spec;
         let answer = json!({
@@ -70,7 +72,10 @@ impl Bench {
             "limits": spec.limits,
             "report": report,
         });
-        let title = format!("{} beside {}\n", spec.policy, baseline.loaded.spec.policy);
+        let title = format!(
+            "{} compared with {}\n",
+            spec.policy, baseline.loaded.spec.policy
+        );
         print(
             json,
             &answer,
@@ -80,7 +85,7 @@ impl Bench {
     }
 }
 
-/// The newest records as sets to rank.
+/// Returns the newest records as sets to rank.
 async fn recorded(path: &Path) -> anyhow::Result<Sets> {
     let mut store = RecordStore::open_to_read(path).await?;
     let newest = Selection {
@@ -94,13 +99,14 @@ async fn recorded(path: &Path) -> anyhow::Result<Sets> {
         .filter_map(|stored| Record::decode(&stored.bytes).ok());
     Sets::recorded(records.map(golden).collect()).with_context(|| {
         format!(
-            "{} has no record that can be read; hosts keep them as NOVA_RECORD_SAMPLE_RATIO says",
+            "{} has no readable record; set NOVA_RECORD_SAMPLE_RATIO on a host to record rankings",
             path.display()
         )
     })
 }
 
-/// Posts that were left out then come after all others now.
+/// Converts a record to a golden set. Posts that the recorded ranking left out are ranked after
+/// all others.
 fn golden(record: Record) -> Golden {
     let mut scores = vec![f32::MIN; record.candidates.len()];
     for (row, score) in record.answer.rows.iter().zip(&record.answer.scores) {
@@ -115,7 +121,8 @@ fn golden(record: Record) -> Golden {
     }
 }
 
-/// Tries nothing: what admission refuses may be worth measuring, to find out why.
+/// Known modules for a benchmark, which skips the trial of admission. A policy that admission
+/// refuses may still be measured, to find the reason.
 #[derive(Default)]
 struct Untried {
     compiled: Option<Arc<Module>>,
@@ -156,7 +163,8 @@ fn measured(admitted: &Admitted) -> Measured<'_> {
     }
 }
 
-/// A policy directory as it is; a module in the place of baseline's for its stage.
+/// Returns the policy to measure: a policy directory unchanged, or `baseline` with the module in
+/// place of its own for that stage.
 fn subject(engine: &Engine, path: &Path) -> anyhow::Result<(PolicyFiles, Untried)> {
     if !path.is_file() {
         return Ok((built_files(path)?, Untried::default()));
@@ -265,7 +273,7 @@ fn median(times: Times) -> u64 {
     times.median_us
 }
 
-/// Bars on one linear scale: a straight staircase is linear growth.
+/// Draws bars on one linear scale, so that linear growth shows as a straight staircase.
 fn curve(report: &Report) -> String {
     let fuels = |stages| {
         [

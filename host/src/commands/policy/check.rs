@@ -1,4 +1,4 @@
-//! `nova policy check`: admission on the author's own machine, with everything it would say.
+//! `nova policy check`: runs admission on the author's machine and shows all of its findings.
 
 use super::{built_files, print};
 use crate::commands::table;
@@ -58,7 +58,8 @@ fn check_policy(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The reasons, as JSON where that was asked for, and in one line for the exit.
+/// Returns the refusal in one line, for the exit. If `json` is set, also prints the reasons as
+/// JSON.
 fn refused(path: &Path, refusal: &Refusal, json: bool) -> anyhow::Error {
     if json {
         println!("{}", json!({ "errors": refusal.reasons }));

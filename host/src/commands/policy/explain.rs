@@ -1,4 +1,5 @@
-//! Why a viewer's posts stand where they stand, under one policy or two, on a running host.
+//! `nova policy explain`: the reasons for each post's position in a viewer's ranking, under one
+//! or two policies of a running host.
 
 use super::{print, text_of};
 use crate::commands::remote::TargetArguments;
@@ -10,20 +11,21 @@ use reqwest::Method;
 use serde_json::Value;
 use std::collections::HashMap;
 
-/// Each post's source, score, and position after every stage for one viewer, under one policy or two
+/// Explains a viewer's ranking under one or two policies: each post's source, score and position
+/// after every stage.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example: nova policy explain --user 42 baseline@1.0.0 fresh-first@0.1.0 --limit 20"
 )]
 pub struct Explain {
-    /// The viewer
+    /// Viewer id.
     #[arg(long, value_name = "ID")]
     user: u64,
-    /// name@version [default: the active one]
+    /// name@version [default: the active policy]
     policy: Option<PolicyRef>,
-    /// name@version, beside it
+    /// name@version of a second policy to compare with.
     compare: Option<PolicyRef>,
-    /// Posts in the table; --json has all of them, with their features
+    /// Number of posts in the table; --json has all of them, with their features.
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
     #[command(flatten)]
@@ -33,7 +35,7 @@ pub struct Explain {
 impl Explain {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let remote = self.target.remote()?.ok_or_else(|| {
-            anyhow!("a running host fetches the candidates; name it with --host (NOVA_HOST)")
+            anyhow!("this command needs a running host, which fetches the candidates; name it with --host (NOVA_HOST)")
         })?;
         let named = [("policy", &self.policy), ("compare", &self.compare)];
         let query: Vec<String> = named
@@ -57,7 +59,7 @@ fn posts(ranking: &Value) -> impl Iterator<Item = &Value> {
     ranking["posts"].as_array().into_iter().flatten()
 }
 
-/// Positions are counted from 1 for people.
+/// Formats a position. People see positions that start at 1.
 fn place(position: &Value) -> String {
     position
         .as_u64()
@@ -78,7 +80,8 @@ fn components(post: &Value) -> String {
     parts.join(", ")
 }
 
-/// What the stage that decided says: dedup of a post that it removed, else saturation.
+/// Returns the reason of the stage that decided: dedup for a post that it removed, else
+/// saturation.
 fn rule(post: &Value) -> String {
     match post["position"].as_u64() {
         None => text_of(&post["dedup"]),
@@ -86,7 +89,7 @@ fn rule(post: &Value) -> String {
     }
 }
 
-/// The way of each post through the stages.
+/// Shows the position of each post after every stage.
 fn one(ranking: &Value, limit: usize) -> String {
     let row = |post: &Value| {
         [
@@ -103,7 +106,15 @@ fn one(ranking: &Value, limit: usize) -> String {
     };
     let rows: Vec<[String; 9]> = posts(ranking).take(limit).map(row).collect();
     let header = [
-        "shown", "post", "author", "source", "deduped", "scored", "score", "made of", "because",
+        "shown",
+        "post",
+        "author",
+        "source",
+        "deduped",
+        "scored",
+        "score",
+        "score parts",
+        "reason",
     ];
     let all = posts(ranking).count();
     format!(
@@ -115,7 +126,7 @@ fn one(ranking: &Value, limit: usize) -> String {
     )
 }
 
-/// Both, in the order of the second.
+/// Shows both rankings in the order of the second.
 fn two(first: &Value, second: &Value, limit: usize) -> String {
     let before: HashMap<u64, &Value> = posts(first)
         .filter_map(|post| Some((post["post_id"].as_u64()?, post)))
@@ -149,9 +160,9 @@ fn two(first: &Value, second: &Value, limit: usize) -> String {
         "source",
         "score was",
         "score",
-        "made of",
-        "because then",
-        "because now",
+        "score parts",
+        "reason before",
+        "reason now",
     ];
     format!(
         "{} → {}, user {}, {} of {} candidates\n{}",
@@ -164,7 +175,7 @@ fn two(first: &Value, second: &Value, limit: usize) -> String {
     )
 }
 
-/// How many positions up or down.
+/// Returns the number of positions that a post moved up or down.
 fn step(before: &Value, after: &Value) -> String {
     match (before.as_i64(), after.as_i64()) {
         (Some(before), Some(after)) if after < before => format!("↑{}", before - after),
@@ -192,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn two_rankings_say_who_rose_and_who_fell() {
+    fn a_comparison_shows_which_posts_rose_and_fell() {
         let text = two(
             &ranking("a@1.0.0", &[1, 2, 3]),
             &ranking("b@1.0.0", &[3, 1, 2]),
@@ -218,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_post_says_why_dedup_removed_it() {
+    fn a_removed_post_shows_the_reason_of_dedup() {
         let mut removed = ranking("a@1.0.0", &[1]);
         removed["posts"][0]["position"] = Value::Null;
         removed["posts"][0]["dedup"] = json!("seen");

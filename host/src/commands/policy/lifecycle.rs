@@ -1,4 +1,5 @@
-//! The steps of a published policy's life: shadow, canary, activate, rollback, retire, quarantine.
+//! Lifecycle commands of a published policy: shadow, canary, retire and quarantine. Also chooses
+//! the default policy of canary and activate.
 
 use super::{name_of, print, text_of, where_of};
 use crate::commands::block_on;
@@ -7,7 +8,8 @@ use crate::policy::PolicyRef;
 use anyhow::bail;
 use clap::Args;
 
-/// Ranks beside the active policy, for nobody
+/// Puts a policy into shadow: it ranks the same candidates as the active policy, but serves no
+/// viewer.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  nova policy shadow fresh-first@0.1.0\n  nova policy shadow fresh-first@0.1.0 --end"
@@ -15,20 +17,20 @@ use clap::Args;
 pub struct Shadow {
     /// name@version
     policy: PolicyRef,
-    /// Ends it
+    /// Ends the shadow state.
     #[arg(long)]
     end: bool,
     #[command(flatten)]
     target: TargetArguments,
 }
 
-/// Serves a share of the viewers; 0 ends a canary or a shadow
+/// Serves a policy to a share of the viewers; 0 ends a canary or a shadow.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  nova policy canary 5 fresh-first@0.1.0\n  nova policy canary 20"
 )]
 pub struct Canary {
-    /// Of the viewers whom no experiment takes, 0 … 100
+    /// Share of the viewers who are in no experiment, 0 … 100.
     percent: f64,
     /// name@version [default: the canary, else the only policy in shadow]
     policy: Option<PolicyRef>,
@@ -36,7 +38,7 @@ pub struct Canary {
     target: TargetArguments,
 }
 
-/// Ends a version's life; rollbacks skip it
+/// Retires a version permanently; rollbacks skip it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: nova policy retire fresh-first@0.1.0")]
 pub struct Retire {
@@ -46,20 +48,21 @@ pub struct Retire {
     target: TargetArguments,
 }
 
-/// Takes a policy out of service for good; when it is active, rolls back
+/// Takes a policy out of service permanently; if it is active, rolls back.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: nova policy quarantine fresh-first@0.1.0 --reason 'empty feeds'")]
 pub struct Quarantine {
     /// name@version
     policy: PolicyRef,
-    /// For the audit log
+    /// Reason, for the audit log.
     #[arg(long)]
     reason: String,
     #[command(flatten)]
     target: TargetArguments,
 }
 
-/// The policy that is named, else the one that is on its way to being active: the canary, else the only one in shadow.
+/// Returns the named policy. Without a name, returns the policy closest to activation: the
+/// canary, else the only policy in shadow.
 pub async fn on_trial(
     target: &TargetArguments,
     named: Option<PolicyRef>,
@@ -75,10 +78,11 @@ pub async fn on_trial(
     };
     match (&in_state("canary")[..], &in_state("shadow")[..]) {
         ([policy], _) | ([], [policy]) => policy.parse().map_err(anyhow::Error::msg),
-        (_, []) => bail!(
-            "no policy is canary or in shadow, so there is none to end or to go on with; name one: name@version"
+        (_, []) => bail!("no policy is canary or in shadow; name one: name@version"),
+        (_, several) => bail!(
+            "several policies are in shadow: {}; name one of them",
+            several.join(", ")
         ),
-        (_, several) => bail!("in shadow are {}; name one of them", several.join(", ")),
     }
 }
 

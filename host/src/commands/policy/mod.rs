@@ -1,3 +1,5 @@
+//! `nova policy`: creates, builds, checks and publishes policies, and operates them.
+
 mod bench;
 mod check;
 mod explain;
@@ -19,7 +21,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The policy author's and the operator's loop: new, build, check, bench, push, activate, rollback.
+/// Creates, builds, checks, measures and publishes policies, and operates them.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nova policy new fresh-first --stage score && nova policy build fresh-first && nova policy check fresh-first"
@@ -27,60 +29,65 @@ use std::path::{Path, PathBuf};
 pub struct PolicyArguments {
     #[command(subcommand)]
     command: PolicyCommand,
-    /// As JSON
+    /// Prints JSON.
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Makes ./NAME, a policy that builds and passes its own test
+    /// Creates ./NAME, a policy that builds and passes its own test.
     #[command(
         after_help = "Examples:\n  nova policy new fresh-first --stage score\n  nova policy new fresh-first --lang python"
     )]
     New {
-        /// Of the policy and its source: a–z, 0–9 and hyphens
+        /// Name of the policy and its source: a–z, 0–9 and hyphens.
         name: String,
+        /// Stage that the policy implements.
         #[arg(long, default_value = "score")]
         stage: StageArgument,
+        /// Language of the policy's source.
         #[arg(long, default_value = "rust")]
         lang: Language,
     },
-    /// Compiles a policy's source to PATH/NAME.wasm and prints its digest
+    /// Compiles a policy's source to PATH/NAME.wasm and prints its digest.
     #[command(after_help = "Example: nova policy build fresh-first")]
     Build {
-        /// The policy's directory; its language is what it has: Cargo.toml, pyproject.toml or package.json
+        /// Directory of the policy; Cargo.toml, pyproject.toml or package.json in it determines
+        /// the language.
         path: PathBuf,
     },
-    /// What a host would say to a .wasm file, a policy directory or a policy crate
+    /// Checks if a host would admit a .wasm file, a policy directory or a policy crate.
     #[command(after_help = "Example: nova policy check fresh-first")]
     Check {
-        /// A .wasm file, or a directory with policy.toml
+        /// A .wasm file, or a directory with policy.toml.
         path: PathBuf,
     },
-    /// What a policy costs beside baseline: fuel, time and memory, by stage and as candidates grow
+    /// Compares the cost of a policy with baseline: fuel, time and memory, by stage and by
+    /// number of candidates.
     #[command(after_help = "Example: nova policy bench fresh-first")]
     Bench(bench::Bench),
-    /// Runs recorded requests again: bit for bit as they were served, and under other policies
+    /// Runs recorded requests again: checks that they rank bit for bit as they were served, and
+    /// compares other policies.
     #[command(
         after_help = "Examples:\n  nova policy replay\n  nova policy replay ./fresh-first timeline@1.0.0 --html report.html\n  nova policy replay --export week.records\n  nova policy replay fresh-first.wasm --records week.records"
     )]
     Replay(replay::Replay),
     Explain(explain::Explain),
-    /// Publishes a policy directory, or a published policy with other parameters
-    // `--version` is the policy's here, not the program's.
+    /// Publishes a policy directory, or a published policy with other parameters.
+    // `--version` is the version of the policy here, not of the program.
     #[command(
         disable_version_flag = true,
         after_help = "Examples:\n  nova policy push fresh-first --shadow\n  nova policy push --from baseline@1.0.0 --version 1.1.0 --set score.w_freshness=0.35"
     )]
     Push(Push),
-    /// Every published policy
+    /// Lists every published policy.
     #[command(after_help = "Example: nova policy list")]
     List {
         #[command(flatten)]
         target: TargetArguments,
     },
-    /// Makes a published policy the active one
+    /// Makes a published policy the active one.
     #[command(after_help = "Example: nova policy activate fresh-first@0.1.0")]
     Activate {
         /// name@version [default: the canary, else the only policy in shadow]
@@ -93,15 +100,15 @@ enum PolicyCommand {
     Retire(lifecycle::Retire),
     Quarantine(lifecycle::Quarantine),
     Status(status::Status),
-    /// Returns to what was active before
+    /// Returns to the policy that was active before.
     #[command(
         after_help = "Example: nova policy rollback --reason 'complaints' --expected-active fresh-first@0.1.0"
     )]
     Rollback {
-        /// For the audit log
+        /// Reason, for the audit log.
         #[arg(long, default_value = "rolled back from the command line")]
         reason: String,
-        /// name@version: changes nothing when another policy is active
+        /// name@version that must be active; if another policy is active, nothing changes.
         #[arg(long)]
         expected_active: Option<PolicyRef>,
         #[command(flatten)]
@@ -111,19 +118,20 @@ enum PolicyCommand {
 
 #[derive(Debug, clap::Args)]
 struct Push {
-    /// A directory with policy.toml and its modules
+    /// A directory with policy.toml and its modules.
     #[arg(required_unless_present = "from")]
     path: Option<PathBuf>,
-    /// name@version: take this published policy instead …
+    /// name@version of a published policy to copy.
     #[arg(long, conflicts_with = "path", requires = "version")]
     from: Option<PolicyRef>,
-    /// … under this version …
+    /// Version of the copy.
     #[arg(long)]
     version: Option<semver::Version>,
-    /// … with these parameter values, e.g. score.w_freshness=0.35; may be repeated
+    /// Parameter value of the copy, e.g. score.w_freshness=0.35; may be repeated.
     #[arg(long = "set", value_name = "STAGE.PARAM=VALUE", requires = "from")]
     set: Vec<String>,
-    /// And lets it rank beside the active policy, for nobody; see: nova policy status
+    /// Also puts the policy into shadow: it ranks the same candidates as the active policy, but
+    /// serves no viewer; see: nova policy status.
     #[arg(long)]
     shadow: bool,
     #[command(flatten)]
@@ -205,10 +213,10 @@ fn name_of(answer: &Value) -> String {
     )
 }
 
-/// Where a change is in force, when that is not everywhere.
+/// Returns the limits of a change that is not in force on all hosts, as text.
 fn where_of(answer: &Value) -> &'static str {
     if answer["local"] == true {
-        " on this host; the registry does not answer, and is told when it does"
+        " on this host only; the registry does not answer and gets the change when it returns"
     } else {
         ""
     }
@@ -227,7 +235,7 @@ fn new(name: &str, stage: StageArgument, language: Language, json: bool) -> anyh
         Language::Javascript => "policy.js",
     };
     let text = format!(
-        "made ./{name}: edit {rule}, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy bench {name}\n  nova policy push {name} --shadow\n"
+        "created ./{name}: edit {rule}, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy bench {name}\n  nova policy push {name} --shadow\n"
     );
     print(json, &json!({ "path": path, "stage": stage }), text);
     Ok(())
@@ -250,11 +258,11 @@ fn build(path: &Path, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A policy's directory, once everything that it names is there.
+/// Reads a policy's directory. Fails if its modules are not built yet.
 fn built_files(path: &Path) -> anyhow::Result<PolicyFiles> {
     if !path.join("policy.toml").is_file() {
         bail!(
-            "{} has no policy.toml; name a policy directory, or, to check or bench it, a .wasm file",
+            "{} has no policy.toml; name a policy directory (check and bench also take a .wasm file)",
             path.display()
         );
     }
@@ -275,7 +283,7 @@ impl Push {
         let files = match (&self.path, &self.from) {
             (Some(path), _) => built_files(path)?,
             (None, Some(from)) => self.derive(&target, from).await?,
-            (None, None) => bail!("name a policy directory, or --from name@version"),
+            (None, None) => bail!("name a policy directory, or use --from name@version"),
         };
         let mut answer = target.publish(files).await?;
         if self.shadow {
@@ -283,7 +291,9 @@ impl Push {
             answer = target
                 .step(&published, &Step::Shadow)
                 .await
-                .with_context(|| format!("{published} is published, but not in shadow"))?;
+                .with_context(|| {
+                    format!("{published} is published, but could not be put into shadow")
+                })?;
         }
         let text = format!(
             "{} is {}\ndigest {}\n",
@@ -295,7 +305,8 @@ impl Push {
         Ok(())
     }
 
-    /// A new version of a published policy: its modules by digest, its parameters with changes.
+    /// Derives a new version of a published policy: its modules by digest, and its parameters
+    /// with the changes.
     async fn derive(&self, target: &Target, from: &PolicyRef) -> anyhow::Result<PolicyFiles> {
         let list = target.list().await?;
         let entries = list["policies"]

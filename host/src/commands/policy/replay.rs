@@ -1,4 +1,5 @@
-//! `nova policy replay`: recorded requests again, under the policy that served them and under others.
+//! `nova policy replay`: runs recorded requests again, under the policy that served them and
+//! under others.
 
 use super::super::{ConfigPath, DataDir, block_on, table};
 use crate::policy::compare::Distribution;
@@ -17,32 +18,34 @@ use std::sync::Arc;
 
 #[derive(Debug, clap::Args)]
 pub struct Replay {
-    /// To compare with what was served: name@version, a policy directory, or a .wasm file
+    /// Policies to compare with what was served: name@version, a policy directory, or a .wasm
+    /// file.
     #[arg(value_name = "POLICY")]
     policies: Vec<String>,
-    /// A file of records, from --export; no data directory is needed then
+    /// File of records from --export; no data directory is needed then.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
     #[command(flatten)]
     config: ConfigPath,
     #[command(flatten)]
     data_dir: DataDir,
-    /// Only this viewer's
+    /// Selects only the records of this viewer.
     #[arg(long, value_name = "ID")]
     user: Option<u64>,
-    /// Only those whose policy failed
+    /// Selects only the records whose policy failed.
     #[arg(long)]
     failures: bool,
-    /// Only the newest N
+    /// Selects only the newest N records.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Workers [default: one for each core]
+    /// Number of worker threads [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Writes the report as one HTML page
+    /// Writes the report as one HTML page.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Writes records and their modules to one file, for a replay on another machine, and replays nothing
+    /// Writes the records and their modules to one file, for a replay on another machine, and
+    /// replays nothing.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["policies", "html", "user", "failures", "limit"])]
     export: Option<PathBuf>,
 }
@@ -68,7 +71,7 @@ impl Replay {
         })
     }
 
-    /// The records; and where policies are published, if that is known and answers.
+    /// Opens the records, and the registry if there is one for them.
     async fn open(&self) -> anyhow::Result<(RecordStore, Option<Arc<dyn Registry>>)> {
         if let Some(file) = &self.records {
             return Ok((RecordStore::open_to_read(file).await?, None));
@@ -91,7 +94,7 @@ impl Replay {
         let total = store.count(selection).await?;
         if total == 0 {
             bail!(
-                "{} has no such records; a host records the share of rankings that records.sample_ratio (NOVA_RECORD_SAMPLE_RATIO) says",
+                "{} has no matching records; a host records the share of rankings that records.sample_ratio (NOVA_RECORD_SAMPLE_RATIO) sets",
                 store.path().display()
             );
         }
@@ -145,19 +148,19 @@ async fn export(store: &mut RecordStore, file: &std::path::Path, json: bool) -> 
         );
     } else {
         println!(
-            "{records} records and their modules, {bytes} bytes: {}\nelsewhere: nova policy replay --records FILE",
+            "{records} records and their modules, {bytes} bytes: {}\nto replay them on another machine: nova policy replay --records FILE",
             file.display()
         );
     }
     Ok(())
 }
 
-/// A ranking that came out otherwise is a failure of this command, and so is one that checked nothing.
+/// Fails if a ranking differs from what was served, or if nothing could be checked.
 fn verdict(report: &Report) -> anyhow::Result<()> {
     let check = &report.check;
     if let Some(first) = check.mismatches.first() {
         bail!(
-            "{} of {} rankings were not what was served; the first is record {}, ranking {}, by {}: {}",
+            "{} of {} rankings differ from what was served; the first is record {}, ranking {}, by {}: {}",
             check.mismatched,
             check.checked,
             first.record,
@@ -167,7 +170,10 @@ fn verdict(report: &Report) -> anyhow::Result<()> {
         );
     }
     if check.checked == 0 && report.policies.iter().all(|policy| policy.runs == 0) {
-        bail!("none of {} records could be replayed", report.records.read);
+        bail!(
+            "none of {} records could be replayed; see the reasons above",
+            report.records.read
+        );
     }
     Ok(())
 }
@@ -189,7 +195,7 @@ fn text(report: &Report) -> String {
     if report.policies.is_empty() {
         return text;
     }
-    text.push_str("\nagainst what was served, medians (p05 … p95)\n");
+    text.push_str("\ncompared with what was served: medians (p05 … p95)\n");
     let mut rows: Vec<Vec<String>> = MEASURES
         .iter()
         .map(|name| vec![(*name).to_owned()])
@@ -213,8 +219,8 @@ const MEASURES: [&str; 12] = [
     "fuel",
     "posts in common",
     "Kendall's τ",
-    "entering the page",
-    "moved on it",
+    "entered the page",
+    "moved on the page",
     "authors on a page",
     "first author's share",
 ];

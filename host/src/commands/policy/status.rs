@@ -1,4 +1,4 @@
-//! How the policies that serve are doing on a running host.
+//! `nova policy status`: calls, failures and latency of the serving policies on a running host.
 
 use super::{print, text_of};
 use crate::commands::remote::{Remote, TargetArguments};
@@ -9,11 +9,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Share of calls, outcomes, failures, latency and budget left of every policy that serves
+/// Shows the share of calls, outcomes, failures, latency and remaining error budget of every
+/// serving policy.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: nova policy status --watch")]
 pub struct Status {
-    /// Prints again every two seconds, until interrupted
+    /// Prints the status again every two seconds, until interrupted.
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -25,13 +26,14 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 impl Status {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let remote = self.target.remote()?.ok_or_else(|| {
-            anyhow!("calls are counted by a running host; name it with --host (NOVA_HOST)")
+            anyhow!("this command needs a running host, which counts the calls; name it with --host (NOVA_HOST)")
         })?;
         block_on(async {
             loop {
                 match ask(&remote).await {
                     Ok(status) => print(json, &status, render(&status)),
-                    // A host that is being restarted is what one watches.
+                    // With --watch, a failed request is only reported, because the host may be
+                    // restarting.
                     Err(error) if self.watch => eprintln!("nova: {error:#}"),
                     Err(error) => return Err(error),
                 }
@@ -44,7 +46,7 @@ impl Status {
     }
 }
 
-/// What serves, and who else has left the ordinary state.
+/// Fetches the serving policies, and the other policies that are in shadow or in quarantine.
 async fn ask(remote: &Remote) -> anyhow::Result<Value> {
     let list = remote.call(Method::GET, "/admin/v1/policies", None).await?;
     let mut others: Vec<Value> = items(&list["policies"])
@@ -81,12 +83,12 @@ fn render(status: &Value) -> String {
     }
     let window_s = &status["serving"]["window_s"];
     text.push_str(&format!(
-        "the last {window_s} s; left: failures until it is taken out of service\n"
+        "calls of the last {window_s} s; left: further failures until the policy is taken out of service\n"
     ));
     text
 }
 
-/// How a policy in shadow compares with what is served.
+/// Formats the comparison of a shadow policy with what is served.
 fn shadow_line(report: &Value) -> String {
     if report.is_null() {
         return String::new();
@@ -100,7 +102,7 @@ fn shadow_line(report: &Value) -> String {
     let count = |key: &str| report[key].as_u64().unwrap_or(0);
     let failed = count("runs").saturating_sub(count("ok"));
     let stopped = match report["stopped"]["reason"].as_str() {
-        Some(reason) => format!("; not run any more: {reason}"),
+        Some(reason) => format!("; no longer run: {reason}"),
         None => String::new(),
     };
     format!(
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_names_share_failures_and_what_is_left() {
+    fn the_table_shows_share_failures_and_remaining_failures() {
         let status = json!({
             "serving": {"window_s": 30, "policies": [
                 {"policy": "a@1.0.0", "role": "canary", "percent": 5.0, "variation": null, "share": 0.05, "calls": 40, "ok": 38,

@@ -1,5 +1,5 @@
-//! `nova policy new`: a policy that builds and passes its own test as it stands, anywhere. The SDK is
-//! written beside it, because a policy must build without this checkout.
+//! `nova policy new`: creates a policy that builds and passes its own test in any directory. The
+//! SDK is copied into the policy, because it must build without this checkout.
 
 mod javascript;
 mod python;
@@ -10,21 +10,23 @@ use crate::policy::project::{Language, module_file};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 
-/// Paths and contents.
+/// Paths and contents of files.
 type Files = &'static [(&'static str, &'static str)];
 
-/// Makes `./NAME` and returns its path.
+/// Creates `./NAME` and returns its path.
 ///
 /// # Errors
-/// When the name cannot be a crate's, or the directory is there already.
+/// The name is not a valid crate name, or the directory already exists.
 pub fn create(name: &str, stage: Stage, language: Language) -> anyhow::Result<PathBuf> {
     check_name(name).map_err(anyhow::Error::msg)?;
     if name.starts_with(|first: char| first.is_ascii_digit()) {
-        bail!("name `{name}`: a policy's source begins its name with a letter");
+        bail!(
+            "name `{name}`: choose a name that begins with a letter, because the source is named after it"
+        );
     }
     let directory = PathBuf::from(name);
     if directory.exists() {
-        bail!("{name} exists already; choose another name");
+        bail!("{name} already exists; choose another name");
     }
     let (project, template, sdk): (Files, Files, Files) = match language {
         Language::Rust => (rust::PROJECT, rust::template(stage), rust::SDK),
@@ -48,20 +50,20 @@ pub fn create(name: &str, stage: Stage, language: Language) -> anyhow::Result<Pa
     Ok(directory)
 }
 
-/// What a template leaves open.
+/// Fills the placeholders of a template.
 fn fill_in(content: &str, name: &str, stage: Stage) -> String {
     let (kind, rule) = match stage {
         Stage::Score => (
             "a scorer: it gives each candidate a score, and the host shows the highest first",
-            "The rule is the function under `each`. It answers the parts of one post's score in the order of `explains`. For scores that depend on the other candidates, write `batch` and a function from all posts to one row of parts for each.",
+            "The rule is the function under `each`. It returns the parts of one post's score in the order of `explains`. For scores that depend on the other candidates, write `batch` and a function that takes all posts and returns one row of parts for each.",
         ),
         Stage::Dedup => (
             "a deduper: it decides which candidates are repeats, and removes them",
-            "The rule is the function under `dedup`. It answers the indices to keep, each once, and at least one where there are candidates.",
+            "The rule is the function under `dedup`. It returns the indices to keep, each once, and at least one if there are candidates.",
         ),
         Stage::Saturation => (
-            "a saturator: it decides the order to show ranked posts in",
-            "The rule is the function under `saturate`. It answers a permutation of the indices: every post once.",
+            "a saturator: it decides the order in which ranked posts are shown",
+            "The rule is the function under `saturate`. It returns a permutation of the indices, with every post once.",
         ),
     };
     content
@@ -70,9 +72,10 @@ fn fill_in(content: &str, name: &str, stage: Stage) -> String {
         .replace("{{rule}}", rule)
 }
 
-/// What a policy of this language may use. CPython and SpiderMonkey come with the component: they need room, and
-/// starting CPython anew for each call takes as long as the ranking. SpiderMonkey collects its garbage only once there is some:
-/// it levels off between 72 and 80 MB.
+/// Default limits of a policy in this language. The CPython and SpiderMonkey runtimes are part
+/// of the component, so they need more memory. Starting CPython for each call takes as long as
+/// the ranking itself. SpiderMonkey collects garbage only once some has accumulated, and its
+/// memory levels off between 72 and 80 MB.
 fn limits(language: Language) -> &'static str {
     match language {
         Language::Rust => "deadline_ms = 20\nmemory_mb = 16\ninstance = \"fresh\"\n",
@@ -81,7 +84,8 @@ fn limits(language: Language) -> &'static str {
     }
 }
 
-/// A policy around the new module: the other two stages are the shipped ones.
+/// Returns the manifest of a policy that uses the new module for its stage and built-in modules
+/// for the other two.
 fn manifest(name: &str, own: Stage, language: Language) -> String {
     let module = module_file(name);
     let source = |stage: Stage, builtin: &str| {
@@ -129,7 +133,8 @@ mod tests {
             for entry in std::fs::read_dir(policies.join(directory)).unwrap() {
                 let entry = entry.unwrap();
                 let name = format!("{prefix}/{}", entry.file_name().to_str().unwrap());
-                // Not the directories: the contract's, and what an interpreter leaves behind.
+                // Directories are skipped: the one with the contract, and those that an
+                // interpreter leaves.
                 let is_source = entry.file_type().unwrap().is_file();
                 assert!(
                     !is_source || written.iter().any(|(file, _)| *file == name),
@@ -140,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manifest_beside_a_new_policy_is_valid_for_every_stage_and_language() {
+    fn the_manifest_of_a_new_policy_is_valid_for_every_stage_and_language() {
         for stage in Stage::ALL {
             for language in LANGUAGES {
                 let manifest = Manifest::parse(&manifest("my-policy", stage, language));
@@ -150,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn no_template_leaves_a_hole() {
+    fn no_placeholder_is_left_in_a_filled_template() {
         for stage in Stage::ALL {
             for (file, content) in [
                 rust::PROJECT,
@@ -169,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_compilers_that_are_asked_for_are_the_ones_the_build_speaks_of() {
+    fn templates_pin_the_compiler_versions_that_the_build_names() {
         let content =
             |files: Files, name: &str| files.iter().find(|(file, _)| *file == name).unwrap().1;
         assert!(content(python::PROJECT, "requirements.txt").contains(COMPONENTIZE_PY));

@@ -1,4 +1,4 @@
-//! The files of a new Python policy.
+//! Template files of a new Python policy.
 
 use super::Files;
 use crate::policy::artifact::Stage;
@@ -9,7 +9,7 @@ macro_rules! files {
     };
 }
 
-/// Written as they are.
+/// Files of the SDK, copied unchanged.
 pub const SDK: Files = &[
     (
         "nova_policy/__init__.py",

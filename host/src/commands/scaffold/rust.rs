@@ -1,4 +1,4 @@
-//! The files of a new Rust policy.
+//! Template files of a new Rust policy.
 
 use super::Files;
 use crate::policy::artifact::Stage;
@@ -9,7 +9,7 @@ macro_rules! sdk {
     };
 }
 
-/// Written as they are.
+/// Files of the SDK, copied unchanged.
 pub const SDK: Files = sdk![
     "Cargo.toml",
     "src/declare.rs",

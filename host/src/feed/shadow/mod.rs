@@ -1,8 +1,11 @@
-//! Policies in shadow: they rank the candidates that were just ranked, behind the answer and for nobody, and what they
-//! would have shown is compared with what was. No exposure, no snapshot, and nothing of it counts against what serves.
+//! Shadow runs: policies in shadow rank the candidates of a served ranking after the response
+//! was sent, and their order is compared with the served one. A shadow run creates no exposure
+//! and no snapshot, and it never counts against a serving policy.
 //!
-//! One thread of its own at the lowest priority, with a share of one core, so that the viewers' threads never wait for it;
-//! a short queue, and what does not fit is dropped and counted. A shadow therefore sees as many rankings as its share pays for.
+//! All shadow runs share one thread with the lowest priority and a limited share of one core, so
+//! that threads that serve viewers never wait for it. The queue is short; a ranking that does
+//! not fit is dropped and counted. A shadow therefore ranks as many requests as its CPU share
+//! allows.
 
 mod share;
 mod watch;
@@ -31,12 +34,13 @@ use std::time::{Duration, Instant};
 use watch::Watch;
 pub use watch::{ShadowReport, Stopped};
 
-/// Rankings that may wait. Each keeps its candidates, some 80 KiB, from being freed.
+/// Rankings that may wait in the queue. Each of them keeps about 80 KiB of candidates in memory.
 const QUEUE_MAX: usize = 64;
-/// The lowest: on a busy machine the thread gets what is left over.
+/// The lowest priority: on a busy machine, the thread gets only idle processor time.
 const NICENESS: i32 = 19;
-/// A thread of the lowest priority may be kept waiting in the middle of a run. What a policy may take is judged by its
-/// processor time; this many times that by the clock ends a run all the same.
+/// Factor from a policy's deadline to the wall-clock limit of a shadow run. A thread with the
+/// lowest priority can be paused in the middle of a run, so a policy is judged by its processor
+/// time. The wall-clock limit ends a run that never finishes.
 const PATIENCE: u32 = 4;
 type Job = (Arc<Decision>, Vec<Arc<LoadedPolicy>>);
 
@@ -49,14 +53,14 @@ pub struct Shadows {
 #[derive(Debug)]
 struct Shared {
     settings: ArcSwap<Settings>,
-    /// By effective digest. Never locked on a viewer's way.
+    /// Watches by effective digest. The lock is never taken on the path of a viewer's request.
     watches: Mutex<HashMap<Digest, Watch>>,
     dropped: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Settings {
-    /// Of one core.
+    /// Share of one core, 0 to 1.
     share: f64,
     thresholds: Thresholds,
 }
@@ -71,10 +75,10 @@ impl Settings {
 }
 
 impl Shadows {
-    /// Starts the thread; it ends with the last handle.
+    /// Starts the thread. It ends when the last handle is dropped.
     ///
     /// # Errors
-    /// When there can be no thread.
+    /// The thread cannot be started.
     pub fn start(live: &Live) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(Settings::of(live)),
@@ -96,7 +100,7 @@ impl Shadows {
         }
     }
 
-    /// Has these policies rank beside a ranking that was just made, if there is time for it.
+    /// Queues a served ranking for these policies. Drops and counts it if the queue is full.
     pub fn offer(&self, shadows: &[Arc<LoadedPolicy>], decision: &Arc<Decision>) {
         if shadows.is_empty() || decision.job.set.is_empty() {
             return;
@@ -107,7 +111,7 @@ impl Shadows {
         }
     }
 
-    /// How a policy in shadow is doing on this host.
+    /// Reports the shadow runs of a policy on this host.
     pub fn report(&self, policy: &LoadedPolicy) -> ShadowReport {
         let dropped = self.shared.dropped.load(Ordering::Relaxed);
         match self.shared.watches().get(&policy.effective_digest) {
@@ -138,7 +142,7 @@ impl Shared {
 
     fn run(&self, jobs: &Receiver<Job>) {
         if let Err(error) = rustix::process::nice(NICENESS) {
-            tracing::warn!(%error, "shadow runs keep the priority of everything else");
+            tracing::warn!(%error, "could not lower the shadow thread's priority; it stays normal");
         }
         let mut cpu_share = CpuShare::new(Instant::now());
         while let Ok((decision, policies)) = jobs.recv() {
@@ -158,7 +162,8 @@ impl Shared {
         }
     }
 
-    /// What is not in shadow any more begins anew when it is again.
+    /// Removes the state of policies that are no longer in shadow, so that a policy that returns
+    /// to shadow starts with empty counts.
     fn forget_all_but(&self, policies: &[Arc<LoadedPolicy>]) {
         self.watches()
             .retain(|digest, _| policies.iter().any(|p| p.effective_digest == *digest));
@@ -172,7 +177,7 @@ impl Shared {
             .is_stopped()
     }
 
-    /// Returns the processor time that it took.
+    /// Runs one policy on a ranking and returns the processor time that it used.
     fn run_one(
         &self,
         policy: &LoadedPolicy,
@@ -194,7 +199,8 @@ impl Shared {
                 self.note(policy, decision, answer.ok(), call, thresholds);
                 failure.map_or("ok", FailureKind::as_str)
             }
-            // The host had no instance or no time for it: nothing that tells of the policy.
+            // The host had no instance or no time for this run, so it says nothing about the
+            // policy.
             None => {
                 if let Some(watch) = self.watches().get_mut(&policy.effective_digest) {
                     watch.dropped();
@@ -231,13 +237,14 @@ impl Shared {
             tracing::warn!(
                 policy = %policy.spec.policy,
                 reason,
-                "a policy in shadow has spent its failure budget; it is not run any more"
+                "a shadow policy has spent its error budget; it is no longer run in shadow"
             );
         }
     }
 }
 
-/// The stages of a policy, without its metrics: those tell of what viewers got.
+/// The stages of a policy without its metrics, because the metrics count only what was served to
+/// viewers.
 struct Uncounted<'a>(Running<'a>);
 
 impl Stages for Uncounted<'_> {

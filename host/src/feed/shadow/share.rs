@@ -1,13 +1,16 @@
-//! A share of one core: processor time as credit that grows with the wall clock and is spent by work. Pure; time is passed in.
+//! A limit on processor time, as a share of one core: credit grows with the wall clock and is
+//! spent by work. Pure; time is passed in.
 
 use std::time::{Duration, Instant};
 
-/// What may be saved up while nothing is to do: a few rankings of a slow policy.
+/// Largest credit that can build up while the thread is idle: enough for a few rankings of a
+/// slow policy.
 const CREDIT_MAX: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub struct CpuShare {
-    /// Negative after work that took more than there was: then work pauses.
+    /// Credit in seconds. It is negative after work that used more than was left; work then
+    /// pauses.
     credit_s: f64,
     at: Instant,
 }
@@ -20,7 +23,8 @@ impl CpuShare {
         }
     }
 
-    /// Books processor time and says how long to pause, so that the share is kept. `share` is above 0.
+    /// Charges `cpu` and returns the pause that keeps the average within `share`. `share` must
+    /// be above 0.
     pub fn spend(&mut self, now: Instant, cpu: Duration, share: f64) -> Duration {
         let earned = now.saturating_duration_since(self.at).as_secs_f64() * share;
         self.at = now;
@@ -36,7 +40,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn work_that_pauses_as_told_stays_within_its_share(
+        fn work_that_takes_the_returned_pauses_stays_within_its_share(
             runs in proptest::collection::vec((0_u64..30_000, 0_u64..20_000), 1..200),
             percent in 1_u32..=100,
         ) {
@@ -56,14 +60,15 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_who_has_credit() {
+    fn work_does_not_pause_while_it_has_credit() {
         let start = Instant::now();
         let mut share = CpuShare::new(start);
         let later = start + Duration::from_secs(10);
         let run = Duration::from_millis(20);
         assert_eq!(share.spend(later, run, 0.25), Duration::ZERO);
         assert_eq!(share.spend(later, run, 0.25), Duration::ZERO);
-        // 50 ms were saved; 10 ms too many are four times that at a quarter of a core.
+        // The credit was 50 ms. The 10 ms above it cost a pause four times as long at a quarter
+        // of a core.
         let pause = share.spend(later, run, 0.25);
         assert!(pause.abs_diff(Duration::from_millis(40)) < Duration::from_micros(1));
     }

@@ -1,5 +1,5 @@
-//! What is known of one policy in shadow: its runs, and how its rankings differ from those that were served. Pure; time
-//! is passed in.
+//! Statistics of one policy in shadow: its runs, and the differences between its rankings and
+//! the served ones. Pure; time is passed in.
 
 use crate::clock::utc;
 use crate::policy::artifact::{Digest, PolicyRef};
@@ -12,37 +12,39 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Runs are reported of the last ten minutes: failures and times by the second …
+/// Reports cover the runs of the last ten minutes; failures and times are kept per second.
 const WINDOW_S: u64 = 600;
-/// … and rankings as far back as this many of them.
+/// Comparisons cover at most this many of the latest rankings.
 const COMPARISONS_MAX: usize = 2_000;
 
-/// A policy in shadow, on this host.
+/// Report about a policy in shadow on this host.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct ShadowReport {
     /// `name@version`.
     #[schema(value_type = String)]
     pub policy: PolicyRef,
-    /// The effective digest.
+    /// Effective digest of the policy.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// When this host began to run it; null before its first run.
+    /// Time at which this host began to run the policy. Null before its first run.
     pub since: Option<DateTime<Utc>>,
-    /// Runs, failures and times are of so many seconds.
+    /// Length in seconds of the window that `runs`, `ok`, `failures` and the times cover.
     pub window_s: u64,
     pub runs: u32,
     pub ok: u32,
-    /// By kind.
+    /// Number of failures by kind.
     pub failures: BTreeMap<&'static str, u32>,
-    /// Processor time of a ranking; null without runs.
+    /// Processor time of one ranking, in milliseconds. Null if there are no runs.
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
-    /// Rankings that were served and not run in shadow since then, because its share of the processor was used up.
+    /// Rankings that were served since then but not run in shadow, because the CPU share of
+    /// shadow runs was used up.
     pub dropped: u64,
-    /// Against what was served, over the latest runs.
+    /// Comparison with the served rankings, over the latest runs.
     pub comparison: ComparisonSummary,
-    /// Why it is not run any more: it spent its failure budget. It stays in shadow and serves nobody as before; end its
-    /// shadow and begin it anew to run it again.
+    /// Set if the policy is no longer run because it spent its error budget. It stays in shadow
+    /// and, as before, serves no viewer. To run it again, end its shadow state and put it into
+    /// shadow again.
     pub stopped: Option<Stopped>,
 }
 
@@ -60,9 +62,9 @@ pub struct Watch {
     began: Instant,
     window: Window,
     comparisons: Comparisons,
-    /// What had been dropped of all rankings when it began.
+    /// Number of rankings that had been dropped on this host before this watch began.
     dropped_before: u64,
-    /// Runs that the host cut short.
+    /// Runs that the host ended early.
     cut_short: u64,
     stopped: Option<Stopped>,
 }
@@ -86,7 +88,7 @@ impl Watch {
         self.stopped.is_some()
     }
 
-    /// A run that says nothing of the policy.
+    /// Counts a run that says nothing about the policy.
     pub fn dropped(&mut self) {
         self.cut_short += 1;
     }
@@ -95,7 +97,8 @@ impl Watch {
         self.comparisons.push(comparison);
     }
 
-    /// Counts a run. Returns why the policy must not run any more, once.
+    /// Counts a run. Returns the reason to stop running the policy, once, when its error budget
+    /// is spent.
     pub fn ran(
         &mut self,
         call: Call,
@@ -137,7 +140,7 @@ impl Watch {
     }
 }
 
-/// Of a policy that has not run yet.
+/// Returns the report of a policy that has not run yet.
 pub fn unrun(policy: &LoadedPolicy) -> ShadowReport {
     let summary = Comparisons::latest(COMPARISONS_MAX).summary();
     report(
