@@ -1,10 +1,11 @@
-//! What a host refuses to publish: every reason at once, and nothing changed.
+//! Uploads that a host refuses to publish. A refusal lists every reason at once and changes
+//! nothing.
 
 use crate::harness::{Answer, Host, guest, manifest, shipped_module};
 use crate::recipes::{Operator, calm, text, with_params};
 use reqwest::Method;
 
-/// Uploads what must be refused, and returns the reasons.
+/// Uploads a policy that must be refused, asserts that nothing changed, and returns the reasons.
 async fn refused(
     host: &Host,
     operator: &Operator<'_>,
@@ -159,7 +160,7 @@ async fn a_manifest_with_a_mistake_is_refused_with_the_name_of_what_is_wrong() {
         let reasons = refused(&host, &operator, &text, &[]).await;
         assert_says(&reasons, &[words]);
     }
-    // Within range, up to the documented edges: accepted.
+    // Values up to and including the documented bounds are accepted.
     for (at, weight) in ["0", "0.0", "1.0"].into_iter().enumerate() {
         let edge = manifest("edge", &format!("1.{at}.0"), "none", "");
         operator
@@ -273,7 +274,7 @@ async fn a_digest_names_behaviour_whatever_the_policy_is_called_and_however_its_
     assert_eq!(digest_of(by_file), expected);
     let by_digest = manifest("by-digest", "2.3.4", "score", &format!("sha256:{module}"));
     assert_eq!(digest_of(operator.publish(&by_digest, &[]).await), expected);
-    // A default that is written out is the same value.
+    // Writing out a parameter's default value does not change the digest.
     let explicit = with_params(
         &manifest("explicit", "1.0.0", "none", ""),
         "score",
@@ -334,8 +335,8 @@ async fn a_body_beyond_the_limit_is_refused_without_being_held_in_memory() {
         .body(reqwest::Body::wrap_stream(futures::stream::iter(chunks)))
         .send()
         .await;
-    // A host that has heard enough answers and closes; whether the client still sees the answer
-    // while it is sending is the network's choice.
+    // After reading as much as the limit allows, the host responds and closes the connection.
+    // The network decides if the client still sees that response while it is sending.
     if let Ok(answer) = answer {
         assert_eq!(answer.status(), 413);
     }

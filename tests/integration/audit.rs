@@ -1,4 +1,5 @@
-//! The audit log as an operator reads and checks it: on a data directory and on a running host.
+//! The audit log as an operator reads and verifies it, from a data directory and from a running
+//! host.
 
 use crate::harness::{Host, nova};
 use serde_json::{Value, json};
@@ -6,7 +7,7 @@ use sqlx::ConnectOptions as _;
 use std::path::Path;
 use std::process::Output;
 
-/// A host whose log has a few entries of an operator.
+/// Starts a host and makes an operator's changes, so that its audit log has a few entries.
 async fn changed_host() -> Host {
     let host = Host::setup().start();
     let operator = host.admin_token("operator");
@@ -44,7 +45,7 @@ fn printed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The one line of a failure.
+/// Asserts that a command failed with a single line on standard error, and returns the line.
 #[track_caller]
 fn refused(output: &Output) -> String {
     assert!(!output.status.success());

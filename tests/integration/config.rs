@@ -1,4 +1,5 @@
-//! Configuration: what is refused at the start, what changes while the host runs, and the flags.
+//! Configuration: values that are refused at start, values that change while the host runs, and
+//! flags.
 
 use crate::harness::{Community, Host, eventually, post_ids, refusal_to_serve};
 use serde_json::{Value, json};
@@ -12,7 +13,8 @@ const URLS: [(&str, &str); 4] = [
     ("REDIS_URL", "redis://localhost"),
 ];
 
-/// Refused with this file and these variables, in one line.
+/// Asserts that the host refuses to start with this file and these variables, and returns the
+/// one-line error.
 fn refusal(text: &str, variables: &[(&str, &str)]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("nova.toml");
@@ -49,7 +51,7 @@ fn a_configuration_that_makes_no_sense_is_refused_in_one_line_that_names_the_key
     let line = refusal("", &[("NOVA_SNAPSHOT_TTL_S", "soon")]);
     assert!(line.contains("snapshot_s"), "{line}");
     assert!(refusal("", &[("HTTP_PORT", "http")]).contains("HTTP_PORT"));
-    // A secret is never repeated.
+    // The error never repeats a secret.
     let line = refusal("", &[("NOVA_JWT_SECRET", "hunter2")]);
     assert!(
         line.contains("jwt_secret") && !line.contains("hunter2"),
@@ -74,7 +76,8 @@ fn some_store_urls_without_the_others_are_refused_with_the_missing_ones_named() 
     );
 }
 
-/// A host that follows this file; rates are off in it unless it says otherwise.
+/// Starts a host that watches this configuration file. Rate limits are in force unless the file
+/// changes them.
 fn following(text: &str) -> Host {
     Host::setup()
         .community(Community::small())
@@ -121,7 +124,7 @@ async fn times_limits_and_flags_change_while_the_host_runs() {
     })
     .await;
 
-    // Back to where it began, the flag included.
+    // Restore the first file, including the flag.
     change(&host, off);
     eventually(
         RELOADED_WITHIN,
@@ -149,7 +152,7 @@ async fn a_bad_file_is_refused_whole_and_the_old_configuration_stays() {
             refusals() > so_far
         })
         .await;
-        // Its good half is not in force either.
+        // The valid half of the bad file is not in force either.
         let feed = host.feed(7).await;
         assert_eq!(feed["algo"], "ch", "{text}");
     }

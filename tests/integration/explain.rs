@@ -1,4 +1,5 @@
-//! Explained rankings: what is told is what was served, also where the order between two stages matters.
+//! Explained rankings: an explanation shows exactly what was served, also if the order between
+//! two stages matters.
 
 use crate::harness::{guest, nova, post_ids};
 use crate::recipes::{AMPLE, calm, patient_setup};

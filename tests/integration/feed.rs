@@ -1,4 +1,4 @@
-//! The feed a viewer sees: its shape, its caches, its cursors.
+//! The feed response: its shape, its caches and its cursors.
 
 use crate::harness::{Host, post_ids};
 use std::collections::HashSet;

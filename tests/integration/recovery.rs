@@ -1,4 +1,5 @@
-//! What survives: a crash at any moment, an orderly stop, a second host on the same directory.
+//! Recovery: crashes at random moments, orderly stops, and a second host on the same data
+//! directory.
 
 use crate::harness::{Community, Host, event, eventually, post_ids, refusal_to_serve};
 use crate::senders::{BATCH_EVENTS, Sender, batch, send_until_the_host_is_gone};
@@ -63,7 +64,8 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
                 ))
             })
             .collect();
-        // Somewhere between an accepted batch and many that are being counted.
+        // Kill at a random point between the first accepted batch and many batches being
+        // counted.
         eventually(COUNTED_WITHIN, "batches are accepted", async || {
             answered().sum::<u64>() > at_start
         })
@@ -82,7 +84,8 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
     })
     .await;
 
-    // Everything once more, and for each sender the one batch whose fate it never learnt.
+    // Send every batch again, plus one more per sender: the batch whose response it never
+    // received.
     for (user, answered) in (100..).zip(answered()) {
         for number in 0..=answered {
             let answer = host.send_events(user, &batch(begun, number)).await.ok(202);
@@ -105,7 +108,7 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
         likes(&host, &operator).await >= all
     })
     .await;
-    // Once more through a stop, which counts whatever may still be waiting.
+    // Check again after an orderly stop, which counts any event that may still be waiting.
     assert!(host.terminate());
     let host = start(directory.path());
     assert_eq!(likes(&host, &operator).await, all);
@@ -118,7 +121,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
     let operator = host.admin_token("operator");
     let (begun, before) = (Utc::now(), likes(&host, &operator).await);
 
-    // A request whose body is half there when the host is told to stop.
+    // A request of which half the body has arrived when the host gets SIGTERM.
     let body = json!({"events": batch(begun, 0)}).to_string();
     let (early, late) = body.split_at(body.len() / 2);
     let head = format!(
@@ -129,11 +132,11 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
     let mut begun_request = TcpStream::connect(host.address()).await.unwrap();
     begun_request.write_all(head.as_bytes()).await.unwrap();
     eventually(COUNTED_WITHIN, "the request is being handled", async || {
-        // One is the request for the metrics itself.
+        // One active request is the metrics request itself.
         host.metric("nova_feed_api_active_requests").await >= 2.0
     })
     .await;
-    // And senders who go on for as long as they are answered.
+    // A sender that continues until the host stops answering.
     let sender = Arc::<Sender>::default();
     let sending = tokio::spawn(send_until_the_host_is_gone(
         host.url.clone(),
@@ -166,7 +169,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
     let accepted = sender.answered.load(Ordering::SeqCst) + 1;
     let host = start(directory.path());
     let counted = likes(&host, &operator).await;
-    // The last batch of the sender may have been accepted without its answer arriving.
+    // The sender's last batch may have been accepted although its response did not arrive.
     let possible = [accepted, accepted + 1].map(|batches| before + batches * BATCH_EVENTS);
     assert!(
         possible.contains(&counted),

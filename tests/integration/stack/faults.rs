@@ -1,4 +1,5 @@
-//! The fault table, end to end: what a viewer, a client and an operator get while one store misbehaves.
+//! The fault table, end to end: the result for a viewer, a client and an operator while one
+//! store fails.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Community, Host, event, eventually, post_ids};
@@ -8,7 +9,7 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The reset comes within the first bytes of any answer.
+/// The faults to inject. The reset comes within the first bytes of any response.
 const FAULTS: [Fault; 4] = [
     Fault::Refuse,
     Fault::Silent,
@@ -17,8 +18,8 @@ const FAULTS: [Fault; 4] = [
 ];
 const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// A host that reaches one store through a proxy. Nothing it serves comes from a cache of feeds, and its circuits
-/// close again soon.
+/// A host that reaches one store through a proxy. Unless `caches` is set, it serves no feed from
+/// a cache. Its circuits close again soon.
 struct Faulty {
     host: Host,
     proxy: FaultProxy,
@@ -41,7 +42,7 @@ impl Faulty {
             .variable("NOVA_RATE_LIMIT", "off")
             .variable("NOVA_CIRCUIT_OPEN_MS", "500")
             .variable("NOVA_SOURCE_TIMEOUT_MS", "2000")
-            // A list of trending posts is renewed for each request.
+            // A list of trending posts is refreshed for each request.
             .variable("NOVA_TRENDING_TTL_S", "0")
             .serve_variable(variable, &through);
         let setup = if caches {
@@ -205,7 +206,8 @@ async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_retur
     assert_eq!(host.feed(7).await["policy"]["name"], "timeline");
 }
 
-/// Where the broker says that it is stands a proxy, so that every request of producer and consumers passes it.
+/// Puts a proxy at the address that the broker advertises, so that every request of the producer
+/// and the consumers goes through the proxy.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_returns() {
     let Some(stack) = Stack::migrated().await else {
@@ -255,7 +257,7 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
         assert_eq!(feed["served_by"], "policy", "{fault:?}: {feed}");
         assert_eq!(feed["degraded"], json!([]), "{fault:?}");
         assert_eq!(host.get("", "/readyz").await.status, 200);
-        // Long enough for attempts to be made in vain.
+        // Long enough for some attempts to fail.
         tokio::time::sleep(Duration::from_secs(3)).await;
         proxy.set(Fault::None);
     }
@@ -263,7 +265,7 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
         stored().await >= accepted
     })
     .await;
-    // What is sent again because its answer was lost may come late.
+    // Messages sent again because their acknowledgement was lost may arrive late.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(stored().await, accepted);
     assert_eq!(component().await, "up");
@@ -292,7 +294,8 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
         proxies.push(proxy);
         *url = through;
     }
-    // The proxy is where the broker is found; it then names itself, and is reached directly.
+    // The proxy is only the bootstrap address. The broker then advertises its own address, to
+    // which clients connect directly.
     let brokers = format!("http://{}", stack.kafka_brokers);
     let (proxy, through) = FaultProxy::in_front_of(&brokers).await;
     proxy.set(Fault::Refuse);
@@ -338,7 +341,8 @@ async fn processes_that_stop_are_noticed_and_come_back() {
         ("redis", "policy"),
         ("postgres", "policy"),
     ] {
-        // A like of one's own ends the cached answer, so the next one needs the stores.
+        // The viewer's own like invalidates the cached ranking, so the next request needs the
+        // stores.
         let now = event(3, 3, "like", 0);
         assert_eq!(host.feed(7).await["served_by"], "policy");
         stack.service("kill", service);

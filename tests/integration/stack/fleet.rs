@@ -1,4 +1,5 @@
-//! Three hosts on one PostgreSQL: what one operator does holds on all of them, also after a host was cut off.
+//! Three hosts on one PostgreSQL. A change that an operator makes on one host takes effect on
+//! all of them, even on a host that was disconnected.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Answer, Community, Host, Setup, eventually};
@@ -7,9 +8,10 @@ use serde_json::{Value, json};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-/// What a busy machine may take; the goal is a second, and what it took is printed.
+/// Longest time that a busy machine may take. The goal is one second; the test prints the time
+/// measured.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
-/// A host that was cut off finds its way back once its circuit and its connections have.
+/// Longest time for a disconnected host to converge, including its circuit and its connections.
 const RETURNS_WITHIN: Duration = Duration::from_secs(30);
 
 const BASELINE: &str = "baseline@1.0.0";
@@ -22,7 +24,7 @@ fn on(stack: &Stack) -> Setup {
         .variable("NOVA_RATE_LIMIT", "off")
 }
 
-/// Hosts that are ready to be changed.
+/// Starts three hosts and waits until they accept changes.
 async fn three_hosts(stack: &Stack) -> Vec<Host> {
     let first = on(stack).community(Community::small()).start();
     let others = (0..2).map(|_| {
@@ -52,7 +54,7 @@ async fn active(host: &Host, token: &str) -> Value {
     host.get(token, "/admin/v1/policies").await.ok(200)["active"].clone()
 }
 
-/// How long until every host serves by this policy.
+/// Returns the time until every host serves with this policy.
 async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
     let tokens: Vec<String> = hosts
         .iter()
@@ -68,7 +70,7 @@ async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
     begun.elapsed()
 }
 
-/// The log as one host tells it, newest first.
+/// Audit entries as one host returns them, newest first.
 async fn log(host: &Host) -> Vec<Value> {
     let scientist = host.admin_token("scientist");
     let answer = host.get(&scientist, "/admin/v1/audit?limit=1000").await;
@@ -119,7 +121,7 @@ async fn an_activation_and_a_rollback_reach_all_three_hosts() {
     assert_unbroken(&verify(&stack));
 }
 
-/// The operator's commands of an outage, against one host.
+/// Runs one of the operator's commands for an outage, against one host.
 fn command(stack: &Stack, host: &Host, arguments: &[&str]) -> String {
     let output = stack
         .nova()
@@ -217,7 +219,8 @@ async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_s
     hosts.push(on(&stack).variable("POSTGRES_URL", &through_proxy).start());
     activate(&hosts[0], TIMELINE).await.ok(200);
     all_serve(&hosts, TIMELINE, NOTICED_WITHIN).await;
-    // Silent: what a firewall does. The answer waits for the registry's deadline, and comes.
+    // The silent fault acts like a firewall that drops packets. The response comes after the
+    // registry's deadline.
     proxy.set(Fault::Silent);
     let local = roll_back(&hosts[3], json!({"reason": "complaints"}))
         .await
@@ -239,7 +242,8 @@ async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_s
     assert_unbroken(&verify(&stack));
 }
 
-/// What the log says is active: activations push, a rollback goes back to what it names.
+/// Returns the policy that is active according to the audit log. An activation pushes onto the
+/// stack; a rollback pops the stack back to the policy that it names.
 fn active_by_log(oldest_first: &[Value]) -> String {
     let mut stack: Vec<String> = Vec::new();
     for entry in oldest_first {
@@ -283,7 +287,7 @@ async fn operators_who_act_at_once_get_one_order_of_events_and_a_log_that_shows_
     for host in &hosts {
         assert_eq!(log(host).await, told, "every host tells the same");
     }
-    // An activation of what is active already is answered and changes nothing.
+    // Activating the active policy succeeds but writes no entry.
     let written = told.len() - before;
     assert!(
         (1..=done).contains(&written),

@@ -1,4 +1,5 @@
-//! Topics, the producer and the batch reader on a real broker, with a store made for the purpose.
+//! Topics, the producer and the batch reader on a real broker, with an in-memory store for the
+//! tests.
 
 use crate::services::{Servers, delete_topics};
 use nova::clock::unix_ms;
@@ -18,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Topics of this test's own, gone with it.
+/// Topics that belong to one test. They are deleted on drop.
 struct Topics {
     settings: KafkaSettings,
     producer: Producer,
@@ -64,10 +65,10 @@ fn events(posts: std::ops::Range<u64>) -> Vec<AcceptedEvent> {
     posts.map(|post| event(post % 97 + 1, post + 1)).collect()
 }
 
-/// A batch's token and its events, in the order of storing.
+/// The tokens of batches with the events of each, in the order of storing.
 type Stored = Vec<(String, Vec<u64>)>;
 
-/// A store that remembers what it was given, and is down on demand.
+/// A store that records what it is given, and that a test can switch off.
 #[derive(Clone, Default)]
 struct Memory {
     attempts: Arc<Mutex<Vec<String>>>,
@@ -167,7 +168,7 @@ impl Member {
     }
 }
 
-/// The events in batches of so many at most.
+/// A subscription to events, in batches of at most `batch_max`.
 fn portions(batch_max: usize) -> Subscription {
     Subscription {
         group: "nova-test",
@@ -179,7 +180,7 @@ fn portions(batch_max: usize) -> Subscription {
     }
 }
 
-/// A test that fails must not wait for its members.
+/// Stops the member if a test fails, so that the test does not wait for it.
 impl Drop for Member {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -227,7 +228,7 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
     sink.write(&events(0..500), 1).await.unwrap();
     let failing = Memory::default();
     failing.down.store(true, Ordering::Relaxed);
-    // The first round is repeated for as long as the store is down: every partition must be in it.
+    // The first round is repeated while the store is down, so it must contain every partition.
     let patient = Subscription {
         linger: Duration::from_secs(30),
         round_max: 500,
@@ -271,7 +272,7 @@ async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
         ..portions(3)
     };
     let member = Member::subscribe(&kafka, &memory, small_rounds);
-    // The member has taken the half and gone round many times; a slower one passes as well.
+    // Eight seconds are enough for many rounds. On a slower machine, the test passes as well.
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert!(memory.attempts().is_empty());
     sink.write(&of_one_partition(5..10), 2).await.unwrap();
@@ -281,7 +282,8 @@ async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
     assert_eq!(memory.posts(), (1..=10).collect::<Vec<_>>());
 }
 
-/// What a member leaves behind that dies while it stores the first batch of every partition.
+/// Commits the offsets that a member leaves if it dies while it stores the first batch of every
+/// partition. The metadata says that each batch ends at offset `last`.
 fn begin_batches(settings: &KafkaSettings, last: i64) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &settings.brokers)

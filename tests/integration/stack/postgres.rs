@@ -1,4 +1,5 @@
-//! PostgreSQL under the program: the schema, the registry that hosts share, and what remains of both while it is away.
+//! PostgreSQL as the program uses it: the schema, the registry shared by the hosts, and the
+//! service that remains while PostgreSQL is unavailable.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Community, Host, Setup, eventually};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-/// What a host may take until it noticed a change elsewhere, on a machine that is busy.
+/// Longest time that a host on a busy machine may take to notice a change made on another host.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 
 fn on(stack: &Stack) -> Setup {
@@ -199,10 +200,11 @@ async fn a_host_that_never_saw_the_registry_serves_the_baseline_and_converges() 
     stack.postgres_url = direct;
 }
 
-/// Long enough that no call of a test falls into the time after it, and short enough to wait for.
+/// Long enough that no call of a test falls into the time after it, and short enough to wait
+/// for.
 const CIRCUIT_OPEN: Duration = Duration::from_millis(300);
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// A call that takes so long had no deadline; two busy cores explain the rest.
+/// A call that takes this long had no deadline. Shorter delays are explained by two busy cores.
 const NO_DEADLINE: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]

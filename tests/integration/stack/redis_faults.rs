@@ -1,5 +1,5 @@
-//! Redis behind a proxy that misbehaves: every fault is an error or a miss within the deadline, opens the circuit
-//! after three calls, and leaves nothing behind once it is over.
+//! Redis behind a proxy that injects faults. Every fault is an error or a miss within the
+//! deadline, opens the circuit after three calls, and has no lasting effect once it ends.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::services::redis_url;
@@ -20,12 +20,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const LIFE: Duration = Duration::from_secs(60);
-/// Long enough that no call of a test falls into the time after it, and short enough to wait for.
+/// Long enough that no call of a test falls into the time after it, and short enough to wait
+/// for.
 const CIRCUIT_OPEN: Duration = Duration::from_millis(300);
-/// A call that takes so long had no deadline; two busy cores explain the rest.
+/// A call that takes this long had no deadline. Shorter delays are explained by two busy cores.
 const NO_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Past the proxy there is no hurry: a busy machine answers late.
+/// Time limit for calls that do not go through the proxy. It is generous, because a busy machine
+/// responds late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const FAULTS: [Fault; 6] = [
@@ -43,7 +45,7 @@ struct Faulty {
     cache: RedisCache,
     seen: RedisSeen,
     redis: Redis,
-    /// The same cache past the proxy.
+    /// The same cache, connected directly instead of through the proxy.
     beside: RedisCache,
     viewer: u64,
 }
@@ -61,7 +63,7 @@ impl Faulty {
         Some(Self {
             proxy,
             guard,
-            // Nothing is remembered, so that whatever is found came through the proxy.
+            // No process-local memory, so every value found came through the proxy.
             cache: RedisCache::new(redis.clone(), 0),
             seen: RedisSeen::new(redis.clone()),
             redis,
@@ -70,7 +72,7 @@ impl Faulty {
         })
     }
 
-    /// Fills what the faults are to keep from the reader.
+    /// Stores the values that the faults are meant to hide from the reader.
     async fn fill(&self) {
         let snapshot = snapshot(self.viewer);
         self.beside.put_snapshot(snapshot, Some(0)).await.unwrap();
@@ -89,7 +91,7 @@ impl Faulty {
         found.is_ok_and(|found| found.candidates.is_some())
     }
 
-    /// Without the fault every value is found again, and by itself.
+    /// Ends the fault and asserts that the value is found again, with no other action.
     async fn recovers(&self) {
         self.proxy.set(Fault::None);
         crate::harness::eventually(Duration::from_secs(20), "the circuit closes", || async {
@@ -173,7 +175,7 @@ async fn answers_that_come_too_late_reach_nobody_else() {
     };
     faulty.fill().await;
     faulty.recovers().await;
-    // Long enough to be too late, short enough to arrive while others ask.
+    // Long enough to miss the deadline, short enough to arrive while other callers wait.
     faulty.proxy.set(Fault::Slow(CALL_TIMEOUT * 2));
     assert!(!faulty.finds_candidates().await);
     faulty.proxy.set(Fault::None);
