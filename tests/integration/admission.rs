@@ -40,7 +40,7 @@ fn assert_says(reasons: &[String], expected: &[&[&str]]) {
 }
 
 #[tokio::test]
-async fn what_is_not_a_component_of_the_right_world_is_refused_with_the_reason() {
+async fn bytes_that_are_not_a_component_of_the_right_world_are_refused_with_the_reason() {
     let host = Host::setup().start();
     let operator = host.operator();
     let scorer = shipped_module("weighted_scorer.wasm");
@@ -98,7 +98,7 @@ async fn what_is_not_a_component_of_the_right_world_is_refused_with_the_reason()
 }
 
 #[tokio::test]
-async fn a_manifest_with_a_mistake_is_refused_with_the_name_of_what_is_wrong() {
+async fn a_manifest_with_a_mistake_is_refused_with_the_name_of_the_wrong_key() {
     let host = Host::setup().start();
     let operator = host.operator();
     let shipped = |edit: fn(String) -> String| edit(manifest("bad", "1.0.0", "none", ""));
@@ -202,7 +202,7 @@ async fn several_mistakes_are_all_reported_at_once() {
 }
 
 #[tokio::test]
-async fn a_module_that_misbehaves_at_once_is_refused_with_a_code_and_its_stage() {
+async fn a_module_that_fails_its_trial_run_is_refused_with_a_code_and_its_stage() {
     let host = Host::setup().start();
     let operator = host.operator();
     let file = "misbehaves_as_told.wasm";
@@ -234,7 +234,7 @@ async fn a_module_that_misbehaves_at_once_is_refused_with_a_code_and_its_stage()
 }
 
 #[tokio::test]
-async fn a_published_version_never_changes_and_the_same_again_is_no_change() {
+async fn a_published_version_never_changes_and_publishing_it_again_is_a_no_op() {
     let host = Host::setup().start();
     let operator = host.operator();
     let first = operator.publish(&calm("mine", "1.0.0"), &[]).await;
@@ -252,7 +252,7 @@ async fn a_published_version_never_changes_and_the_same_again_is_no_change() {
 }
 
 #[tokio::test]
-async fn a_digest_names_behaviour_whatever_the_policy_is_called_and_however_its_module_is_named() {
+async fn a_digest_depends_on_behaviour_and_not_on_the_names_of_policy_and_module() {
     let host = Host::setup().start();
     let operator = host.operator();
     let bytes = shipped_module("weighted_scorer.wasm");
@@ -290,7 +290,7 @@ async fn a_digest_names_behaviour_whatever_the_policy_is_called_and_however_its_
 }
 
 #[tokio::test]
-async fn an_upload_that_is_not_one_is_a_bad_request() {
+async fn a_malformed_upload_is_a_bad_request() {
     let host = Host::setup().start();
     let operator = host.operator();
     let post = |content_type: &str, body: &'static str| {
@@ -320,7 +320,7 @@ async fn an_upload_that_is_not_one_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_body_beyond_the_limit_is_refused_without_being_held_in_memory() {
+async fn a_body_above_the_limit_is_refused_without_being_held_in_memory() {
     const BODY_BYTES: usize = 100_000_000;
     let host = Host::setup().start();
     let operator = host.operator();

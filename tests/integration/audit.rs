@@ -119,7 +119,7 @@ async fn the_route_pages_both_ways_and_names_a_wrong_parameter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_was_changed_behind_the_hosts_back_is_named_with_what_to_do() {
+async fn an_entry_changed_directly_in_the_database_is_named_with_the_remedy() {
     let host = changed_host().await;
     on_database(
         &host.data_dir,
@@ -138,7 +138,7 @@ async fn an_entry_that_was_changed_behind_the_hosts_back_is_named_with_what_to_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_that_was_cut_off_is_found_by_whoever_noted_the_head() {
+async fn removed_newest_entries_are_detected_with_a_recorded_head() {
     let host = changed_host().await;
     let read: Value = serde_json::from_str(&printed(&on_directory(
         &host.data_dir,
@@ -169,7 +169,7 @@ async fn a_tail_that_was_cut_off_is_found_by_whoever_noted_the_head() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_not_made() {
+fn verifying_a_missing_directory_fails_and_does_not_create_it() {
     let parent = tempfile::tempdir().unwrap();
     let data_dir = parent.path().join("nowhere");
     let line = refused(&on_directory(&data_dir, &["verify"]));

@@ -47,7 +47,7 @@ async fn assert_unauthorized(host: &Host, path: &str, authorization: Option<&str
 }
 
 #[tokio::test]
-async fn only_a_whole_fresh_token_of_this_hosts_key_issuer_and_audience_is_accepted() {
+async fn only_a_valid_token_of_this_hosts_key_issuer_and_audience_is_accepted() {
     let host = Host::with_community();
     let key = {
         let _creates_the_key = host.viewer_token(7);
@@ -123,7 +123,7 @@ async fn only_a_whole_fresh_token_of_this_hosts_key_issuer_and_audience_is_accep
 }
 
 #[tokio::test]
-async fn a_token_opens_the_doors_of_its_own_audience_alone() {
+async fn a_token_is_accepted_only_by_the_routes_of_its_audience() {
     let host = Host::with_community();
     let (viewer, operator) = (host.viewer_token(7), host.admin_token("operator"));
     let mut claims = claims_with("roles", json!(["operator"]));
@@ -208,7 +208,7 @@ fn permissions() -> Vec<(Method, &'static str, &'static [&'static str])> {
 }
 
 #[tokio::test]
-async fn each_role_may_do_what_its_row_says_and_nothing_else() {
+async fn each_role_has_exactly_the_permissions_of_the_role_table() {
     let host = Host::with_community();
     let mut wizard = claims_with("roles", json!(["wizard", 5]));
     wizard["aud"] = json!("nova-admin");
@@ -220,7 +220,7 @@ async fn each_role_may_do_what_its_row_says_and_nothing_else() {
         ("experimenter", host.admin_token("experimenter")),
         ("no role", no_role),
         (
-            "a role nobody knows",
+            "an unknown role",
             sign(Algorithm::HS256, &signing_key(&host), &wizard),
         ),
     ];
@@ -271,7 +271,7 @@ async fn each_role_may_do_what_its_row_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn open_routes_need_no_token_and_machines_are_never_limited() {
+async fn open_routes_need_no_token_and_health_routes_are_never_rate_limited() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_ADDRESS_REQUESTS_PER_MINUTE", "1")

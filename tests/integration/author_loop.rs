@@ -83,7 +83,7 @@ pub fn cargo_test(directory: &Path) -> String {
 }
 
 #[tokio::test]
-async fn an_author_makes_tests_builds_checks_and_ships_a_policy_that_an_operator_takes_back() {
+async fn an_author_creates_tests_builds_checks_and_ships_a_policy_that_an_operator_rolls_back() {
     let host = patient_setup().start();
     let operator = host.operator();
     let desk = tempfile::tempdir().unwrap();
@@ -159,7 +159,7 @@ async fn an_author_makes_tests_builds_checks_and_ships_a_policy_that_an_operator
 }
 
 #[test]
-fn the_other_stages_are_scaffolded_with_a_test_that_passes_too() {
+fn scaffolds_of_the_other_stages_have_a_passing_test_too() {
     let desk = tempfile::tempdir().unwrap();
     for stage in ["dedup", "saturation"] {
         let name = format!("my-{stage}");
@@ -170,7 +170,7 @@ fn the_other_stages_are_scaffolded_with_a_test_that_passes_too() {
 }
 
 #[tokio::test]
-async fn a_published_policy_is_pushed_again_with_other_parameters_to_a_host_and_to_a_directory() {
+async fn a_published_policy_can_be_pushed_with_other_parameters_to_a_host_and_to_a_directory() {
     let host = patient_setup().start();
     let operator = host.operator();
     let desk = tempfile::tempdir().unwrap();
@@ -306,7 +306,7 @@ fn every_command_has_a_help_text_with_an_example() {
 }
 
 #[test]
-fn what_goes_wrong_is_one_line_that_names_it() {
+fn each_failure_is_one_line_that_names_its_cause() {
     let desk = tempfile::tempdir().unwrap();
     let desk = desk.path();
     std::fs::create_dir(desk.join("taken")).unwrap();
@@ -366,7 +366,7 @@ fn nova_token_prints_a_token_and_nothing_else() {
 }
 
 #[test]
-fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() {
+fn bench_compares_a_module_with_baseline_by_stage_and_by_number_of_candidates() {
     let desk = tempfile::tempdir().unwrap();
     let module = desk.path().join("timeline_scorer.wasm");
     std::fs::write(
@@ -399,7 +399,7 @@ fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() 
 }
 
 #[test]
-fn a_refused_policy_is_told_every_reason_as_json_and_in_one_line() {
+fn a_refused_policy_gets_every_reason_as_json_and_in_one_line() {
     let desk = tempfile::tempdir().unwrap();
     let file = "misbehaves_as_told.wasm";
     std::fs::write(desk.path().join(file), crate::harness::guest(file)).unwrap();

@@ -30,7 +30,7 @@ fn refusal(text: &str, variables: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn a_configuration_that_makes_no_sense_is_refused_in_one_line_that_names_the_key() {
+fn an_invalid_configuration_is_refused_in_one_line_that_names_the_key() {
     let files = [
         ("listn = \"127.0.0.1:1\"", "listn"),
         ("[ttl]\nsnapshots_s = 3", "snapshots_s"),
@@ -95,7 +95,7 @@ async fn two_rankings_differ(host: &Host) -> bool {
 }
 
 #[tokio::test]
-async fn times_limits_and_flags_change_while_the_host_runs() {
+async fn ttls_limits_and_flags_change_while_the_host_runs() {
     let off = "[limits]\nrate_limit = \"off\"\n";
     let host = following(off);
     assert!(!two_rankings_differ(&host).await);
@@ -156,11 +156,11 @@ async fn a_bad_file_is_refused_whole_and_the_old_configuration_stays() {
         let feed = host.feed(7).await;
         assert_eq!(feed["algo"], "ch", "{text}");
     }
-    assert!(host.log().contains("snapshots_s"), "the log says why");
+    assert!(host.log().contains("snapshots_s"), "the log names it");
 }
 
 #[tokio::test]
-async fn keys_that_need_a_restart_are_named_and_the_others_are_in_force_at_once() {
+async fn keys_that_need_a_restart_are_named_and_the_others_apply_at_once() {
     let host = following("cache_mb = 64\n[limits]\nrate_limit = \"off\"\n");
     change(
         &host,
@@ -170,7 +170,7 @@ async fn keys_that_need_a_restart_are_named_and_the_others_are_in_force_at_once(
         host.feed(7).await["algo"] == "timeline"
     })
     .await;
-    eventually(RELOADED_WITHIN, "the log says what waits", async || {
+    eventually(RELOADED_WITHIN, "the log names them", async || {
         let log = host.log();
         let warning = log
             .lines()
@@ -205,7 +205,7 @@ async fn set_flag(host: &Host, name: &str, enabled: bool) {
 }
 
 #[tokio::test]
-async fn without_use_ch_ranking_the_timeline_answers_and_says_so() {
+async fn without_use_ch_ranking_the_timeline_is_served_and_reported() {
     let host = Host::with_community();
     assert_eq!(host.feed(7).await["algo"], "ch");
     set_flag(&host, "use_ch_ranking", false).await;
@@ -228,7 +228,7 @@ async fn without_use_ch_ranking_the_timeline_answers_and_says_so() {
 }
 
 #[tokio::test]
-async fn without_caching_every_first_page_is_ranked_anew_and_cursors_work() {
+async fn without_caching_every_first_page_is_ranked_again_and_cursors_work() {
     let host = Host::with_community();
     host.feed(7).await;
     set_flag(&host, "enable_caching", false).await;
@@ -250,7 +250,7 @@ async fn without_caching_every_first_page_is_ranked_anew_and_cursors_work() {
 }
 
 #[tokio::test]
-async fn a_flag_that_an_operator_set_survives_a_restart_and_beats_the_file() {
+async fn a_flag_set_by_an_operator_survives_a_restart_and_overrides_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let start = || {
         Host::setup()

@@ -211,7 +211,7 @@ fn start(world: &World) -> Host {
 }
 
 #[tokio::test]
-async fn trending_is_the_weighted_sum_over_whole_hours_with_ties_to_the_higher_id() {
+async fn trending_is_ordered_by_the_weighted_sum_over_whole_hours_and_then_by_higher_id() {
     let world = World::new();
     let host = start(&world);
     for (window, hours) in [("1h", 1), ("24h", 24), ("7d", 168)] {
@@ -304,7 +304,7 @@ fn suggestions(world: &World, viewer: u64) -> Vec<(u64, f64, u64)> {
 }
 
 #[tokio::test]
-async fn suggested_users_are_those_of_the_formula_and_never_the_viewer_or_a_followee() {
+async fn suggested_users_follow_the_formula_and_exclude_the_viewer_and_followees() {
     let world = World::new();
     let host = start(&world);
     for viewer in 1..=8 {

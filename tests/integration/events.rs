@@ -39,7 +39,7 @@ async fn settle(host: &Host, operator: &str) {
 }
 
 #[tokio::test]
-async fn a_bad_event_is_named_and_refuses_its_whole_batch() {
+async fn a_bad_event_is_named_and_its_whole_batch_is_refused() {
     let host = Host::with_community();
     let operator = host.admin_token("operator");
     let before = host.post_metrics(&operator, 1).await;
@@ -118,7 +118,7 @@ async fn a_bad_event_is_named_and_refuses_its_whole_batch() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_one_batch_is_refused() {
+async fn a_body_that_is_not_a_single_batch_is_refused() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_RATE_LIMIT", "off")
@@ -171,7 +171,7 @@ async fn a_body_that_is_not_one_batch_is_refused() {
 }
 
 #[tokio::test]
-async fn the_limits_themselves_are_accepted() {
+async fn values_equal_to_the_limits_are_accepted() {
     let host = Host::with_community();
     let good = event(1, 1, "view", 10);
     let id_max = json!((1_u64 << 53) - 1);
@@ -203,7 +203,7 @@ async fn the_limits_themselves_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_repeat_is_known_by_its_key_or_its_event_id_and_counts_once() {
+async fn a_repeat_is_detected_by_its_key_or_its_event_id_and_counts_once() {
     let host = Host::with_community();
     let operator = host.admin_token("operator");
     let before = host.post_metrics(&operator, 1).await["shares"]
@@ -268,7 +268,7 @@ async fn a_repeat_is_known_by_its_key_or_its_event_id_and_counts_once() {
 }
 
 #[tokio::test]
-async fn each_action_counts_for_what_it_is() {
+async fn each_action_increments_its_own_counters() {
     let host = Host::with_community();
     let operator = host.admin_token("operator");
     let (post, author) = (POSTS, author_of(POSTS));
@@ -346,7 +346,7 @@ async fn each_action_counts_for_what_it_is() {
 }
 
 #[tokio::test]
-async fn what_was_shown_leaves_the_next_feed_and_stays_in_the_ranking_a_cursor_pins() {
+async fn seen_posts_leave_the_next_feed_and_stay_in_the_ranking_that_a_cursor_pins() {
     let host = Host::with_community();
     let token = host.viewer_token(STRANGER);
     let first = host.get(&token, "/api/v1/feed?limit=20").await.ok(200);
@@ -479,7 +479,7 @@ async fn the_next_feed_counts_the_viewers_own_like_comment_and_share() {
 }
 
 #[tokio::test]
-async fn events_that_cannot_be_kept_are_refused_for_now_and_feeds_go_on() {
+async fn events_that_cannot_be_stored_get_a_503_and_feeds_are_still_served() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_SPOOL_BYTES_MAX", "0")

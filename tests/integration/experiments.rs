@@ -154,7 +154,7 @@ fn nova_bucket_prints_the_published_vectors() {
 }
 
 #[tokio::test]
-async fn a_thousand_viewers_are_split_as_their_buckets_say_and_each_gets_its_variations_policy() {
+async fn a_thousand_viewers_are_split_by_bucket_and_each_gets_the_policy_of_its_variation() {
     let lab = Lab::open().await;
     let published = |name: &str, params: &str| {
         with_params(&manifest(name, "1.0.0", "none", ""), "score", params) + AMPLE
@@ -229,7 +229,7 @@ async fn a_thousand_viewers_are_split_as_their_buckets_say_and_each_gets_its_var
 }
 
 #[tokio::test]
-async fn starting_pausing_and_stopping_hold_at_once_also_for_viewers_whose_ranking_is_cached() {
+async fn starting_pausing_and_stopping_apply_at_once_even_for_viewers_with_a_cached_ranking() {
     let lab = Lab::open().await;
     // Viewers of both halves. Each has a cached ranking of the active policy, which is also the
     // control.
@@ -281,7 +281,7 @@ async fn starting_pausing_and_stopping_hold_at_once_also_for_viewers_whose_ranki
 }
 
 #[tokio::test]
-async fn a_cohort_takes_whom_its_rule_describes() {
+async fn a_cohort_contains_the_viewers_that_match_its_rule() {
     let lab = Lab::open().await;
     // User u of the community is u days old and from DE; 999,999 is not in the users table.
     let cases = [
@@ -371,7 +371,7 @@ async fn a_cohort_takes_whom_its_rule_describes() {
 }
 
 #[tokio::test]
-async fn a_cohort_rule_that_means_nothing_is_refused() {
+async fn an_invalid_cohort_rule_is_refused() {
     let lab = Lab::open().await;
     for rule in [
         json!({}),
@@ -398,7 +398,7 @@ async fn a_cohort_rule_that_means_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn coverage_takes_a_share_of_each_variation_and_growing_it_moves_nobody() {
+async fn coverage_takes_a_share_of_each_variation_and_raising_it_reassigns_no_viewer() {
     let lab = Lab::open().await;
     let with_coverage = |coverage: f64| {
         let mut spec = halves("grow");
@@ -440,7 +440,7 @@ async fn coverage_takes_a_share_of_each_variation_and_growing_it_moves_nobody() 
 }
 
 #[tokio::test]
-async fn a_viewer_is_in_one_experiment_forced_ones_first_then_by_priority_key_and_namespace() {
+async fn a_viewer_is_in_one_experiment_chosen_by_override_priority_key_and_namespace() {
     let lab = Lab::open().await;
     lab.cohort("ten", &json!({"ids": (1..=10).collect::<Vec<u64>>()}))
         .await
@@ -487,7 +487,7 @@ async fn a_viewer_is_in_one_experiment_forced_ones_first_then_by_priority_key_an
 }
 
 #[tokio::test]
-async fn an_experiment_with_mistakes_is_refused_with_the_fields_they_are_in() {
+async fn an_experiment_with_mistakes_is_refused_with_the_names_of_the_wrong_fields() {
     let lab = Lab::open().await;
     let cases = [
         ("/variations/1/weight", json!(0.4), "variations"),
@@ -561,7 +561,7 @@ async fn an_experiment_with_mistakes_is_refused_with_the_fields_they_are_in() {
 }
 
 #[tokio::test]
-async fn a_variation_that_fails_is_answered_by_the_active_policy_and_still_counts_as_its_own() {
+async fn viewers_of_a_failing_variation_get_the_active_policy_and_still_count_for_the_variation() {
     let lab = Lab::open().await;
     let operator = lab.host.operator();
     operator

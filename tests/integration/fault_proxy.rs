@@ -205,7 +205,7 @@ async fn exchange(client: &mut TcpStream, request: &[u8]) -> std::io::Result<Vec
 }
 
 #[tokio::test]
-async fn refusing_ends_open_and_new_connections_and_passing_again_serves_new_ones() {
+async fn refusing_resets_open_and_new_connections_until_the_fault_ends() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::Refuse);
     assert!(exchange(&mut client, b"hello").await.is_err());
@@ -217,7 +217,7 @@ async fn refusing_ends_open_and_new_connections_and_passing_again_serves_new_one
 }
 
 #[tokio::test]
-async fn silence_answers_nothing_until_it_is_over() {
+async fn a_silent_proxy_answers_only_after_the_fault_ends() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::Silent);
     let mut other = TcpStream::connect(proxy.address()).await.unwrap();
@@ -236,7 +236,7 @@ async fn silence_answers_nothing_until_it_is_over() {
 }
 
 #[tokio::test]
-async fn a_reset_comes_in_the_middle_of_an_answer() {
+async fn a_reset_ends_an_answer_in_the_middle() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::ResetAfter(3));
     client.write_all(b"hello").await.unwrap();
@@ -247,7 +247,7 @@ async fn a_reset_comes_in_the_middle_of_an_answer() {
 }
 
 #[tokio::test]
-async fn garbage_is_as_long_as_the_answer_and_is_not_it() {
+async fn garbage_has_the_length_of_the_answer_but_not_its_content() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::Garbage);
     let request = [7; 1_000];
@@ -257,7 +257,7 @@ async fn garbage_is_as_long_as_the_answer_and_is_not_it() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_comes_late_and_whole() {
+async fn a_slow_answer_arrives_late_and_complete() {
     let (proxy, mut client) = connected().await;
     let delay = Duration::from_millis(80);
     proxy.set(Fault::Slow(delay));

@@ -433,7 +433,7 @@ impl Host {
             if answer.status == 200 && answer.body["degraded"] == serde_json::json!([]) {
                 break answer.body;
             }
-            assert!(Instant::now() < deadline, "never whole: {}", answer.body);
+            assert!(Instant::now() < deadline, "still degraded: {}", answer.body);
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let mut posts = page["posts"].as_array().unwrap().clone();
@@ -482,7 +482,7 @@ pub fn refusal_to_serve(arguments: &[&str], variables: &[(&str, &str)]) -> Strin
         if Instant::now() > deadline {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("the host serves where it should refuse");
+            panic!("the host serves although it should refuse to start");
         }
         std::thread::sleep(Duration::from_millis(20));
     };

@@ -103,7 +103,7 @@ fn assert_well_formed(feed: &Value) {
 const VIEWERS: [u64; 3] = [7, 41, 999_999];
 
 #[tokio::test]
-async fn every_hostile_guest_is_answered_by_the_policy_before_it_and_counted_by_its_kind() {
+async fn every_hostile_guest_falls_back_to_the_previous_policy_and_is_counted_by_its_kind() {
     let host = patient_setup().start();
     let operator = host.operator();
     operator
@@ -162,7 +162,7 @@ async fn twenty_requests_at_once_under_an_endless_loop_are_all_ranked_by_the_las
 }
 
 #[tokio::test]
-async fn requests_that_get_no_worker_in_time_are_ranked_natively_and_counted_as_pool() {
+async fn requests_without_a_free_worker_in_time_are_ranked_natively_and_counted_as_pool() {
     // One worker that each request blocks for 20 ms, and a policy budget of 30 ms.
     let host = Host::setup()
         .community(crate::harness::Community::small())
@@ -180,13 +180,13 @@ async fn requests_that_get_no_worker_in_time_are_ranked_natively_and_counted_as_
         assert_eq!(feed["degraded"], json!(["policy"]));
         native += u32::from(feed["served_by"] == "native");
     }
-    assert!(native > 0, "nobody ran out of patience");
+    assert!(native > 0, "no request exceeded its policy budget");
     let series = "nova_feed_policy_calls_total{outcome=\"pool\",policy=\"endless-loop@1.0.0\",stage=\"dedup\"}";
     assert!(host.metric(series).await > 0.0);
 }
 
 #[tokio::test]
-async fn two_hostile_policies_in_a_row_leave_the_native_copy_of_the_shipped_logic() {
+async fn after_two_hostile_policies_the_native_copy_of_the_bundled_logic_ranks() {
     let host = patient_setup().start();
     let operator = host.operator();
     let shipped = manifest("shipped", "1.0.0", "none", "") + AMPLE;
@@ -214,11 +214,11 @@ async fn two_hostile_policies_in_a_row_leave_the_native_copy_of_the_shipped_logi
             return;
         }
     }
-    panic!("the order never held still");
+    panic!("the expected order changed during each of the 20 requests");
 }
 
 #[tokio::test]
-async fn a_policy_that_fails_for_one_viewer_hurts_nobody_else_and_a_rollback_ends_it() {
+async fn a_policy_that_fails_for_one_viewer_affects_no_other_viewer_and_rollback_ends_it() {
     let host = patient_setup().start();
     let operator = host.operator();
     operator

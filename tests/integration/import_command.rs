@@ -80,7 +80,7 @@ fn with(file: &str, text: &str) -> Community {
 }
 
 #[test]
-fn a_bad_row_is_named_by_file_and_line_and_nothing_of_its_file_stays() {
+fn a_bad_row_is_named_by_file_and_line_and_its_whole_file_is_rejected() {
     let cases = [
         (
             "users.csv",

@@ -37,13 +37,8 @@ fn tools_are_there() -> bool {
     }
     let missing = missing.join(", ");
     let required = std::env::var("NOVA_REQUIRE_LANGUAGES").is_ok_and(|value| value == "1");
-    assert!(
-        !required,
-        "NOVA_REQUIRE_LANGUAGES is 1, but these tools are missing: {missing}"
-    );
-    eprintln!(
-        "skipped the policies in Python and JavaScript, because these tools are missing: {missing}"
-    );
+    assert!(!required, "required tools are missing: {missing}");
+    eprintln!("skipped the Python and JavaScript policies: {missing} not found");
     false
 }
 
@@ -203,7 +198,7 @@ fn own_tests(directory: &Path, language: &str, file: Option<&str>) {
 }
 
 #[test]
-fn the_sdks_the_examples_and_new_policies_pass_their_own_tests() {
+fn sdks_examples_and_new_policies_pass_their_own_tests() {
     if !tools_are_there() {
         return;
     }
@@ -233,7 +228,7 @@ fn the_sdks_the_examples_and_new_policies_pass_their_own_tests() {
 }
 
 #[test]
-fn without_its_tools_a_build_says_how_to_get_them() {
+fn a_build_without_its_tools_says_how_to_install_them() {
     let desk = tempfile::tempdir().unwrap();
     for (language, advice) in [("python", "python3-venv"), ("javascript", "nodejs")] {
         let new = ["policy", "new", language, "--lang", language];

@@ -102,12 +102,12 @@ impl Lab {
     async fn settled(&self, action: &str, subject: &str) {
         let wanted = ("host".into(), action.into(), subject.into());
         let recorded = || async { self.log().await.contains(&wanted) };
-        eventually(SOON, "the registry was told", recorded).await;
+        eventually(SOON, "the change is in the registry", recorded).await;
     }
 }
 
 #[tokio::test]
-async fn a_canary_serves_its_share_of_two_thousand_viewers_and_growing_it_moves_nobody_out() {
+async fn a_canary_serves_its_share_of_two_thousand_viewers_and_raising_it_removes_no_viewer() {
     let lab = Lab::open().await;
     let operator = lab.host.operator();
     operator.publish(&calm("calm", "1.0.0"), &[]).await;
@@ -141,7 +141,7 @@ async fn a_canary_serves_its_share_of_two_thousand_viewers_and_growing_it_moves_
 }
 
 #[tokio::test]
-async fn an_experiment_beats_the_canary() {
+async fn an_experiment_has_precedence_over_the_canary() {
     let lab = Lab::open().await;
     lab.host
         .operator()
@@ -165,8 +165,7 @@ async fn an_experiment_beats_the_canary() {
 }
 
 #[tokio::test]
-async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_and_no_viewer_sees_an_error()
- {
+async fn a_policy_that_starts_to_trap_is_quarantined_and_rolled_back_without_errors_for_viewers() {
     let lab = Lab::open().await;
     lab.publish_bad("bad", "1.0.0").await;
     lab.host.operator().activate("bad@1.0.0").await.ok(200);
@@ -202,7 +201,7 @@ async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_a
 /// The request's own time limit ends the call long before the policy's deadline does. The call
 /// still counts as the policy's failure.
 #[tokio::test]
-async fn a_policy_that_never_answers_goes_although_its_deadline_is_longer_than_any_request() {
+async fn a_policy_that_never_returns_is_removed_even_if_its_deadline_is_longer_than_any_request() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_RATE_LIMIT", "off")
@@ -227,7 +226,7 @@ fn text_of_rollback(audit: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_second_bad_policy_is_rolled_back_as_well_down_to_the_last_good_one() {
+async fn two_bad_policies_are_both_rolled_back_down_to_the_last_good_one() {
     let lab = Lab::open().await;
     for name in ["bad", "worse"] {
         lab.publish_bad(name, "1.0.0").await;
@@ -247,7 +246,7 @@ async fn a_second_bad_policy_is_rolled_back_as_well_down_to_the_last_good_one() 
 }
 
 #[tokio::test]
-async fn a_bad_canary_goes_without_touching_the_active_policy() {
+async fn a_bad_canary_is_removed_without_affecting_the_active_policy() {
     let lab = Lab::open().await;
     lab.publish_bad("bad", "1.0.0").await;
     lab.canary("bad@1.0.0", 100.0).await.ok(200);
@@ -284,7 +283,7 @@ async fn a_quarantined_variation_pauses_its_experiment_and_its_viewers_get_the_a
 }
 
 #[tokio::test]
-async fn an_operators_quarantine_holds_when_answered_and_with_nothing_left_the_native_copy_ranks() {
+async fn an_operators_quarantine_applies_at_once_and_without_any_policy_the_native_copy_ranks() {
     let lab = Lab::open().await;
     // The experiment's variation runs the same policy with other parameters, so it is
     // quarantined as well.
@@ -314,7 +313,7 @@ async fn an_operators_quarantine_holds_when_answered_and_with_nothing_left_the_n
 }
 
 #[tokio::test]
-async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do() {
+async fn each_step_needs_its_role_and_a_refusal_says_what_to_do() {
     let lab = Lab::open().await;
     let operator = lab.host.operator();
     operator.publish(&calm("calm", "1.0.0"), &[]).await;
@@ -389,7 +388,7 @@ async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do
 }
 
 #[tokio::test]
-async fn where_policies_stand_survives_a_kill() {
+async fn states_of_policies_survive_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let start = || Lab::of(patient_setup().data_dir(directory.path()).start());
     let mut lab = start();
@@ -436,7 +435,7 @@ async fn where_policies_stand_survives_a_kill() {
 }
 
 #[tokio::test]
-async fn the_commands_take_the_same_steps_and_status_shows_who_serves() {
+async fn the_commands_take_the_same_steps_and_status_shows_the_serving_policies() {
     let lab = Lab::open().await;
     lab.publish_bad("bad", "1.0.0").await;
     lab.host

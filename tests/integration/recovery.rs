@@ -39,7 +39,7 @@ async fn likes(host: &Host, operator: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_killed() {
+async fn every_accepted_event_is_counted_exactly_once_even_after_repeated_kills() {
     let directory = tempfile::tempdir().unwrap();
     let mut host = start_with_community(directory.path());
     let operator = host.admin_token("operator");
@@ -79,7 +79,7 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
     }
     let accepted: u64 = answered().sum();
     assert!(accepted > 4, "{accepted}");
-    eventually(COUNTED_WITHIN, "what was accepted is counted", async || {
+    eventually(COUNTED_WITHIN, "accepted events are counted", async || {
         likes(&host, &operator).await >= before + accepted * BATCH_EVENTS
     })
     .await;
@@ -93,7 +93,7 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
             if number < answered {
                 assert_eq!(
                     deduped, BATCH_EVENTS,
-                    "an accepted batch is not known any more"
+                    "an accepted batch is no longer known"
                 );
             } else {
                 assert!(
@@ -115,7 +115,7 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
+async fn an_orderly_stop_finishes_open_requests_and_loses_no_event() {
     let directory = tempfile::tempdir().unwrap();
     let mut host = start_with_community(directory.path());
     let operator = host.admin_token("operator");
@@ -151,7 +151,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
 
     host.begin_stop();
     let address = host.address().to_owned();
-    eventually(COUNTED_WITHIN, "nobody new is let in", async || {
+    eventually(COUNTED_WITHIN, "new connections fail", async || {
         TcpStream::connect(&address).await.is_err()
     })
     .await;
@@ -178,7 +178,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_second_host_on_the_same_directory_refuses_and_the_first_goes_on() {
+async fn a_second_host_on_the_same_directory_refuses_to_start_and_the_first_keeps_serving() {
     let host = Host::with_community();
     let directory = host.data_dir.to_str().unwrap();
     let reason = refusal_to_serve(&["--data-dir", directory], &[]);
@@ -210,7 +210,7 @@ async fn seen_posts_and_repeats_are_remembered_through_a_crash() {
 }
 
 #[tokio::test]
-async fn an_empty_directory_serves_an_empty_feed_that_is_whole() {
+async fn an_empty_directory_serves_an_empty_feed_that_is_not_degraded() {
     let host = Host::setup().start();
     for algo in ["ch", "timeline"] {
         let path = format!("/api/v1/feed?algo={algo}");

@@ -60,7 +60,7 @@ fn assert_exact(output: &Output, records: u64) -> Value {
 }
 
 #[tokio::test]
-async fn what_a_host_served_comes_out_bit_for_bit_also_under_an_experiment() {
+async fn served_rankings_replay_bit_for_bit_also_under_an_experiment() {
     let host = recording_setup().start();
     let operator = host.operator();
     let experiment = json!({"seed": "s", "variations": [
@@ -87,7 +87,7 @@ async fn what_a_host_served_comes_out_bit_for_bit_also_under_an_experiment() {
 }
 
 #[tokio::test]
-async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_binary_ships() {
+async fn an_exported_file_replays_an_uploaded_policy_without_a_data_directory() {
     let mut host = recording_setup().start();
     let modules = [("upside_down.wasm", guest("upside_down.wasm"))];
     let text = manifest("upside-down", "1.0.0", "score", "upside_down.wasm") + AMPLE;
@@ -146,7 +146,7 @@ async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_bina
 /// A replay check reuses its instances. If a reused instance gives another result, that is not
 /// counted against a host that served from fresh instances.
 #[tokio::test]
-async fn a_policy_that_only_a_kept_instance_makes_answer_otherwise_comes_out_as_it_was_served() {
+async fn a_policy_that_differs_only_in_a_reused_instance_replays_as_it_was_served() {
     const FEEDS: u64 = 520;
     let host = recording_setup().start();
     let modules = [("turns.wasm", guest("turns_after_500_calls.wasm"))];
@@ -160,7 +160,7 @@ async fn a_policy_that_only_a_kept_instance_makes_answer_otherwise_comes_out_as_
 }
 
 #[tokio::test]
-async fn the_ranking_of_a_failing_policy_is_recorded_whatever_is_sampled() {
+async fn rankings_of_a_failing_policy_are_recorded_regardless_of_the_sample_ratio() {
     let host = patient_setup()
         .variable("NOVA_RECORD_SAMPLE_RATIO", "0")
         .start();
@@ -187,7 +187,7 @@ async fn the_ranking_of_a_failing_policy_is_recorded_whatever_is_sampled() {
 }
 
 #[tokio::test]
-async fn chosen_viewers_are_recorded_and_the_choice_reloads() {
+async fn configured_viewers_are_recorded_and_the_setting_reloads() {
     let config = |viewer: u64| format!("[records]\nsample_ratio = 0\nviewers = [{viewer}]\n");
     let host = patient_setup()
         .variable("NOVA_ENABLE_CACHING", "false")
@@ -207,7 +207,7 @@ async fn chosen_viewers_are_recorded_and_the_choice_reloads() {
 }
 
 #[tokio::test]
-async fn records_are_bounded_and_the_newest_stay() {
+async fn records_are_bounded_and_the_newest_are_kept() {
     // Three bundled modules take about 50 KiB, and a record of this community about 10 KiB.
     let bytes_max = 200_000;
     let host = recording_setup()
@@ -294,7 +294,7 @@ async fn a_damaged_record_is_skipped_and_counted_and_a_changed_module_is_not_run
 }
 
 #[tokio::test]
-async fn the_report_is_one_page_that_fetches_nothing_and_names_what_moved() {
+async fn the_report_is_a_self_contained_page_that_names_the_posts_that_moved() {
     let host = recording_setup().start();
     for viewer in 1..=10 {
         host.feed(viewer).await;
@@ -347,7 +347,7 @@ async fn the_report_is_one_page_that_fetches_nothing_and_names_what_moved() {
 }
 
 #[tokio::test]
-async fn a_replay_of_nothing_says_what_to_do() {
+async fn a_replay_without_records_says_what_to_do() {
     let host = patient_setup()
         .variable("NOVA_RECORD_SAMPLE_RATIO", "0")
         .start();

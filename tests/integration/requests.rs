@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn a_query_that_is_out_of_range_is_refused_with_its_name() {
+async fn a_query_parameter_out_of_range_is_refused_with_its_name() {
     let host = Host::with_community();
     let token = host.viewer_token(7);
     let refused = [
@@ -68,7 +68,7 @@ async fn a_query_that_is_out_of_range_is_refused_with_its_name() {
 }
 
 #[tokio::test]
-async fn a_cursor_serves_the_viewer_it_was_given_to_and_nobody_else() {
+async fn a_cursor_serves_only_the_viewer_it_was_issued_to() {
     let host = Host::with_community();
     let (owner, stranger) = (host.viewer_token(7), host.viewer_token(8));
     let page = host.get(&owner, "/api/v1/feed?limit=10").await.ok(200);
@@ -137,7 +137,7 @@ async fn a_cursor_whose_ranking_is_gone_has_expired() {
 }
 
 #[tokio::test]
-async fn unknown_routes_and_wrong_methods_are_problems_too() {
+async fn unknown_routes_and_wrong_methods_return_problem_responses() {
     let host = Host::with_community();
     let unknown = [
         (Method::GET, "/nothing"),
@@ -167,7 +167,7 @@ async fn unknown_routes_and_wrong_methods_are_problems_too() {
 }
 
 #[tokio::test]
-async fn every_answer_carries_the_callers_request_id_or_a_new_one() {
+async fn every_response_carries_the_callers_request_id_or_a_new_one() {
     let host = Host::with_community();
     let token = host.viewer_token(7);
     let ask = async |path: &str, id: &str| -> Answer {
@@ -206,7 +206,7 @@ fn assert_limited(answer: Answer) {
 }
 
 #[tokio::test]
-async fn viewers_event_batches_and_addresses_have_rates_of_their_own() {
+async fn viewers_event_batches_and_addresses_have_separate_rate_limits() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_VIEWER_REQUESTS_PER_MINUTE", "3")
@@ -299,12 +299,12 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
     // A reset ends a connection too, so it is not an error.
-    let _ = read.expect("the host holds on to a client that does not go on");
+    let _ = read.expect("the host did not disconnect a client that stopped sending");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[tokio::test]
-async fn a_client_that_is_slow_with_its_headers_is_cut_off() {
+async fn a_client_that_is_slow_with_its_headers_is_disconnected() {
     let host = Host::setup()
         .variable("NOVA_HEADER_TIMEOUT_MS", "300")
         .start();

@@ -45,7 +45,7 @@ impl Operator<'_> {
 }
 
 #[tokio::test]
-async fn a_shadow_reports_how_it_would_rank_and_changes_no_answer() {
+async fn a_shadow_reports_its_ranking_and_changes_no_response() {
     let host = start();
     let operator = host.operator();
     let scientist = host.admin_token("scientist");
@@ -113,8 +113,7 @@ async fn a_shadow_reports_how_it_would_rank_and_changes_no_answer() {
 }
 
 #[tokio::test]
-async fn a_shadow_that_spends_its_failure_budget_is_stopped_and_said_to_be_and_nothing_else_happens()
- {
+async fn a_shadow_that_exhausts_its_error_budget_is_stopped_and_reported_without_other_effects() {
     let host = start();
     let operator = host.operator();
     let policy = operator.shadow(&host, "trap").await;
@@ -158,7 +157,7 @@ async fn a_shadow_that_spends_its_failure_budget_is_stopped_and_said_to_be_and_n
 }
 
 #[tokio::test]
-async fn an_endless_shadow_takes_no_worker_and_what_it_has_no_time_for_is_counted() {
+async fn an_endless_shadow_blocks_no_worker_and_its_dropped_runs_are_counted() {
     let host = patient_setup()
         .variable("NOVA_ENABLE_CACHING", "false")
         .variable("WORKER_CONCURRENCY", "1")

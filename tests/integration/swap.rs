@@ -34,8 +34,8 @@ async fn candidate_queries(host: &Host) -> f64 {
 }
 
 #[tokio::test]
-async fn the_next_feed_after_a_swap_is_ranked_anew_without_a_query_and_rollback_restores_the_order()
-{
+async fn the_next_feed_after_a_swap_is_ranked_again_without_a_query_and_rollback_restores_the_order()
+ {
     let host = patient_setup().start();
     let operator = host.operator();
     two_policies(&operator).await;
@@ -78,7 +78,7 @@ async fn the_next_feed_after_a_swap_is_ranked_anew_without_a_query_and_rollback_
 }
 
 #[tokio::test]
-async fn rollback_goes_one_further_each_time_down_to_the_first_and_no_further() {
+async fn each_rollback_goes_one_step_further_down_to_the_first_policy() {
     let host = patient_setup().start();
     let operator = host.operator();
     two_policies(&operator).await;
@@ -158,7 +158,7 @@ async fn a_cursor_continues_its_ranking_through_swap_and_rollback_without_a_repe
 }
 
 #[tokio::test]
-async fn swaps_under_load_drop_no_request_and_every_answer_is_one_policys_whole_order() {
+async fn swaps_under_load_drop_no_request_and_never_mix_the_orders_of_two_policies() {
     let host = patient_setup().start();
     let operator = host.operator();
     two_policies(&operator).await;
@@ -208,7 +208,7 @@ async fn swaps_under_load_drop_no_request_and_every_answer_is_one_policys_whole_
 }
 
 #[tokio::test]
-async fn what_is_active_and_who_made_it_so_survive_a_restart_and_a_kill() {
+async fn active_policies_and_the_audit_log_survive_a_restart_and_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let start = || patient_setup().data_dir(directory.path()).start();
     let mut host = start();
@@ -244,7 +244,7 @@ async fn what_is_known(operator: &Operator<'_>) -> (Value, Value) {
 }
 
 #[tokio::test]
-async fn the_audit_log_and_the_metrics_tell_every_step() {
+async fn the_audit_log_and_the_metrics_record_every_step() {
     let host = patient_setup().start();
     let operator = host.operator();
     let info = async |policy: &str, digest: &str| {
@@ -310,7 +310,7 @@ async fn the_audit_log_and_the_metrics_tell_every_step() {
 }
 
 #[tokio::test]
-async fn every_shipped_recipe_ranks_and_the_timeline_puts_the_newest_first() {
+async fn every_bundled_recipe_ranks_and_the_timeline_puts_the_newest_first() {
     let host = patient_setup().start();
     let operator = host.operator();
     for policy in ["decay-diversity@1.0.0", "timeline@1.0.0"] {

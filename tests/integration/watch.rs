@@ -76,7 +76,7 @@ async fn a_directory_that_is_copied_in_is_published_and_can_be_activated() {
 }
 
 #[tokio::test]
-async fn a_module_that_is_still_being_written_is_published_only_once_it_is_whole() {
+async fn a_module_that_is_still_being_written_is_published_only_when_complete() {
     let host = Host::setup().start();
     let operator = host.operator();
     let bytes = shipped_module("weighted_scorer.wasm");
@@ -116,14 +116,14 @@ async fn a_module_that_is_still_being_written_is_published_only_once_it_is_whole
         .find(|entry| entry["name"] == "slow")
         .unwrap();
     assert_eq!(entry["stages"]["score"]["module"], expected);
-    eventually(SOON, "nothing is refused any more", || async {
+    eventually(SOON, "no directory is refused any more", || async {
         refusals(&operator, "slow").await.is_empty()
     })
     .await;
 }
 
 #[tokio::test]
-async fn changed_files_under_a_published_version_are_refused_and_a_new_version_is_not() {
+async fn changed_files_under_a_published_version_are_refused_and_a_new_version_is_accepted() {
     let host = patient_setup().start();
     let operator = host.operator();
     write_policy(&host, "mine", &calm("mine", "1.0.0"), &[]);
@@ -157,7 +157,7 @@ async fn changed_files_under_a_published_version_are_refused_and_a_new_version_i
 }
 
 #[tokio::test]
-async fn a_broken_directory_is_refused_until_it_is_mended_or_taken_away() {
+async fn a_broken_directory_is_refused_until_it_is_repaired_or_removed() {
     let host = Host::setup().start();
     let operator = host.operator();
     let refused = async |directory: &str, words: &str| {
@@ -194,7 +194,7 @@ async fn a_broken_directory_is_refused_until_it_is_mended_or_taken_away() {
         &absent,
         &[("absent.wasm", shipped_module("weighted_scorer.wasm"))],
     );
-    eventually(SOON, "what was mended is published", || async {
+    eventually(SOON, "the repaired directory is published", || async {
         published(&operator, "absent@1.0.0").await
             && refusals(&operator, "importing").await.is_empty()
     })
@@ -246,7 +246,7 @@ impl Demo {
                 .and_then(|(_, rest)| rest.split_once(to));
             let (found, _) = found.unwrap_or_else(|| {
                 let log = std::fs::read_to_string(&log).unwrap();
-                panic!("no {from} in what it said: {said}{log}")
+                panic!("no {from} in the output: {said}{log}")
             });
             found.to_owned()
         };

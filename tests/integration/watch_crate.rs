@@ -29,7 +29,7 @@ async fn says(host: &Host, words: &str) {
 }
 
 #[tokio::test]
-async fn a_saved_edit_is_served_and_shown_and_one_that_does_not_compile_is_neither() {
+async fn a_saved_edit_is_served_and_reported_unless_it_does_not_compile() {
     let desk = tempfile::tempdir().unwrap();
     make(desk.path(), "watched", "score");
     let directory = desk.path().join("watched");
@@ -88,7 +88,7 @@ async fn a_saved_edit_is_served_and_shown_and_one_that_does_not_compile_is_neith
 }
 
 #[test]
-fn watching_what_is_no_policy_or_from_a_shared_registry_is_refused() {
+fn watching_without_a_policy_crate_or_with_a_shared_registry_is_refused() {
     let desk = tempfile::tempdir().unwrap();
     make(desk.path(), "watched", "dedup");
     let why = complaint(&mut nova_in(desk.path(), &["serve", "--watch", "absent"]));

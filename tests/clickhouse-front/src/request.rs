@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn data_follows_the_format_of_an_insert_wherever_the_insert_is() {
+    fn the_data_of_an_insert_follows_its_format_anywhere_in_the_body() {
         let binary = b"\n\n\xff";
         let in_url = with_body("INSERT INTO t(`a`) FORMAT RowBinary", binary);
         assert_eq!(in_url.data.as_ref(), binary);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_without_data_is_the_statement() {
+    fn a_body_without_data_is_parsed_as_the_statement() {
         let select = with_body("", b"SELECT 1\nFORMAT CSV");
         assert_eq!(select.sql, "SELECT 1\nFORMAT CSV");
         let values = with_body("INSERT INTO t VALUES", b"(1)");

@@ -78,7 +78,7 @@ impl Drop for Front {
 }
 
 #[test]
-fn what_was_answered_survives_a_kill_and_a_repeated_insert_counts_once() {
+fn acknowledged_inserts_survive_a_kill_and_a_repeated_insert_counts_once() {
     let Ok(library) = std::env::var("NOVA_LIBCHDB") else {
         eprintln!("not run: NOVA_LIBCHDB is not set");
         return;

@@ -34,9 +34,9 @@ impl Connector {
             let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
             assert!(
                 !required,
-                "KAFKA_CONNECT_URL not set, and NOVA_REQUIRE_SERVICES=1"
+                "KAFKA_CONNECT_URL is not set, but NOVA_REQUIRE_SERVICES=1 requires it"
             );
-            eprintln!("not run with Debezium: KAFKA_CONNECT_URL not set");
+            eprintln!("skipped the test with Debezium, because KAFKA_CONNECT_URL is not set");
             return None;
         };
         let name = stack.kafka_prefix.trim_end_matches('.').to_owned();
@@ -203,7 +203,7 @@ UPDATE users SET country = 'NL' WHERE user_id IN (3, 4);
 DELETE FROM users WHERE user_id = 40;";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clickhouse_follows_every_kind_of_change_and_validation_notices_what_does_not_belong() {
+async fn clickhouse_follows_every_kind_of_change_and_validation_detects_a_difference() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -248,7 +248,7 @@ async fn clickhouse_follows_every_kind_of_change_and_validation_notices_what_doe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_and_follows_overtake_the_feeds_they_change() {
+async fn posts_and_follows_invalidate_the_feeds_they_change() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -283,21 +283,21 @@ async fn posts_and_follows_overtake_the_feeds_they_change() {
         .stack
         .postgres("INSERT INTO posts (post_id, author_id) VALUES (77, 9)")
         .await;
-    eventually(CAPTURED_WITHIN, "both followers overtaken", || async {
+    eventually(CAPTURED_WITHIN, "both followers invalidated", || async {
         epoch(1).await.unwrap() != before.0 && epoch(2).await.unwrap() != before.1
     })
     .await;
-    assert_eq!(epoch(3).await.unwrap(), before.2, "a stranger's feed stays");
+    assert_eq!(epoch(3).await.unwrap(), before.2, "other feeds stay cached");
     connector
         .stack
         .postgres("INSERT INTO follows VALUES (3, 9, now()); UPDATE posts SET deleted = true WHERE post_id = 77")
         .await;
-    eventually(CAPTURED_WITHIN, "the new follower overtaken", || async {
+    eventually(CAPTURED_WITHIN, "the new follower invalidated", || async {
         epoch(3).await.unwrap() != before.2
             && consumer.cache.get(&suggestions).await.unwrap().is_none()
     })
     .await;
-    eventually(CAPTURED_WITHIN, "the post buried", || async {
+    eventually(CAPTURED_WITHIN, "the deletion is reported", || async {
         *consumer.buried.lock().unwrap() == [77]
     })
     .await;
@@ -383,7 +383,7 @@ async fn a_connector_whose_slot_is_gone_takes_a_new_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connector_whose_database_comes_back_goes_on_where_it_was() {
+async fn a_connector_resumes_at_its_position_when_its_database_returns() {
     let Some(stack) = Stack::alone().await else {
         return;
     };

@@ -100,7 +100,7 @@ async fn counted(host: &Host, post: u64, counter: &str, at_least: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_store_sets_say_the_same_of_an_imported_community() {
+async fn both_store_sets_return_the_same_for_an_imported_community() {
     let Some((both, _stack)) = Both::with(Community::small).await else {
         return;
     };
@@ -114,7 +114,7 @@ async fn both_store_sets_say_the_same_of_an_imported_community() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_store_sets_count_the_same_events_once_and_know_what_was_seen() {
+async fn both_store_sets_count_the_same_events_once_and_remember_seen_posts() {
     let Some((both, _stack)) = Both::with(Community::small).await else {
         return;
     };
@@ -208,10 +208,10 @@ fn counts(results: &Value, of: &str) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_store_sets_say_the_same_of_a_real_community() {
+async fn both_store_sets_return_the_same_for_a_real_community() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/quantum-se");
     if !path.is_dir() {
-        eprintln!("not run: there is no real community beside the checkout");
+        eprintln!("skipped the real community, because its data set is not on this machine");
         return;
     }
     let Some((both, _stack)) = Both::with(|| moved_to_now(&path)).await else {

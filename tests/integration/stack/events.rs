@@ -101,7 +101,7 @@ fn views(posts: std::ops::Range<u64>) -> Vec<AcceptedEvent> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_leaves_the_spool_is_counted_once_though_it_is_sent_again_and_again() {
+async fn events_from_the_spool_are_counted_once_even_if_they_are_sent_repeatedly() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -168,7 +168,7 @@ impl BatchHandler for DiesAfterInsert {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_stored_and_not_committed_counts_once() {
+async fn a_batch_that_was_stored_but_not_committed_counts_once() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -190,7 +190,7 @@ async fn a_batch_that_was_stored_and_not_committed_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_reached_the_raw_table_and_not_the_aggregates_is_healed() {
+async fn a_batch_that_reached_the_raw_table_but_not_the_aggregates_is_repaired() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -210,7 +210,7 @@ async fn a_batch_that_reached_the_raw_table_and_not_the_aggregates_is_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exposures_travel_through_the_broker_and_a_repeated_one_counts_once() {
+async fn exposures_pass_through_the_broker_and_a_repeated_one_counts_once() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -248,7 +248,7 @@ async fn exposures_travel_through_the_broker_and_a_repeated_one_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_another_host_accepted_is_answered_as_known() {
+async fn an_event_that_another_host_accepted_is_reported_as_a_duplicate() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };

@@ -65,7 +65,7 @@ impl Faulty {
     }
 
     async fn becomes_whole(&self, viewer: u64) {
-        eventually(RECOVERS_WITHIN, "feeds are whole again", async || {
+        eventually(RECOVERS_WITHIN, "no feed is degraded", async || {
             let feed = self.host.feed(viewer).await;
             feed["degraded"] == json!([]) && feed["served_by"] == "policy"
         })
@@ -138,7 +138,7 @@ async fn without_clickhouse_a_trending_list_is_the_last_good_one_and_never_an_em
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_every_look_up_is_a_miss_and_feeds_and_events_go_on() {
+async fn without_redis_every_lookup_is_a_miss_and_feeds_and_events_still_work() {
     let Some(faulty) = Faulty::in_front_of("REDIS_URL", true).await else {
         return;
     };
@@ -162,7 +162,7 @@ async fn without_redis_every_look_up_is_a_miss_and_feeds_and_events_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_a_cursor_goes_on_where_this_host_knows_its_ranking() {
+async fn without_redis_a_cursor_continues_on_the_host_that_holds_its_ranking() {
     let Some(faulty) = Faulty::in_front_of("REDIS_URL", true).await else {
         return;
     };
@@ -181,7 +181,7 @@ async fn without_redis_a_cursor_goes_on_where_this_host_knows_its_ranking() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_returns() {
+async fn without_postgres_feeds_are_not_degraded_and_changes_are_refused_until_it_returns() {
     let Some(faulty) = Faulty::in_front_of("POSTGRES_URL", false).await else {
         return;
     };
@@ -199,7 +199,7 @@ async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_retur
         assert_eq!(host.get("", "/readyz").await.status, 200);
     }
     faulty.proxy.set(Fault::None);
-    eventually(RECOVERS_WITHIN, "changes are made again", async || {
+    eventually(RECOVERS_WITHIN, "changes are accepted again", async || {
         host.post(&operator, activate, &json!({})).await.status == 200
     })
     .await;
@@ -214,7 +214,7 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
         return;
     };
     let [at, upstream] = ["KAFKA_PROXY", "KAFKA_BEHIND_PROXY"].map(|name| {
-        std::env::var(name).unwrap_or_else(|_| panic!("{name} not set: tests/services up, env"))
+        std::env::var(name).unwrap_or_else(|_| panic!("set {name}: see tests/services env"))
     });
     let proxy = FaultProxy::start_at(&at, &upstream).await;
     let host = Host::setup()
@@ -240,12 +240,12 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
     send().await;
     let mut accepted = BATCH_EVENTS;
     for fault in FAULTS {
-        eventually(RECOVERS_WITHIN, "what was accepted is stored", async || {
+        eventually(RECOVERS_WITHIN, "accepted events are stored", async || {
             stored().await == accepted
         })
         .await;
         proxy.set(fault);
-        eventually(RECOVERS_WITHIN, "the fault is noticed", async || {
+        eventually(RECOVERS_WITHIN, "the fault is detected", async || {
             component().await == "down"
         })
         .await;
@@ -261,7 +261,7 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
         tokio::time::sleep(Duration::from_secs(3)).await;
         proxy.set(Fault::None);
     }
-    eventually(RECOVERS_WITHIN, "all is stored", async || {
+    eventually(RECOVERS_WITHIN, "all events are stored", async || {
         stored().await >= accepted
     })
     .await;
@@ -272,7 +272,7 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_restart() {
+async fn a_host_started_without_any_store_is_live_and_becomes_ready_without_a_restart() {
     let Some(mut stack) = Stack::migrated().await else {
         return;
     };
@@ -318,7 +318,7 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
         host.get("", "/readyz").await.status == 200
     })
     .await;
-    eventually(RECOVERS_WITHIN, "feeds are whole", async || {
+    eventually(RECOVERS_WITHIN, "feeds are not degraded", async || {
         let answer = host.get(&host.viewer_token(7), "/api/v1/feed").await;
         answer.status == 200 && answer.body["degraded"] == json!([])
     })
@@ -326,7 +326,7 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_stop_are_noticed_and_come_back() {
+async fn killed_servers_are_detected_and_used_again_after_a_restart() {
     let Some(stack) = Stack::alone().await else {
         return;
     };
@@ -354,7 +354,7 @@ async fn processes_that_stop_are_noticed_and_come_back() {
             host.get("", "/health").await.body["status"] == "up"
         })
         .await;
-        eventually(RECOVERS_WITHIN, "feeds are whole", async || {
+        eventually(RECOVERS_WITHIN, "feeds are not degraded", async || {
             let feed = host.feed(7).await;
             feed["degraded"] == json!([]) && feed["served_by"] == "policy"
         })

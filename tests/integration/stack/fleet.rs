@@ -62,7 +62,7 @@ async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
         .collect();
     let begun = Instant::now();
     for (host, token) in hosts.iter().zip(&tokens) {
-        eventually(within, "every host serves by the same policy", async || {
+        eventually(within, "the policy is active on every host", async || {
             active(host, token).await == policy
         })
         .await;
@@ -113,7 +113,7 @@ async fn an_activation_and_a_rollback_reach_all_three_hosts() {
     took.sort();
     let ms = |at: usize| took[at].as_millis();
     eprintln!(
-        "from the answer until all three hosts serve by it, {} changes: median {} ms, most {} ms",
+        "from the response until all three hosts serve the new policy, {} changes: median {} ms, most {} ms",
         took.len(),
         ms(took.len() / 2),
         ms(took.len() - 1)
@@ -140,7 +140,7 @@ fn command(stack: &Stack, host: &Host, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_is_cut_off_rolls_back_alone_survives_a_restart_and_brings_all_others_along() {
+async fn a_disconnected_host_rolls_back_locally_survives_a_restart_and_then_rolls_back_the_others() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -201,7 +201,7 @@ async fn a_host_that_is_cut_off_rolls_back_alone_survives_a_restart_and_brings_a
     assert_eq!(newest["action"], "rollback", "{newest}");
     assert_eq!(newest["actor"], "1");
     assert!(newest["detail"]["local"]["made_at"].is_string(), "{newest}");
-    eventually(RETURNS_WITHIN, "nothing waits any more", async || {
+    eventually(RETURNS_WITHIN, "no local change is pending", async || {
         hosts[3].metric("nova_feed_registry_local_changes").await == 0.0
     })
     .await;
@@ -209,8 +209,7 @@ async fn a_host_that_is_cut_off_rolls_back_alone_survives_a_restart_and_brings_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_says_what_it_dropped()
- {
+async fn a_disconnected_host_adopts_the_changes_of_others_and_the_log_names_the_dropped_change() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -230,7 +229,7 @@ async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_s
     activate(&hosts[1], DIVERSITY).await.ok(200);
     proxy.set(Fault::None);
     all_serve(&hosts, DIVERSITY, RETURNS_WITHIN).await;
-    eventually(RETURNS_WITHIN, "the log says so", async || {
+    eventually(RETURNS_WITHIN, "the log names it", async || {
         let newest = log(&hosts[0]).await[0].clone();
         newest["action"] == "dropped"
             && newest["detail"]["why"]
@@ -263,7 +262,7 @@ fn active_by_log(oldest_first: &[Value]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_who_act_at_once_get_one_order_of_events_and_a_log_that_shows_it() {
+async fn concurrent_operators_get_one_order_of_changes_and_a_log_that_shows_it() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -285,7 +284,7 @@ async fn operators_who_act_at_once_get_one_order_of_events_and_a_log_that_shows_
     }
     let mut told = log(&hosts[0]).await;
     for host in &hosts {
-        assert_eq!(log(host).await, told, "every host tells the same");
+        assert_eq!(log(host).await, told, "every host returns the same log");
     }
     // Activating the active policy succeeds but writes no entry.
     let written = told.len() - before;

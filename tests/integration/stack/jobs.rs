@@ -29,7 +29,7 @@ async fn assert_one_host_runs(hosts: &[Host], job: &str, apart: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_job_is_run_by_one_host_of_two_and_who_is_active_is_kept_warm() {
+async fn each_job_runs_on_one_host_of_two_and_active_viewers_are_kept_warm() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };

@@ -196,7 +196,7 @@ async fn until(what: &str, mut reached: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_are_made_once_and_asking_again_changes_nothing() {
+async fn topics_are_created_once_and_creating_them_again_changes_nothing() {
     let Some(kafka) = topics().await else {
         return;
     };
@@ -204,7 +204,7 @@ async fn topics_are_made_once_and_asking_again_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left() {
+async fn everything_sent_is_stored_once_and_nothing_is_left_for_a_second_member() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     sink.ping().await.unwrap();
@@ -222,7 +222,7 @@ async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
+async fn the_next_member_repeats_a_started_batch_unchanged() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     sink.write(&events(0..500), 1).await.unwrap();
@@ -241,7 +241,7 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
     .await;
     first.stop().await;
     let begun: BTreeSet<String> = failing.attempts().into_iter().collect();
-    assert_eq!(begun.len(), 12, "every attempt was at the same batches");
+    assert_eq!(begun.len(), 12, "every attempt used the same batches");
     sink.write(&events(500..900), 2).await.unwrap();
     let healthy = Memory::default();
     let second = Member::start(&kafka, &healthy, 1_000);
@@ -258,7 +258,7 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
+async fn half_of_a_started_batch_waits_for_the_rest_even_if_it_fills_the_round() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     begin_batches(&kafka.settings, 9);
@@ -301,7 +301,7 @@ fn begin_batches(settings: &KafkaSettings, last: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides() {
+async fn members_join_and_leave_and_no_partition_is_stored_by_two_at_a_time() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     let memory = Memory::default();
@@ -330,12 +330,12 @@ async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides
     assert_eq!(
         once,
         (1..=8_000).collect::<Vec<_>>(),
-        "what was stored twice was stored under one token"
+        "posts that were stored twice were stored under one token"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_event_is_put_aside_with_its_reason_and_its_place() {
+async fn a_message_that_is_no_event_is_dead_lettered_with_its_reason_and_position() {
     let Some(kafka) = topics().await else { return };
     let Topics { settings, producer } = &kafka;
     let broken = Outgoing {

@@ -84,7 +84,7 @@ async fn round(
     let _ = tokio::time::timeout(length, futures::future::join_all(sending)).await;
     if let Disaster::At(point, _) = disaster {
         let met = format!("nova: failpoint {point}");
-        assert!(host.log().contains(&met), "the host never came to {point}");
+        assert!(host.log().contains(&met), "{point} was never reached");
     }
     host.kill();
 }
@@ -110,7 +110,7 @@ async fn ledger(stack: &Stack) -> [u64; 5] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_acknowledged_event_is_stored_and_counted_exactly_once_whatever_dies() {
+async fn every_acknowledged_event_is_stored_and_counted_exactly_once_after_any_kill() {
     let Some(stack) = Stack::alone().await else {
         return;
     };
@@ -156,7 +156,7 @@ async fn every_acknowledged_event_is_stored_and_counted_exactly_once_whatever_di
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_broker_is_the_spools_business_until_the_spool_is_full() {
+async fn the_spool_accepts_events_without_a_broker_until_it_is_full() {
     let Some(stack) = Stack::alone().await else {
         return;
     };
@@ -186,7 +186,7 @@ async fn a_missing_broker_is_the_spools_business_until_the_spool_is_full() {
     // Feeds are still served.
     assert_eq!(host.feed(7).await["served_by"], "policy");
     stack.service("start", "kafka");
-    eventually(COUNTED_WITHIN, "what was accepted arrives", async || {
+    eventually(COUNTED_WITHIN, "accepted events are stored", async || {
         let rows = stack
             .clickhouse("SELECT count() AS n FROM events WHERE origin = 'kafka'")
             .await;

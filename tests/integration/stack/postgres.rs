@@ -144,7 +144,7 @@ async fn hosts_that_start_together_on_an_empty_registry_all_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_starts_while_postgresql_is_away_serves_the_last_good_policies() {
+async fn a_host_that_starts_while_postgresql_is_unavailable_serves_the_last_good_policies() {
     let Some(mut stack) = Stack::migrated().await else {
         return;
     };
@@ -167,7 +167,7 @@ async fn a_host_that_starts_while_postgresql_is_away_serves_the_last_good_polici
         assert_eq!(activate(&host, "baseline@1.0.0").await, 503, "{fault:?}");
         assert_eq!(active(&host).await, "timeline@1.0.0");
         proxy.set(Fault::None);
-        eventually(NOTICED_WITHIN, "changes are made again", async || {
+        eventually(NOTICED_WITHIN, "changes are accepted again", async || {
             activate(&host, "timeline@1.0.0").await == 200
                 && activate(&host, "baseline@1.0.0").await == 200
                 && activate(&host, "timeline@1.0.0").await == 200
@@ -179,7 +179,7 @@ async fn a_host_that_starts_while_postgresql_is_away_serves_the_last_good_polici
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_never_saw_the_registry_serves_the_baseline_and_converges() {
+async fn a_host_that_never_read_the_registry_serves_the_baseline_and_converges() {
     let Some(mut stack) = Stack::migrated().await else {
         return;
     };
@@ -208,7 +208,7 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const NO_DEADLINE: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_fault_is_a_retryable_error_within_the_deadline_and_leaves_nothing_behind() {
+async fn every_fault_is_a_retryable_error_within_the_deadline_and_has_no_lasting_effect() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -234,7 +234,7 @@ async fn every_fault_is_a_retryable_error_within_the_deadline_and_leaves_nothing
         }
         assert_eq!(store.guard().circuit(), Circuit::Open, "{fault:?}");
         proxy.set(Fault::None);
-        eventually(NOTICED_WITHIN, "the store answers again", async || {
+        eventually(NOTICED_WITHIN, "the store responds again", async || {
             store.timeline(1, 1_000_000, 10).await.is_ok()
         })
         .await;

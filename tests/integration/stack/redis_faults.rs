@@ -126,7 +126,7 @@ fn snapshot(viewer: u64) -> Arc<Snapshot> {
 }
 
 #[tokio::test]
-async fn every_fault_is_a_miss_in_time_and_three_open_the_circuit_until_it_is_over() {
+async fn every_fault_is_a_miss_within_the_deadline_and_three_open_the_circuit_until_it_ends() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
@@ -151,7 +151,7 @@ async fn every_fault_is_a_miss_in_time_and_three_open_the_circuit_until_it_is_ov
 }
 
 #[tokio::test]
-async fn callers_at_once_share_the_wait_for_a_silent_redis() {
+async fn concurrent_callers_share_the_wait_for_a_silent_redis() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
@@ -169,7 +169,7 @@ async fn callers_at_once_share_the_wait_for_a_silent_redis() {
 }
 
 #[tokio::test]
-async fn answers_that_come_too_late_reach_nobody_else() {
+async fn late_replies_never_reach_another_caller() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
@@ -190,14 +190,14 @@ async fn answers_that_come_too_late_reach_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_host_started_while_redis_is_away_finds_it_later() {
+async fn a_cache_created_while_redis_is_unavailable_connects_later() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
     faulty.proxy.set(Fault::Refuse);
     assert!(faulty.cache.ping().await.is_err());
     faulty.proxy.set(Fault::None);
-    crate::harness::eventually(Duration::from_secs(20), "it answers", || async {
+    crate::harness::eventually(Duration::from_secs(20), "Redis responds", || async {
         faulty.cache.ping().await.is_ok()
     })
     .await;
@@ -213,7 +213,7 @@ fn fate(post_id: u64) -> Fate {
 }
 
 #[tokio::test]
-async fn a_deletion_during_an_outage_is_told_afterwards() {
+async fn a_deletion_during_an_outage_is_published_afterwards() {
     use futures::StreamExt as _;
     let Some(faulty) = Faulty::start().await else {
         return;
@@ -236,7 +236,7 @@ async fn a_deletion_during_an_outage_is_told_afterwards() {
     faulty.proxy.set(Fault::Refuse);
     elsewhere.tell(&[fate(during)]).await.unwrap();
     let outage = tokio::time::timeout(Duration::from_millis(100), followed.next()).await;
-    assert!(outage.is_err(), "nothing can be told");
+    assert!(outage.is_err(), "no deletion can be published");
     faulty.proxy.set(Fault::None);
     while !told.contains(&during) {
         told.extend(
