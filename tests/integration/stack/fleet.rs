@@ -140,7 +140,7 @@ fn command(stack: &Stack, host: &Host, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disconnected_host_rolls_back_locally_survives_a_restart_and_then_rolls_back_the_others() {
+async fn a_disconnected_host_rolls_back_locally_survives_a_restart_and_then_syncs_the_others() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
