@@ -104,7 +104,7 @@ async fn ranks_by(host: &Host, policy: &str) -> anyhow::Result<()> {
         }
         anyhow::ensure!(
             begun.elapsed() < NOTICED_WITHIN,
-            "a host ranks by {ranked_by} and not by {policy}"
+            "a host still ranks with {ranked_by} instead of {policy}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -246,7 +246,8 @@ impl Host {
 
     /// Waits until the host is ready.
     ///
-    /// # Errors If it is not ready in time.
+    /// # Errors
+    /// If it is not ready in time.
     pub async fn await_ready(&self, within: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         while fetch(self.address, &self.request("GET", "/readyz", "", ""))

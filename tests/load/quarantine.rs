@@ -78,7 +78,7 @@ async fn report(host: &Host, victims: &Load, p99_before_ms: f64) -> anyhow::Resu
         _ => "never".to_owned(),
     };
     println!(
-        "{} of {} feeds met the failure, {} errors; first to last such answer {}, to the first whole one after it {}; p99 {:.1} ms before, {:.1} ms with it; now {}",
+        "{} of {} feeds met the failure, {} errors; first to last degraded response {}, first degraded to first complete response {}; p99 {:.1} ms before, {:.1} ms with it; now {}",
         seen.failed,
         (PER_SECOND as u64) * LENGTH.as_secs(),
         seen.errors,

@@ -23,7 +23,7 @@ pub async fn stack() -> anyhow::Result<Stack> {
     println!("machine: {}; the servers run on it too", machine());
     Stack::migrated()
         .await
-        .context("no servers: tests/services up, then eval \"$(tests/services env)\"")
+        .context("no servers; start them: tests/services up, then eval \"$(tests/services env)\"")
 }
 
 pub fn print(name: &str, report: &Report) {
