@@ -185,8 +185,8 @@ impl World {
         ])
     }
 
-    /// Returns post → (likes, comments, shares, views) over the buckets from `now_hour -
-    /// window_hours` onwards.
+    /// Returns post → (likes, comments, shares, views) in the buckets from `window_hours` before
+    /// `now_hour` onwards.
     fn counts(&self, now_hour: DateTime<Utc>, window_hours: i64) -> BTreeMap<u64, [u64; 4]> {
         let mut counts: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
         for deed in &self.deeds {

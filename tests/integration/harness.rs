@@ -568,8 +568,8 @@ pub const POSTS: u64 = 240;
 impl Community {
     /// Writes a community of 60 users and 240 posts:
     ///
-    /// - One post every 20 minutes, by authors 1–30 in turn. Post `p` is by author `(p − 1) % 30
-    ///   + 1`, and the highest id is the newest post.
+    /// - One post every 20 minutes, by authors 1–30 in turn. The author of post `p` is
+    ///   `(p − 1) % 30 + 1`, and the highest id is the newest post.
     /// - User `u` follows `u + 1`, `u + 2` and `u + 3` (mod 60).
     /// - Every third post has likes, and every fifth has comments.
     pub fn small() -> Self {

@@ -272,7 +272,7 @@ async fn half_of_a_started_batch_waits_for_the_rest_even_if_it_fills_the_round()
         ..portions(3)
     };
     let member = Member::subscribe(&kafka, &memory, small_rounds);
-    // Eight seconds are enough for many rounds. On a slower machine, the test passes as well.
+    // Eight seconds are enough for many rounds. With fewer rounds, the test still passes.
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert!(memory.attempts().is_empty());
     sink.write(&of_one_partition(5..10), 2).await.unwrap();
