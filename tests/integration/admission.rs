@@ -1,10 +1,11 @@
-//! What a host refuses to publish: every reason at once, and nothing changed.
+//! Uploads that a host refuses to publish. A refusal lists every reason at once and changes
+//! nothing.
 
 use crate::harness::{Answer, Host, guest, manifest, shipped_module};
 use crate::recipes::{Operator, calm, text, with_params};
 use reqwest::Method;
 
-/// Uploads what must be refused, and returns the reasons.
+/// Uploads a policy that must be refused, asserts that nothing changed, and returns the reasons.
 async fn refused(
     host: &Host,
     operator: &Operator<'_>,
@@ -39,7 +40,7 @@ fn assert_says(reasons: &[String], expected: &[&[&str]]) {
 }
 
 #[tokio::test]
-async fn what_is_not_a_component_of_the_right_world_is_refused_with_the_reason() {
+async fn bytes_that_are_not_a_component_of_the_right_world_are_refused_with_the_reason() {
     let host = Host::setup().start();
     let operator = host.operator();
     let scorer = shipped_module("weighted_scorer.wasm");
@@ -97,7 +98,7 @@ async fn what_is_not_a_component_of_the_right_world_is_refused_with_the_reason()
 }
 
 #[tokio::test]
-async fn a_manifest_with_a_mistake_is_refused_with_the_name_of_what_is_wrong() {
+async fn a_manifest_with_a_mistake_is_refused_with_the_name_of_the_wrong_key() {
     let host = Host::setup().start();
     let operator = host.operator();
     let shipped = |edit: fn(String) -> String| edit(manifest("bad", "1.0.0", "none", ""));
@@ -159,7 +160,7 @@ async fn a_manifest_with_a_mistake_is_refused_with_the_name_of_what_is_wrong() {
         let reasons = refused(&host, &operator, &text, &[]).await;
         assert_says(&reasons, &[words]);
     }
-    // Within range, up to the documented edges: accepted.
+    // Values up to and including the documented bounds are accepted.
     for (at, weight) in ["0", "0.0", "1.0"].into_iter().enumerate() {
         let edge = manifest("edge", &format!("1.{at}.0"), "none", "");
         operator
@@ -201,7 +202,7 @@ async fn several_mistakes_are_all_reported_at_once() {
 }
 
 #[tokio::test]
-async fn a_module_that_misbehaves_at_once_is_refused_with_a_code_and_its_stage() {
+async fn a_module_that_fails_its_trial_run_is_refused_with_a_code_and_its_stage() {
     let host = Host::setup().start();
     let operator = host.operator();
     let file = "misbehaves_as_told.wasm";
@@ -233,7 +234,7 @@ async fn a_module_that_misbehaves_at_once_is_refused_with_a_code_and_its_stage()
 }
 
 #[tokio::test]
-async fn a_published_version_never_changes_and_the_same_again_is_no_change() {
+async fn a_published_version_never_changes_and_publishing_it_again_is_a_no_op() {
     let host = Host::setup().start();
     let operator = host.operator();
     let first = operator.publish(&calm("mine", "1.0.0"), &[]).await;
@@ -251,7 +252,7 @@ async fn a_published_version_never_changes_and_the_same_again_is_no_change() {
 }
 
 #[tokio::test]
-async fn a_digest_names_behaviour_whatever_the_policy_is_called_and_however_its_module_is_named() {
+async fn a_digest_depends_on_behaviour_and_not_on_the_names_of_policy_and_module() {
     let host = Host::setup().start();
     let operator = host.operator();
     let bytes = shipped_module("weighted_scorer.wasm");
@@ -273,7 +274,7 @@ async fn a_digest_names_behaviour_whatever_the_policy_is_called_and_however_its_
     assert_eq!(digest_of(by_file), expected);
     let by_digest = manifest("by-digest", "2.3.4", "score", &format!("sha256:{module}"));
     assert_eq!(digest_of(operator.publish(&by_digest, &[]).await), expected);
-    // A default that is written out is the same value.
+    // Writing out a parameter's default value does not change the digest.
     let explicit = with_params(
         &manifest("explicit", "1.0.0", "none", ""),
         "score",
@@ -289,7 +290,7 @@ async fn a_digest_names_behaviour_whatever_the_policy_is_called_and_however_its_
 }
 
 #[tokio::test]
-async fn an_upload_that_is_not_one_is_a_bad_request() {
+async fn a_malformed_upload_is_a_bad_request() {
     let host = Host::setup().start();
     let operator = host.operator();
     let post = |content_type: &str, body: &'static str| {
@@ -319,7 +320,7 @@ async fn an_upload_that_is_not_one_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_body_beyond_the_limit_is_refused_without_being_held_in_memory() {
+async fn a_body_above_the_limit_is_refused_without_being_held_in_memory() {
     const BODY_BYTES: usize = 100_000_000;
     let host = Host::setup().start();
     let operator = host.operator();
@@ -334,8 +335,8 @@ async fn a_body_beyond_the_limit_is_refused_without_being_held_in_memory() {
         .body(reqwest::Body::wrap_stream(futures::stream::iter(chunks)))
         .send()
         .await;
-    // A host that has heard enough answers and closes; whether the client still sees the answer
-    // while it is sending is the network's choice.
+    // After reading as much as the limit allows, the host responds and closes the connection.
+    // The network decides if the client still sees that response while it is sending.
     if let Ok(answer) = answer {
         assert_eq!(answer.status(), 413);
     }

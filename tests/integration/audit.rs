@@ -1,4 +1,5 @@
-//! The audit log as an operator reads and checks it: on a data directory and on a running host.
+//! The audit log as an operator reads and verifies it, from a data directory and from a running
+//! host.
 
 use crate::harness::{Host, nova};
 use serde_json::{Value, json};
@@ -6,7 +7,7 @@ use sqlx::ConnectOptions as _;
 use std::path::Path;
 use std::process::Output;
 
-/// A host whose log has a few entries of an operator.
+/// Starts a host and makes an operator's changes, so that its audit log has a few entries.
 async fn changed_host() -> Host {
     let host = Host::setup().start();
     let operator = host.admin_token("operator");
@@ -44,7 +45,7 @@ fn printed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The one line of a failure.
+/// Asserts that a command failed with a single line on standard error, and returns the line.
 #[track_caller]
 fn refused(output: &Output) -> String {
     assert!(!output.status.success());
@@ -118,7 +119,7 @@ async fn the_route_pages_both_ways_and_names_a_wrong_parameter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_was_changed_behind_the_hosts_back_is_named_with_what_to_do() {
+async fn an_entry_changed_directly_in_the_database_is_named_with_the_remedy() {
     let host = changed_host().await;
     on_database(
         &host.data_dir,
@@ -137,7 +138,7 @@ async fn an_entry_that_was_changed_behind_the_hosts_back_is_named_with_what_to_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_that_was_cut_off_is_found_by_whoever_noted_the_head() {
+async fn removed_newest_entries_are_detected_with_a_recorded_head() {
     let host = changed_host().await;
     let read: Value = serde_json::from_str(&printed(&on_directory(
         &host.data_dir,
@@ -168,7 +169,7 @@ async fn a_tail_that_was_cut_off_is_found_by_whoever_noted_the_head() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_not_made() {
+fn verifying_a_missing_directory_fails_and_does_not_create_it() {
     let parent = tempfile::tempdir().unwrap();
     let data_dir = parent.path().join("nowhere");
     let line = refused(&on_directory(&data_dir, &["verify"]));

@@ -1,4 +1,5 @@
-//! Who may ask for what: tokens that are refused, and what each role of the admin audience may do.
+//! Access control: tokens that are refused, and the routes that each role of the admin audience
+//! may use.
 
 use crate::harness::{Community, Host};
 use base64::Engine;
@@ -23,7 +24,7 @@ fn in_seconds(seconds: i64) -> i64 {
     chrono::Utc::now().timestamp() + seconds
 }
 
-/// Claims of a good viewer token, with one of them set or, where the value is null, left out.
+/// Claims of a valid viewer token with one claim set or, if the value is null, removed.
 fn claims_with(name: &str, value: Value) -> Value {
     let mut claims = json!({"iss": "nova", "aud": "nova", "sub": "7", "exp": in_seconds(600)});
     claims[name] = value;
@@ -46,7 +47,7 @@ async fn assert_unauthorized(host: &Host, path: &str, authorization: Option<&str
 }
 
 #[tokio::test]
-async fn only_a_whole_fresh_token_of_this_hosts_key_issuer_and_audience_is_accepted() {
+async fn only_a_valid_token_of_this_hosts_key_issuer_and_audience_is_accepted() {
     let host = Host::with_community();
     let key = {
         let _creates_the_key = host.viewer_token(7);
@@ -54,10 +55,10 @@ async fn only_a_whole_fresh_token_of_this_hosts_key_issuer_and_audience_is_accep
     };
     let hs256 = |claims: &Value| sign(Algorithm::HS256, &key, claims);
 
-    // The tokens made here are accepted as long as nothing is wrong with them.
+    // Tokens signed by this test are accepted as long as their claims are valid.
     for good in [
         claims_with("sub", json!("7")),
-        claims_with("exp", json!(in_seconds(-3))), // within the leeway for clocks
+        claims_with("exp", json!(in_seconds(-3))), // within the leeway for clock differences
         claims_with("sub", json!("9007199254740991")),
     ] {
         host.get(&hs256(&good), "/api/v1/feed").await.ok(200);
@@ -122,7 +123,7 @@ async fn only_a_whole_fresh_token_of_this_hosts_key_issuer_and_audience_is_accep
 }
 
 #[tokio::test]
-async fn a_token_opens_the_doors_of_its_own_audience_alone() {
+async fn a_token_is_accepted_only_by_the_routes_of_its_audience() {
     let host = Host::with_community();
     let (viewer, operator) = (host.viewer_token(7), host.admin_token("operator"));
     let mut claims = claims_with("roles", json!(["operator"]));
@@ -164,7 +165,8 @@ async fn a_token_opens_the_doors_of_its_own_audience_alone() {
         .problem(401);
 }
 
-/// SEMANTICS, "Roles", route by route: who may.
+/// The permission table of docs/semantics.md, "Roles": each route with the roles that may use
+/// it.
 fn permissions() -> Vec<(Method, &'static str, &'static [&'static str])> {
     let (get, put, post) = (Method::GET, Method::PUT, Method::POST);
     let publishers: &[&str] = &["operator", "scientist"];
@@ -206,7 +208,7 @@ fn permissions() -> Vec<(Method, &'static str, &'static [&'static str])> {
 }
 
 #[tokio::test]
-async fn each_role_may_do_what_its_row_says_and_nothing_else() {
+async fn each_role_has_exactly_the_permissions_of_the_role_table() {
     let host = Host::with_community();
     let mut wizard = claims_with("roles", json!(["wizard", 5]));
     wizard["aud"] = json!("nova-admin");
@@ -218,13 +220,14 @@ async fn each_role_may_do_what_its_row_says_and_nothing_else() {
         ("experimenter", host.admin_token("experimenter")),
         ("no role", no_role),
         (
-            "a role nobody knows",
+            "an unknown role",
             sign(Algorithm::HS256, &signing_key(&host), &wizard),
         ),
     ];
     for (method, path, may) in permissions() {
         for (role, token) in &tokens {
-            // The body is wrong for every route: whoever is let in meets a 400, a 404 or a 422.
+            // The body is invalid for every route, so an authorized request gets a 400, 404 or
+            // 422.
             let mut request = host.request(method.clone(), path).bearer_auth(token);
             if method != Method::GET {
                 request = request.json(&json!({"nonsense": true}));
@@ -246,7 +249,7 @@ async fn each_role_may_do_what_its_row_says_and_nothing_else() {
             }
         }
     }
-    // Two roles add up.
+    // A token with two roles has the permissions of both.
     let both = host.token(&[
         "--user",
         "1",
@@ -268,7 +271,7 @@ async fn each_role_may_do_what_its_row_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn open_routes_need_no_token_and_machines_are_never_limited() {
+async fn open_routes_need_no_token_and_health_routes_are_never_rate_limited() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_ADDRESS_REQUESTS_PER_MINUTE", "1")

@@ -1,4 +1,4 @@
-//! The loops of the people who write policies and of those who operate them, as they type them.
+//! Workflows of policy authors and operators, as they type them on the command line.
 
 use crate::harness::{Host, eventually, nova};
 use crate::recipes::{Operator, SOON, label, patient_setup, text};
@@ -6,15 +6,16 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where a crate of this name is compiled. It outlives a run, so that only the first one compiles
-/// what policies depend on; and no two crates share one, because to cargo their copies of the SDK are the same.
+/// Returns the target directory for a crate of this name. The directory outlives a test run, so
+/// that only the first run compiles the dependencies of policies. Crates do not share one,
+/// because cargo cannot tell their copies of the SDK apart.
 fn target(name: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("authored-{name}"));
     std::fs::create_dir_all(&target).unwrap();
     target
 }
 
-/// Runs a command that must succeed, and returns what it printed.
+/// Runs a command that must succeed, and returns its standard output.
 #[track_caller]
 pub fn said(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -29,7 +30,7 @@ pub fn said_json(command: &mut Command) -> Value {
     serde_json::from_str(&said(command.arg("--json"))).unwrap()
 }
 
-/// Runs a command that must fail with one line, and returns it.
+/// Runs a command that must fail with a single line on standard error, and returns that line.
 #[track_caller]
 pub fn complaint(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -47,7 +48,7 @@ pub fn nova_in(directory: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// `nova policy …` against a running host, which it is told of by its variables.
+/// Builds `nova policy …` against a running host, named by environment variables.
 pub fn at_host(
     host: &Host,
     operator: &Operator<'_>,
@@ -70,7 +71,8 @@ pub fn make(directory: &Path, name: &str, stage: &str) {
     std::os::unix::fs::symlink(target(name), directory.join(name).join("target")).unwrap();
 }
 
-/// `cargo test` in the environment of a fresh shell, as `nova` gets it: what the outer cargo set is not the author's.
+/// Runs `cargo test` in the environment of a fresh shell, like `nova`. The variables that the
+/// outer cargo sets are absent in an author's shell, so they are cleared.
 pub fn cargo_test(directory: &Path) -> String {
     let mut cargo = Command::new("cargo");
     cargo.env_clear();
@@ -81,7 +83,7 @@ pub fn cargo_test(directory: &Path) -> String {
 }
 
 #[tokio::test]
-async fn an_author_makes_tests_builds_checks_and_ships_a_policy_that_an_operator_takes_back() {
+async fn an_author_creates_tests_builds_checks_and_ships_a_policy_that_an_operator_rolls_back() {
     let host = patient_setup().start();
     let operator = host.operator();
     let desk = tempfile::tempdir().unwrap();
@@ -121,7 +123,7 @@ async fn an_author_makes_tests_builds_checks_and_ships_a_policy_that_an_operator
         (&pushed["digest"], &pushed["state"]),
         (&checked["digest"], &json!("shadow"))
     );
-    // There is only one that can be meant.
+    // The policy may be left out because only one can be meant.
     let canary = said(&mut at_host(&host, &operator, desk, &["canary", "5"]));
     assert_eq!(canary, "fresh-first@0.1.0 is canary, 5 % of viewers\n");
     let activated = said(&mut at_host(&host, &operator, desk, &["activate"]));
@@ -157,7 +159,7 @@ async fn an_author_makes_tests_builds_checks_and_ships_a_policy_that_an_operator
 }
 
 #[test]
-fn the_other_stages_are_scaffolded_with_a_test_that_passes_too() {
+fn scaffolds_of_the_other_stages_have_a_passing_test_too() {
     let desk = tempfile::tempdir().unwrap();
     for stage in ["dedup", "saturation"] {
         let name = format!("my-{stage}");
@@ -168,7 +170,7 @@ fn the_other_stages_are_scaffolded_with_a_test_that_passes_too() {
 }
 
 #[tokio::test]
-async fn a_published_policy_is_pushed_again_with_other_parameters_to_a_host_and_to_a_directory() {
+async fn a_published_policy_can_be_pushed_with_other_parameters_to_a_host_and_to_a_directory() {
     let host = patient_setup().start();
     let operator = host.operator();
     let desk = tempfile::tempdir().unwrap();
@@ -201,7 +203,8 @@ async fn a_published_policy_is_pushed_again_with_other_parameters_to_a_host_and_
         (&expected, &entry("1.0.0")["limits"])
     );
 
-    // Into the directory of a running host, which follows; the same behaviour has the same digest.
+    // Push into the data directory of a running host, which picks the policy up. The same
+    // behaviour has the same digest.
     let data_dir = host.data_dir.to_str().unwrap();
     let into = |arguments: &[&str]| {
         let mut command = nova_in(desk, &["policy"]);
@@ -226,7 +229,7 @@ async fn a_published_policy_is_pushed_again_with_other_parameters_to_a_host_and_
     let audit = operator.get("/admin/v1/audit?limit=1").await;
     assert_eq!(audit["entries"][0]["actor"], "cli");
 
-    // Into one that no host has seen yet.
+    // Push into a data directory that no host has used yet.
     let elsewhere = desk.join("data");
     let mut command = nova_in(desk, &["policy"]);
     command
@@ -260,7 +263,7 @@ async fn a_published_policy_is_pushed_again_with_other_parameters_to_a_host_and_
     );
 }
 
-/// The sub-commands that a help text lists.
+/// Returns the sub-commands that a help text lists.
 fn commands_in(help: &str) -> Vec<String> {
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let names = listed.map_while(|line| line.split_whitespace().next());
@@ -303,7 +306,7 @@ fn every_command_has_a_help_text_with_an_example() {
 }
 
 #[test]
-fn what_goes_wrong_is_one_line_that_names_it() {
+fn each_failure_is_one_line_that_names_its_cause() {
     let desk = tempfile::tempdir().unwrap();
     let desk = desk.path();
     std::fs::create_dir(desk.join("taken")).unwrap();
@@ -363,7 +366,7 @@ fn nova_token_prints_a_token_and_nothing_else() {
 }
 
 #[test]
-fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() {
+fn bench_compares_a_module_with_baseline_by_stage_and_by_number_of_candidates() {
     let desk = tempfile::tempdir().unwrap();
     let module = desk.path().join("timeline_scorer.wasm");
     std::fs::write(
@@ -381,7 +384,8 @@ fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() 
     let fuel =
         |at: usize, stage: &str, side: &str| sizes[at][stage][side]["fuel"].as_u64().unwrap();
     for at in 0..sizes.len() {
-        // The stages that were not given are baseline's own, and fuel is the same every time.
+        // The stages not provided by the module are those of baseline, and fuel is
+        // deterministic.
         for same in ["dedup", "saturation"] {
             assert_eq!(fuel(at, same, "policy"), fuel(at, same, "baseline"));
         }
@@ -395,7 +399,7 @@ fn a_module_is_measured_beside_baseline_stage_by_stage_and_as_candidates_grow() 
 }
 
 #[test]
-fn a_refused_policy_is_told_every_reason_as_json_and_in_one_line() {
+fn a_refused_policy_gets_every_reason_as_json_and_in_one_line() {
     let desk = tempfile::tempdir().unwrap();
     let file = "misbehaves_as_told.wasm";
     std::fs::write(desk.path().join(file), crate::harness::guest(file)).unwrap();

@@ -1,4 +1,5 @@
-//! Configuration: what is refused at the start, what changes while the host runs, and the flags.
+//! Configuration: values that are refused at start, values that change while the host runs, and
+//! flags.
 
 use crate::harness::{Community, Host, eventually, post_ids, refusal_to_serve};
 use serde_json::{Value, json};
@@ -12,7 +13,8 @@ const URLS: [(&str, &str); 4] = [
     ("REDIS_URL", "redis://localhost"),
 ];
 
-/// Refused with this file and these variables, in one line.
+/// Asserts that the host refuses to start with this file and these variables, and returns the
+/// one-line error.
 fn refusal(text: &str, variables: &[(&str, &str)]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("nova.toml");
@@ -28,7 +30,7 @@ fn refusal(text: &str, variables: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn a_configuration_that_makes_no_sense_is_refused_in_one_line_that_names_the_key() {
+fn an_invalid_configuration_is_refused_in_one_line_that_names_the_key() {
     let files = [
         ("listn = \"127.0.0.1:1\"", "listn"),
         ("[ttl]\nsnapshots_s = 3", "snapshots_s"),
@@ -49,7 +51,7 @@ fn a_configuration_that_makes_no_sense_is_refused_in_one_line_that_names_the_key
     let line = refusal("", &[("NOVA_SNAPSHOT_TTL_S", "soon")]);
     assert!(line.contains("snapshot_s"), "{line}");
     assert!(refusal("", &[("HTTP_PORT", "http")]).contains("HTTP_PORT"));
-    // A secret is never repeated.
+    // The error never repeats a secret.
     let line = refusal("", &[("NOVA_JWT_SECRET", "hunter2")]);
     assert!(
         line.contains("jwt_secret") && !line.contains("hunter2"),
@@ -74,7 +76,8 @@ fn some_store_urls_without_the_others_are_refused_with_the_missing_ones_named() 
     );
 }
 
-/// A host that follows this file; rates are off in it unless it says otherwise.
+/// Starts a host that watches this configuration file. Rate limits are in force unless the file
+/// changes them.
 fn following(text: &str) -> Host {
     Host::setup()
         .community(Community::small())
@@ -92,7 +95,7 @@ async fn two_rankings_differ(host: &Host) -> bool {
 }
 
 #[tokio::test]
-async fn times_limits_and_flags_change_while_the_host_runs() {
+async fn ttls_limits_and_flags_change_while_the_host_runs() {
     let off = "[limits]\nrate_limit = \"off\"\n";
     let host = following(off);
     assert!(!two_rankings_differ(&host).await);
@@ -121,7 +124,7 @@ async fn times_limits_and_flags_change_while_the_host_runs() {
     })
     .await;
 
-    // Back to where it began, the flag included.
+    // Restore the first file, including the flag.
     change(&host, off);
     eventually(
         RELOADED_WITHIN,
@@ -153,15 +156,15 @@ async fn a_bad_file_is_refused_whole_and_the_old_configuration_stays() {
             refusals() > so_far
         })
         .await;
-        // Its good half is not in force either.
+        // The valid half of the bad file is not in force either.
         let feed = host.feed(7).await;
         assert_eq!(feed["algo"], "ch", "{text}");
     }
-    assert!(host.log().contains("snapshots_s"), "the log says why");
+    assert!(host.log().contains("snapshots_s"), "the log names it");
 }
 
 #[tokio::test]
-async fn keys_that_need_a_restart_are_named_and_the_others_are_in_force_at_once() {
+async fn keys_that_need_a_restart_are_named_and_the_others_apply_at_once() {
     let host = following("cache_mb = 64\n[limits]\nrate_limit = \"off\"\n");
     change(
         &host,
@@ -171,7 +174,7 @@ async fn keys_that_need_a_restart_are_named_and_the_others_are_in_force_at_once(
         host.feed(7).await["algo"] == "timeline"
     })
     .await;
-    eventually(RELOADED_WITHIN, "the log says what waits", async || {
+    eventually(RELOADED_WITHIN, "the log names them", async || {
         let log = host.log();
         let warning = log
             .lines()
@@ -206,7 +209,7 @@ async fn set_flag(host: &Host, name: &str, enabled: bool) {
 }
 
 #[tokio::test]
-async fn without_use_ch_ranking_the_timeline_answers_and_says_so() {
+async fn without_use_ch_ranking_the_timeline_is_served_and_reported() {
     let host = Host::with_community();
     assert_eq!(host.feed(7).await["algo"], "ch");
     set_flag(&host, "use_ch_ranking", false).await;
@@ -229,7 +232,7 @@ async fn without_use_ch_ranking_the_timeline_answers_and_says_so() {
 }
 
 #[tokio::test]
-async fn without_caching_every_first_page_is_ranked_anew_and_cursors_work() {
+async fn without_caching_every_first_page_is_ranked_again_and_cursors_work() {
     let host = Host::with_community();
     host.feed(7).await;
     set_flag(&host, "enable_caching", false).await;
@@ -251,7 +254,7 @@ async fn without_caching_every_first_page_is_ranked_anew_and_cursors_work() {
 }
 
 #[tokio::test]
-async fn a_flag_that_an_operator_set_survives_a_restart_and_beats_the_file() {
+async fn a_flag_set_by_an_operator_survives_a_restart_and_overrides_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let start = || {
         Host::setup()

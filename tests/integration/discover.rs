@@ -1,4 +1,5 @@
-//! Trending posts, suggested users and the timeline, each recomputed here from the rows that were imported.
+//! Trending posts, suggested users and the timeline. Each test recomputes the expected result
+//! from the imported rows.
 
 use crate::harness::{Community, Host, saturated};
 use chrono::{DateTime, Duration, DurationRound, Utc};
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 const USERS: u64 = 40;
 const POSTS: u64 = 60;
 
-/// Something that happened to a post, `hours_ago` whole hourly buckets before the current one.
+/// An action on a post, dated `hours_ago` whole hourly buckets before the current one.
 #[derive(Clone, Copy)]
 struct Deed {
     user: u64,
@@ -18,14 +19,15 @@ struct Deed {
     hours_ago: i64,
 }
 
-/// Rows that anybody can recompute: a deed's time is the first or the last instant of its bucket.
+/// Rows from which a test can recompute every result. A deed's time is the first or the last
+/// instant of its bucket.
 struct World {
     this_hour: DateTime<Utc>,
     deeds: Vec<Deed>,
     follows: HashSet<(u64, u64)>,
 }
 
-/// Numbers that look random and are the same in every run.
+/// Returns numbers that look random but are the same in every run.
 fn scatter(n: u64) -> u64 {
     let n = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (n ^ (n >> 29)) % 1_000_003
@@ -45,7 +47,7 @@ impl World {
                 hours_ago,
             })
         };
-        // The edges of the windows, ties, and each kind with its weight.
+        // Covers the edges of the windows, ties, and each kind with its weight.
         let edges = [
             deed(1, "like", 0, 2),
             deed(2, "like", 1, 2),
@@ -69,7 +71,7 @@ impl World {
             kind: kinds[scatter(n + 2_000) as usize % kinds.len()],
             hours_ago: (scatter(n + 3_000) % 200) as i64,
         });
-        // Engagement that no window of 90 days reaches.
+        // Engagement older than the 90-day window.
         let forgotten = deed(20, "like", 24 * 100, 8);
         Self {
             this_hour: Utc::now().duration_trunc(Duration::hours(1)).unwrap(),
@@ -135,7 +137,8 @@ impl World {
                 )
             })
             .collect();
-        // A post that is not out yet: liked already, trending nowhere.
+        // A post dated in the future: it already has a like, but it must not appear in any
+        // trending list.
         posts.push(format!("{},1,{}", POSTS + 1, self.time(0, -3)));
         let mut likes = rows("like");
         likes.push(format!("9999,{},2,{}", POSTS + 1, self.time(0, 0)));
@@ -182,7 +185,8 @@ impl World {
         ])
     }
 
-    /// post → (likes, comments, shares, views) in the buckets from `first` to the one of `now_hour`.
+    /// Returns post → (likes, comments, shares, views) in the buckets from `window_hours` before
+    /// `now_hour` onwards.
     fn counts(&self, now_hour: DateTime<Utc>, window_hours: i64) -> BTreeMap<u64, [u64; 4]> {
         let mut counts: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
         for deed in &self.deeds {
@@ -207,7 +211,7 @@ fn start(world: &World) -> Host {
 }
 
 #[tokio::test]
-async fn trending_is_the_weighted_sum_over_whole_hours_with_ties_to_the_higher_id() {
+async fn trending_is_ordered_by_the_weighted_sum_over_whole_hours_and_then_by_higher_id() {
     let world = World::new();
     let host = start(&world);
     for (window, hours) in [("1h", 1), ("24h", 24), ("7d", 168)] {
@@ -220,7 +224,7 @@ async fn trending_is_the_weighted_sum_over_whole_hours_with_ties_to_the_higher_i
             (&answer["window"], &answer["cache_hit"]),
             (&json!(window), &json!(false))
         );
-        // The hour may turn while this runs; the answer says which one it was made in.
+        // The hour may change during the test; the response says in which hour it was computed.
         let posts = answer["posts"].as_array().unwrap();
         let window_start: DateTime<Utc> =
             posts[0]["window_start"].as_str().unwrap().parse().unwrap();
@@ -260,7 +264,8 @@ async fn trending_is_the_weighted_sum_over_whole_hours_with_ties_to_the_higher_i
     }
 }
 
-/// SEMANTICS, "Suggested users": (user, score, followers), best first.
+/// Expected suggestions (see docs/semantics.md, "Suggested users") as (user, score, followers),
+/// best first.
 fn suggestions(world: &World, viewer: u64) -> Vec<(u64, f64, u64)> {
     let follows = |one: u64, other: u64| world.follows.contains(&(one, other));
     let people: Vec<u64> = (1..=USERS)
@@ -276,7 +281,7 @@ fn suggestions(world: &World, viewer: u64) -> Vec<(u64, f64, u64)> {
             *interactions.entry(author_of(deed.post)).or_default() += 1;
         }
     }
-    // The like of the post that is not out yet.
+    // The like of the future post counts as an interaction.
     if viewer == 2 {
         *interactions.entry(1).or_default() += 1;
     }
@@ -299,7 +304,7 @@ fn suggestions(world: &World, viewer: u64) -> Vec<(u64, f64, u64)> {
 }
 
 #[tokio::test]
-async fn suggested_users_are_those_of_the_formula_and_never_the_viewer_or_a_followee() {
+async fn suggested_users_follow_the_formula_and_exclude_the_viewer_and_followees() {
     let world = World::new();
     let host = start(&world);
     for viewer in 1..=8 {
@@ -361,7 +366,8 @@ async fn the_timeline_is_newest_first_under_the_saturation_rules_and_has_no_scor
             (&page["fallback"], &page["degraded"]),
             (&json!(false), &json!([]))
         );
-        // What the viewer saw in the last day is left out, and enough remains that none of it comes back.
+        // Posts that the viewer saw in the last day are filtered out. Enough posts remain that
+        // none of them is put back.
         let saw = |deed: &&Deed| deed.user == viewer && ["view", "impression"].contains(&deed.kind);
         let saw: Vec<Deed> = world.deeds.iter().filter(saw).copied().collect();
         assert!(
@@ -372,7 +378,7 @@ async fn the_timeline_is_newest_first_under_the_saturation_rules_and_has_no_scor
             saw.iter()
                 .any(|deed| deed.post == post && deed.hours_ago < 23)
         };
-        // A higher id is a newer post here.
+        // In this community a higher id is a newer post.
         let newest_first: Vec<(u64, u64)> = (1..=POSTS)
             .rev()
             .map(|post| (post, author_of(post)))
@@ -394,7 +400,7 @@ async fn the_timeline_is_newest_first_under_the_saturation_rules_and_has_no_scor
         );
         assert_eq!(shown, expected, "viewer {viewer}");
         assert!(posts.iter().all(|post| post["score"].is_null()));
-        // Posts are older than three days: none of them comes through the followees' source.
+        // All posts are older than three days, so none of them comes from the followees source.
         assert!(posts.iter().all(|post| post["reason"] == "recent"));
     }
 }

@@ -1,4 +1,4 @@
-//! What viewers report: what is refused, what is a repeat, what it counts for, and what the next feed makes of it.
+//! Event ingestion: events that are refused, repeats, counters, and the effect on the next feed.
 
 use crate::harness::{
     Community, Host, POSTS, event, eventually, manifest, post_ids, shipped_module,
@@ -7,7 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Follows nobody and has no history: ranks 200 candidates, far more than `min_results` of seen-dedup.
+/// A viewer who follows no one and has no history. Ranks 200 candidates, far more than the
+/// `min_results` of seen-dedup.
 const STRANGER: u64 = 999_999;
 const COUNTED_WITHIN: Duration = Duration::from_secs(5);
 const READ_YOUR_WRITES_WITHIN: Duration = Duration::from_secs(2);
@@ -21,8 +22,8 @@ fn with(mut event: Value, field: &str, value: Value) -> Value {
     event
 }
 
-/// Waits until everything that was accepted before is counted: events are counted in their order, so
-/// the one sent here is the last.
+/// Waits until all events accepted earlier are counted. Events are counted in order, so it sends
+/// one more and waits for that.
 async fn settle(host: &Host, operator: &str) {
     let (post, sender) = (POSTS - 1, 555);
     let before = host.post_metrics(operator, post).await["shares"]
@@ -38,7 +39,7 @@ async fn settle(host: &Host, operator: &str) {
 }
 
 #[tokio::test]
-async fn a_bad_event_is_named_and_refuses_its_whole_batch() {
+async fn a_bad_event_is_named_and_its_whole_batch_is_refused() {
     let host = Host::with_community();
     let operator = host.admin_token("operator");
     let before = host.post_metrics(&operator, 1).await;
@@ -85,7 +86,7 @@ async fn a_bad_event_is_named_and_refuses_its_whole_batch() {
             "{field} = {value}"
         );
     }
-    // All that is wrong is named at once.
+    // The response names every invalid field at once.
     let batch = [
         bad("action", json!("stare")),
         good(1),
@@ -102,7 +103,8 @@ async fn a_bad_event_is_named_and_refuses_its_whole_batch() {
     ];
     assert_eq!(fields, expected);
 
-    // Nothing of all that was kept: no seen post, no claim on the good events' keys, no count.
+    // Nothing of the refused batches was kept: no seen post, no claim on the keys of valid
+    // events, no count.
     let cache = host
         .get(&operator, "/debug/user/7/feed/cache")
         .await
@@ -116,7 +118,7 @@ async fn a_bad_event_is_named_and_refuses_its_whole_batch() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_one_batch_is_refused() {
+async fn a_body_that_is_not_a_single_batch_is_refused() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_RATE_LIMIT", "off")
@@ -161,7 +163,7 @@ async fn a_body_that_is_not_one_batch_is_refused() {
     }
     let large = with(good.clone(), "device", json!("x".repeat(100_000)));
     host.send_events(7, &[large]).await.problem(413);
-    // None of them left a trace.
+    // None of the refused bodies changed any state.
     assert_eq!(
         send(batch).await.ok(202),
         json!({"received": 1, "deduped": 0})
@@ -169,7 +171,7 @@ async fn a_body_that_is_not_one_batch_is_refused() {
 }
 
 #[tokio::test]
-async fn the_limits_themselves_are_accepted() {
+async fn values_equal_to_the_limits_are_accepted() {
     let host = Host::with_community();
     let good = event(1, 1, "view", 10);
     let id_max = json!((1_u64 << 53) - 1);
@@ -201,7 +203,7 @@ async fn the_limits_themselves_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_repeat_is_known_by_its_key_or_its_event_id_and_counts_once() {
+async fn a_repeat_is_detected_by_its_key_or_its_event_id_and_counts_once() {
     let host = Host::with_community();
     let operator = host.admin_token("operator");
     let before = host.post_metrics(&operator, 1).await["shares"]
@@ -252,21 +254,21 @@ async fn a_repeat_is_known_by_its_key_or_its_event_id_and_counts_once() {
         0,
         "another post"
     );
-    // Within one batch, beside events that are new.
+    // Repeats and new events may be in one batch.
     let (new, twin) = (share(9_000, 6), share(9_500, 7));
     assert_eq!(
         deduped(7, &[new, twin, first.clone(), share(20_000, 8)]).await,
         2
     );
 
-    // Post 1 has viewer 7's shares of the seconds 0, 5, 9 and 20, and viewer 8's.
+    // Post 1 has viewer 7's shares of seconds 0, 5, 9 and 20, and viewer 8's share.
     settle(&host, &operator).await;
     assert_eq!(host.post_metrics(&operator, 1).await["shares"], before + 5);
     assert_eq!(host.post_metrics(&operator, 2).await["shares"], 1);
 }
 
 #[tokio::test]
-async fn each_action_counts_for_what_it_is() {
+async fn each_action_increments_its_own_counters() {
     let host = Host::with_community();
     let operator = host.admin_token("operator");
     let (post, author) = (POSTS, author_of(POSTS));
@@ -282,7 +284,8 @@ async fn each_action_counts_for_what_it_is() {
         event(post, author, "like", 1),
         event(post, author, "comment", 1),
         dwell(event(post, author, "share", 1), 4),
-        // Another post of the same author: only the affinity and the author's impressions notice.
+        // Events on another post of the same author change only the affinity and the author's
+        // impressions.
         event(post - 30, author, "like", 1),
         event(post - 30, author, "impression", 1),
     ];
@@ -304,7 +307,7 @@ async fn each_action_counts_for_what_it_is() {
         [3, 2, 1, 1, 1, 1_324]
     );
 
-    // Likes, comments and views by this viewer of this author's posts: 2 + 1 + 3.
+    // This viewer's likes, comments and views on this author's posts: 2 + 1 + 3.
     let features = async |viewer: u64, policy: &str| {
         let path = format!("/debug/user/{viewer}/feed/explain?policy={policy}");
         let explained = host.get(&operator, &path).await.ok(200);
@@ -323,7 +326,8 @@ async fn each_action_counts_for_what_it_is() {
         (&json!(0.0), &json!(0.0))
     );
 
-    // The shipped policies do not ask for the author's impressions; one that does is told of three.
+    // The bundled policies do not read the author's impressions. A policy that reads them gets
+    // three.
     let recipe = manifest(
         "impressions",
         "1.0.0",
@@ -342,7 +346,7 @@ async fn each_action_counts_for_what_it_is() {
 }
 
 #[tokio::test]
-async fn what_was_shown_leaves_the_next_feed_and_stays_in_the_ranking_a_cursor_pins() {
+async fn seen_posts_leave_the_next_feed_and_stay_in_the_ranking_that_a_cursor_pins() {
     let host = Host::with_community();
     let token = host.viewer_token(STRANGER);
     let first = host.get(&token, "/api/v1/feed?limit=20").await.ok(200);
@@ -354,7 +358,7 @@ async fn what_was_shown_leaves_the_next_feed_and_stays_in_the_ranking_a_cursor_p
     let second = host.get(&token, &next_page).await.ok(200);
 
     let mut last = first.clone();
-    // The first by an impression, one of the second page by a view.
+    // The first post is seen by an impression, a post of the second page by a view.
     let shown = [
         (post_ids(&first)[0], "impression"),
         (post_ids(&second)[5], "view"),
@@ -380,7 +384,7 @@ async fn what_was_shown_leaves_the_next_feed_and_stays_in_the_ranking_a_cursor_p
         );
         last = next;
     }
-    // An event that shows nothing new leaves the ranking alone.
+    // Events that add no newly seen post leave the ranking unchanged.
     let again = [
         event(shown[0].0, author_of(shown[0].0), "impression", 30),
         event(3, 3, "dwell", 0),
@@ -393,7 +397,7 @@ async fn what_was_shown_leaves_the_next_feed_and_stays_in_the_ranking_a_cursor_p
     assert_eq!(pinned["ranking_id"], first["ranking_id"]);
     assert_eq!(pinned["posts"], second["posts"]);
     assert_eq!(pinned["cursor"], second["cursor"]);
-    // Somebody else has seen nothing.
+    // Another viewer has seen none of these posts.
     assert_eq!(host.feed(STRANGER + 1).await["total_count"], 200);
 }
 
@@ -475,7 +479,7 @@ async fn the_next_feed_counts_the_viewers_own_like_comment_and_share() {
 }
 
 #[tokio::test]
-async fn events_that_cannot_be_kept_are_refused_for_now_and_feeds_go_on() {
+async fn events_that_cannot_be_stored_get_a_503_and_feeds_are_still_served() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_SPOOL_BYTES_MAX", "0")
@@ -486,7 +490,7 @@ async fn events_that_cannot_be_kept_are_refused_for_now_and_feeds_go_on() {
         .await;
     assert!(answer.headers.contains_key("retry-after"));
     answer.problem(503);
-    // What was not accepted was not seen.
+    // Events that were not accepted mark no post as seen.
     assert_eq!(post_ids(&host.feed(STRANGER).await)[0], shown);
     let operator = host.admin_token("operator");
     let cache = format!("/debug/user/{STRANGER}/feed/cache");

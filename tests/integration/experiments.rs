@@ -1,4 +1,5 @@
-//! Splitting viewers over policies: who gets what, what the answer says of it, and what may be changed when.
+//! Experiments: assignment of viewers to policies, its report in the feed response, and the
+//! changes that each state allows.
 
 use crate::harness::{Answer, Host, eventually, guest, manifest, post_ids, run};
 use crate::recipes::{AMPLE, SOON, calm, label, patient_setup, text, with_params};
@@ -8,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// The published algorithm, written down a second time: FNV-1a over UTF-16 code units.
+/// A second implementation of the published algorithm: FNV-1a over UTF-16 code units.
 fn fnv1a32(text: &str) -> u32 {
     let step = |hash: u32, unit: u16| (hash ^ u32::from(unit)).wrapping_mul(16_777_619);
     text.encode_utf16().fold(2_166_136_261, step)
@@ -23,10 +24,10 @@ fn namespace_bucket(id: &str, viewer: u64) -> f64 {
     f64::from(fnv1a32(&format!("{viewer}__{id}")) % 1_000) / 1_000.0
 }
 
-/// A host where `patient@1.0.0` is active: `baseline` with ample limits.
+/// A host with `patient@1.0.0` active, which is `baseline` with ample limits.
 pub struct Lab {
     pub host: Host,
-    /// An experimenter's.
+    /// Token of an experimenter.
     token: String,
     key: EncodingKey,
 }
@@ -74,7 +75,8 @@ impl Lab {
         self.host.put(&self.token, &path, rule).await
     }
 
-    /// Signed here: a thousand runs of `nova token` would take longer than what is tested.
+    /// Requests a feed with a token signed here, because a thousand runs of `nova token` would
+    /// take longer than the test itself.
     pub async fn feed(&self, viewer: u64) -> Value {
         let exp = chrono::Utc::now().timestamp() + 600;
         let claims = json!({"iss": "nova", "aud": "nova", "sub": viewer.to_string(), "exp": exp});
@@ -82,7 +84,7 @@ impl Lab {
         self.host.get(&token, "/api/v1/feed").await.ok(200)
     }
 
-    /// `experiment/variation`, or `none`.
+    /// Returns `experiment/variation`, or `none`.
     async fn assigned(&self, viewer: u64) -> String {
         match &self.feed(viewer).await["experiment"] {
             Value::Null => "none".to_owned(),
@@ -101,14 +103,16 @@ impl Lab {
     }
 }
 
-/// Half `control`, half `fresh`, over everybody.
+/// An experiment over all viewers with two variations, `control` and `fresh`, of weight 0.5
+/// each.
 pub fn halves(seed: &str) -> Value {
     json!({"seed": seed, "variations": [
         {"key": "control", "weight": 0.5, "policy": "patient@1.0.0"},
         {"key": "fresh", "weight": 0.5, "policy": "patient@1.0.0", "params": {"score": {"w_freshness": 0.6}}}]})
 }
 
-/// Everybody it takes gets the variation `all`.
+/// An experiment with the single variation `all`, so that every viewer in it gets the same
+/// policy.
 pub fn whole(changes: Value) -> Value {
     let mut spec =
         json!({"variations": [{"key": "all", "weight": 1.0, "policy": "patient@1.0.0"}]});
@@ -150,7 +154,7 @@ fn nova_bucket_prints_the_published_vectors() {
 }
 
 #[tokio::test]
-async fn a_thousand_viewers_are_split_as_their_buckets_say_and_each_gets_its_variations_policy() {
+async fn a_thousand_viewers_are_split_by_bucket_and_each_gets_the_policy_of_its_variation() {
     let lab = Lab::open().await;
     let published = |name: &str, params: &str| {
         with_params(&manifest(name, "1.0.0", "none", ""), "score", params) + AMPLE
@@ -211,7 +215,7 @@ async fn a_thousand_viewers_are_split_as_their_buckets_say_and_each_gets_its_var
             .unwrap();
         assert_eq!(said, bucket("recency-1", viewer));
     }
-    // Asking again is the same ranking, and one exposure stays one.
+    // A repeated request gets the same ranking and adds no exposure.
     for viewer in 1..=20 {
         lab.feed(viewer).await;
     }
@@ -225,9 +229,10 @@ async fn a_thousand_viewers_are_split_as_their_buckets_say_and_each_gets_its_var
 }
 
 #[tokio::test]
-async fn starting_pausing_and_stopping_hold_at_once_also_for_viewers_whose_ranking_is_cached() {
+async fn starting_pausing_and_stopping_apply_at_once_even_for_viewers_with_a_cached_ranking() {
     let lab = Lab::open().await;
-    // Viewers of both halves, every one with a cached ranking of the active policy, which is also the control.
+    // Viewers of both halves. Each has a cached ranking of the active policy, which is also the
+    // control.
     let viewers: Vec<(u64, &str)> = (1..=8)
         .map(|viewer| {
             (
@@ -276,9 +281,9 @@ async fn starting_pausing_and_stopping_hold_at_once_also_for_viewers_whose_ranki
 }
 
 #[tokio::test]
-async fn a_cohort_takes_whom_its_rule_describes() {
+async fn a_cohort_contains_the_viewers_that_match_its_rule() {
     let lab = Lab::open().await;
-    // User u of the community is u days old and from DE; 999,999 is in no table.
+    // User u of the community is u days old and from DE; 999,999 is not in the users table.
     let cases = [
         (json!({"ids": [3, 4]}), vec![3, 4], vec![5, 999_999]),
         (
@@ -342,7 +347,7 @@ async fn a_cohort_takes_whom_its_rule_describes() {
         }
         lab.step(&key, "stop").await.ok(200);
     }
-    // A cohort that changes is followed by the experiments that use it.
+    // If a cohort changes, the experiments that use it follow.
     lab.cohort("c0", &json!({"ids": [9]})).await.ok(200);
     lab.run("again", &whole(json!({"cohort": "c0"}))).await;
     lab.assert_assigned(&[(9, "again/all"), (3, "none")], "changed")
@@ -366,7 +371,7 @@ async fn a_cohort_takes_whom_its_rule_describes() {
 }
 
 #[tokio::test]
-async fn a_cohort_rule_that_means_nothing_is_refused() {
+async fn an_invalid_cohort_rule_is_refused() {
     let lab = Lab::open().await;
     for rule in [
         json!({}),
@@ -393,7 +398,7 @@ async fn a_cohort_rule_that_means_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn coverage_takes_a_share_of_each_variation_and_growing_it_moves_nobody() {
+async fn coverage_takes_a_share_of_each_variation_and_raising_it_reassigns_no_viewer() {
     let lab = Lab::open().await;
     let with_coverage = |coverage: f64| {
         let mut spec = halves("grow");
@@ -419,7 +424,7 @@ async fn coverage_takes_a_share_of_each_variation_and_growing_it_moves_nobody() 
         lab.assert_assigned(&expected, &format!("coverage {coverage}"))
             .await;
     }
-    // While it runs, and while it is paused, nothing else may change.
+    // While the experiment is running or paused, nothing else may change.
     let mut heavier = with_coverage(1.0);
     heavier["variations"][0]["weight"] = 0.4.into();
     heavier["variations"][1]["weight"] = 0.6.into();
@@ -435,7 +440,7 @@ async fn coverage_takes_a_share_of_each_variation_and_growing_it_moves_nobody() 
 }
 
 #[tokio::test]
-async fn a_viewer_is_in_one_experiment_forced_ones_first_then_by_priority_key_and_namespace() {
+async fn a_viewer_is_in_one_experiment_chosen_by_override_priority_key_and_namespace() {
     let lab = Lab::open().await;
     lab.cohort("ten", &json!({"ids": (1..=10).collect::<Vec<u64>>()}))
         .await
@@ -448,7 +453,7 @@ async fn a_viewer_is_in_one_experiment_forced_ones_first_then_by_priority_key_an
         .await;
     lab.assert_assigned(&[(1, "z/all"), (11, "none")], "the higher priority")
         .await;
-    // Forced: whatever its cohort, its coverage and its priority say.
+    // An override beats the cohort, coverage and priority.
     let forced = json!({"priority": -5, "cohort": "ten", "coverage": 0.0, "overrides": {"1": "all", "11": "all"}});
     lab.run("f", &whole(forced)).await;
     lab.assert_assigned(
@@ -459,7 +464,7 @@ async fn a_viewer_is_in_one_experiment_forced_ones_first_then_by_priority_key_an
     for key in ["a", "b", "z", "f"] {
         lab.step(key, "stop").await.ok(200);
     }
-    // Two experiments share out a namespace, and between them everybody.
+    // Two experiments that split a namespace together take every viewer.
     lab.run(
         "low",
         &whole(json!({"namespace": {"id": "ns", "range": [0.0, 0.5]}})),
@@ -482,7 +487,7 @@ async fn a_viewer_is_in_one_experiment_forced_ones_first_then_by_priority_key_an
 }
 
 #[tokio::test]
-async fn an_experiment_with_mistakes_is_refused_with_the_fields_they_are_in() {
+async fn an_experiment_with_mistakes_is_refused_with_the_names_of_the_wrong_fields() {
     let lab = Lab::open().await;
     let cases = [
         ("/variations/1/weight", json!(0.4), "variations"),
@@ -556,7 +561,7 @@ async fn an_experiment_with_mistakes_is_refused_with_the_fields_they_are_in() {
 }
 
 #[tokio::test]
-async fn a_variation_that_fails_is_answered_by_the_active_policy_and_still_counts_as_its_own() {
+async fn viewers_of_a_failing_variation_get_the_active_policy_and_still_count_for_the_variation() {
     let lab = Lab::open().await;
     let operator = lab.host.operator();
     operator

@@ -1,4 +1,5 @@
-//! Explained rankings: what is told is what was served, also where the order between two stages matters.
+//! Explained rankings: an explanation shows exactly what was served, also if the order between
+//! two stages matters.
 
 use crate::harness::{guest, nova, post_ids};
 use crate::recipes::{AMPLE, calm, patient_setup};
@@ -9,7 +10,7 @@ fn posts(ranking: &Value) -> &Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_score_that_depends_on_dedups_order_is_explained_as_it_was_served() {
+async fn a_score_that_depends_on_the_order_from_dedup_is_explained_as_it_was_served() {
     let host = patient_setup().start();
     let operator = host.operator();
     let text = format!(

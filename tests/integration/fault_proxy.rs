@@ -1,6 +1,7 @@
-//! A TCP proxy that misbehaves on request, to stand in front of any store.
+//! A TCP proxy that injects faults on request, for use in front of any store.
 //!
-//! A fault is chosen while it runs and holds for connections that are open already as well as for new ones.
+//! A fault can be changed while the proxy runs, and it applies to open connections as well as to
+//! new ones.
 
 use rand::Rng as _;
 use std::net::SocketAddr;
@@ -12,17 +13,18 @@ use tokio::task::{JoinHandle, JoinSet};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Everything passes.
+    /// Everything passes through.
     None,
-    /// Connections are reset before a byte was read.
+    /// Connections are reset before a byte is read.
     Refuse,
-    /// Connections are accepted and nothing is answered. What is sent meanwhile is answered when this is over.
+    /// Connections are accepted but get no answer. Requests sent meanwhile are answered when the
+    /// fault ends.
     Silent,
-    /// Connections are reset after so many bytes of answers.
+    /// Connections are reset after this many bytes of answers.
     ResetAfter(usize),
-    /// Each answer becomes as many random bytes.
+    /// Each answer is replaced by the same number of random bytes.
     Garbage,
-    /// Each piece of an answer comes so much later.
+    /// Each chunk of an answer is delayed by this time.
     Slow(Duration),
 }
 
@@ -33,19 +35,20 @@ pub struct FaultProxy {
 }
 
 impl FaultProxy {
-    /// In front of `upstream`, a `host:port`, on a free port. Without a fault at first.
+    /// Starts a proxy on a free port in front of `upstream` (a `host:port`). It starts without a
+    /// fault.
     pub async fn start(upstream: &str) -> Self {
         Self::start_at("127.0.0.1:0", upstream).await
     }
 
-    /// The same at `address`, which is where clients are sent.
+    /// Starts a proxy at `address`, to which clients connect.
     pub async fn start_at(address: &str, upstream: &str) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (fault, faults) = watch::channel(Fault::None);
         let upstream = upstream.to_owned();
         let accepting = tokio::spawn(async move {
-            // They end with the proxy.
+            // Connections end when the proxy is dropped.
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 connections.spawn(Connection::new(client, faults.clone()).relay(upstream.clone()));
@@ -59,7 +62,8 @@ impl FaultProxy {
         }
     }
 
-    /// In front of the server that `url` names; the second value is the URL of the way through the proxy.
+    /// Starts a proxy in front of the server that `url` names. The second value is the URL that
+    /// goes through the proxy.
     pub async fn in_front_of(url: &str) -> (Self, String) {
         let mut url = reqwest::Url::parse(url).unwrap();
         let port = url.port_or_known_default().unwrap();
@@ -87,7 +91,7 @@ impl Drop for FaultProxy {
 struct Connection {
     client: TcpStream,
     faults: watch::Receiver<Fault>,
-    /// Bytes of answers that passed under the present fault.
+    /// Bytes of answers that have passed under the current fault.
     passed: usize,
 }
 
@@ -100,7 +104,7 @@ impl Connection {
         }
     }
 
-    /// Until one side closes, or a fault does.
+    /// Relays until one side closes or a fault ends the connection.
     async fn relay(mut self, upstream: String) {
         let mut server: Option<TcpStream> = None;
         let (mut request, mut answer) = (vec![0; 1 << 16], vec![0; 1 << 16]);
@@ -149,7 +153,8 @@ impl Connection {
         }
     }
 
-    /// `false` when the connection is to be reset.
+    /// Sends an answer to the client with this fault applied. Returns `false` if the connection
+    /// must be reset.
     async fn answer(&mut self, fault: Fault, answer: &mut [u8]) -> bool {
         let mut length = answer.len();
         match fault {
@@ -164,12 +169,12 @@ impl Connection {
     }
 
     fn reset(self) {
-        // Closing with no time to linger sends RST instead of FIN.
+        // Closing a socket with zero linger sends RST instead of FIN.
         let _ = self.client.set_zero_linger();
     }
 }
 
-/// Answers every byte with itself; ends with the test's runtime.
+/// Starts a server that echoes every byte. It ends with the test's runtime.
 async fn echo_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -191,7 +196,7 @@ async fn connected() -> (FaultProxy, TcpStream) {
     (proxy, client)
 }
 
-/// Sends `request` and reads as many bytes.
+/// Sends `request` and reads as many bytes back.
 async fn exchange(client: &mut TcpStream, request: &[u8]) -> std::io::Result<Vec<u8>> {
     client.write_all(request).await?;
     let mut answer = vec![0; request.len()];
@@ -200,7 +205,7 @@ async fn exchange(client: &mut TcpStream, request: &[u8]) -> std::io::Result<Vec
 }
 
 #[tokio::test]
-async fn refusing_ends_open_and_new_connections_and_passing_again_serves_new_ones() {
+async fn refusing_resets_open_and_new_connections_until_the_fault_ends() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::Refuse);
     assert!(exchange(&mut client, b"hello").await.is_err());
@@ -212,7 +217,7 @@ async fn refusing_ends_open_and_new_connections_and_passing_again_serves_new_one
 }
 
 #[tokio::test]
-async fn silence_answers_nothing_until_it_is_over() {
+async fn a_silent_proxy_answers_only_after_the_fault_ends() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::Silent);
     let mut other = TcpStream::connect(proxy.address()).await.unwrap();
@@ -231,7 +236,7 @@ async fn silence_answers_nothing_until_it_is_over() {
 }
 
 #[tokio::test]
-async fn a_reset_comes_in_the_middle_of_an_answer() {
+async fn a_reset_ends_an_answer_in_the_middle() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::ResetAfter(3));
     client.write_all(b"hello").await.unwrap();
@@ -242,7 +247,7 @@ async fn a_reset_comes_in_the_middle_of_an_answer() {
 }
 
 #[tokio::test]
-async fn garbage_is_as_long_as_the_answer_and_is_not_it() {
+async fn garbage_has_the_length_of_the_answer_but_not_its_content() {
     let (proxy, mut client) = connected().await;
     proxy.set(Fault::Garbage);
     let request = [7; 1_000];
@@ -252,7 +257,7 @@ async fn garbage_is_as_long_as_the_answer_and_is_not_it() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_comes_late_and_whole() {
+async fn a_slow_answer_arrives_late_and_complete() {
     let (proxy, mut client) = connected().await;
     let delay = Duration::from_millis(80);
     proxy.set(Fault::Slow(delay));

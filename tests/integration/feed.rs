@@ -1,4 +1,4 @@
-//! The feed a viewer sees: its shape, its caches, its cursors.
+//! The feed response: its shape, its caches and its cursors.
 
 use crate::harness::{Host, post_ids};
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ async fn a_stranger_gets_a_full_first_page_and_asking_again_is_a_cache_hit() {
 }
 
 #[tokio::test]
-async fn walking_the_cursor_to_its_end_shows_every_post_once() {
+async fn following_the_cursor_to_its_end_shows_every_post_once() {
     let host = Host::with_community();
     let token = host.viewer_token(7);
     let mut page = host.get(&token, "/api/v1/feed?limit=7").await.ok(200);

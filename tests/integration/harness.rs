@@ -1,4 +1,4 @@
-//! A host under test, and a small community to rank.
+//! A host under test, and a small community for it to rank.
 
 use crate::services::Stack;
 pub use crate::services::nova;
@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// For how long a busy machine may give partial answers where a whole one is needed.
+/// Longest time that a busy machine may return degraded feeds when a test needs a complete one.
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 
-/// Runs `nova` with arguments and returns what it printed.
+/// Runs `nova` with these arguments and returns its output.
 pub fn run(arguments: &[&str]) -> Output {
     nova().args(arguments).output().unwrap()
 }
 
-/// A component built from `tests/guests`, by file name, e.g. `endless_loop.wasm`.
+/// Reads a component built from `tests/guests` by file name, e.g. `endless_loop.wasm`.
 pub fn guest(file: &str) -> Vec<u8> {
     std::fs::read(
         Path::new(env!("NOVA_COMPONENTS_DIR"))
@@ -29,7 +29,7 @@ pub fn guest(file: &str) -> Vec<u8> {
     .unwrap()
 }
 
-/// A shipped module, e.g. `weighted_scorer.wasm`.
+/// Reads a bundled module, e.g. `weighted_scorer.wasm`.
 pub fn shipped_module(file: &str) -> Vec<u8> {
     std::fs::read(
         Path::new(env!("NOVA_COMPONENTS_DIR"))
@@ -39,7 +39,7 @@ pub fn shipped_module(file: &str) -> Vec<u8> {
     .unwrap()
 }
 
-/// How a host is to be started.
+/// Settings for starting a host.
 pub struct Setup {
     data_dir: Option<PathBuf>,
     community: Option<Community>,
@@ -51,19 +51,19 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// For `nova serve`, after its own.
+    /// Adds an argument to `nova serve`, after the harness's own arguments.
     pub fn serve_argument(mut self, argument: &str) -> Self {
         self.serve_arguments.push(argument.to_owned());
         self
     }
 
-    /// Files of a configuration file; the host follows it.
+    /// Sets the text of the configuration file, which the host watches for changes.
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
         self
     }
 
-    /// For the host alone, not for the import before it.
+    /// Sets an environment variable for the host only, not for the import that precedes it.
     pub fn serve_variable(mut self, name: &str, value: &str) -> Self {
         self.serve_variables
             .push((name.to_owned(), value.to_owned()));
@@ -83,7 +83,7 @@ impl Setup {
         self
     }
 
-    /// Imports these files.
+    /// Imports the files in this directory before the host starts.
     pub fn import(mut self, directory: &Path) -> Self {
         self.imported = Some(directory.to_owned());
         self
@@ -94,7 +94,7 @@ impl Setup {
         self
     }
 
-    /// A data directory that outlives this host.
+    /// Uses a data directory that outlives this host.
     pub fn data_dir(mut self, path: &Path) -> Self {
         self.data_dir = Some(path.to_owned());
         self
@@ -163,7 +163,8 @@ fn wait_for_address(child: &mut Child, log: &Arc<Mutex<String>>) -> String {
         .expect("the host did not start")
 }
 
-/// Adds what a host says to its log, line by line, until it ends.
+/// Appends a host's output to its log, line by line, until the stream ends. Calls `seen` with
+/// each line.
 fn follow(says: impl Read, log: &Mutex<String>, mut seen: impl FnMut(&str)) {
     for line in BufReader::new(says).lines().map_while(Result::ok) {
         seen(&line);
@@ -173,7 +174,7 @@ fn follow(says: impl Read, log: &Mutex<String>, mut seen: impl FnMut(&str)) {
     }
 }
 
-/// A running host; dropping it kills it.
+/// A running host. Dropping it kills the process.
 pub struct Host {
     child: Child,
     pub url: String,
@@ -194,7 +195,7 @@ impl Drop for Host {
     }
 }
 
-/// An answer: status and JSON body (a string where it is not JSON).
+/// A response: status, headers, and JSON body (a string if the body is not JSON).
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -210,7 +211,7 @@ impl Answer {
         self.body
     }
 
-    /// Asserts a problem of this status and returns the fields it names.
+    /// Asserts a problem response with this status and returns the fields that it names.
     #[track_caller]
     pub fn problem(self, status: u16) -> Vec<String> {
         assert_eq!(self.status, status, "{}", self.body);
@@ -241,7 +242,7 @@ impl Host {
         }
     }
 
-    /// A host with the small community, without rate limits.
+    /// Starts a host with the small community and no rate limits.
     pub fn with_community() -> Self {
         Self::setup()
             .community(Community::small())
@@ -253,7 +254,7 @@ impl Host {
         self.token(&["--user", &user.to_string()])
     }
 
-    /// A viewer's token of hosts that share a key.
+    /// Returns a viewer's token that is valid on all hosts that share this secret.
     pub fn token_signed_with(&self, secret: &str, user: u64) -> String {
         let output = nova()
             .args(["token", "--user", &user.to_string()])
@@ -268,7 +269,7 @@ impl Host {
         self.token(&["--user", "1", "--audience", "admin", "--role", role])
     }
 
-    /// `nova token` with these arguments.
+    /// Runs `nova token` with these arguments.
     pub fn token(&self, arguments: &[&str]) -> String {
         let output = nova()
             .arg("token")
@@ -324,14 +325,14 @@ impl Host {
         .await
     }
 
-    /// A feed's first page, asserted to be a 200.
+    /// Returns the first page of a feed, after asserting a 200.
     pub async fn feed(&self, user: u64) -> Value {
         self.get(&self.viewer_token(user), "/api/v1/feed")
             .await
             .ok(200)
     }
 
-    /// Uploads a policy: the manifest and the files beside it.
+    /// Uploads a policy: the manifest and its module files.
     pub async fn upload(&self, token: &str, manifest: &str, modules: &[(&str, Vec<u8>)]) -> Answer {
         use reqwest::multipart::{Form, Part};
         let mut form = Form::new().text("manifest", manifest.to_owned());
@@ -349,7 +350,8 @@ impl Host {
         .await
     }
 
-    /// The value of one metric line, e.g. `nova_feed_policy_swaps_total{kind="rollback"}`; 0 when absent.
+    /// Value of one series, e.g. `nova_feed_policy_swaps_total{kind="rollback"}`. Returns 0 if
+    /// the series is absent.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = self.send(self.request(Method::GET, "/metrics")).await.body;
         let text = text.as_str().unwrap();
@@ -359,7 +361,7 @@ impl Host {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// The most memory the host has held at once.
+    /// Peak resident memory of the host process, in bytes.
     pub fn peak_memory_bytes(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -376,24 +378,25 @@ impl Host {
         self.child.id()
     }
 
-    /// What it said so far.
+    /// Everything that the host has printed so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// SIGKILL: nothing is flushed.
+    /// Sends SIGKILL: the host flushes nothing.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM; waits for the end and returns whether it was orderly.
+    /// Sends SIGTERM, waits for the process to end, and returns true if it exited successfully.
     pub fn terminate(&mut self) -> bool {
         self.begin_stop();
         self.wait_for_end()
     }
 
-    /// SIGTERM; the host goes on until it has finished what it began.
+    /// Sends SIGTERM and returns at once; the host exits after finishing the work it has
+    /// started.
     pub fn begin_stop(&self) {
         let told = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
@@ -402,12 +405,12 @@ impl Host {
         assert!(told.success());
     }
 
-    /// Whether the end was orderly.
+    /// Waits for the process to end and returns true if it exited successfully.
     pub fn wait_for_end(&mut self) -> bool {
         self.child.wait().unwrap().success()
     }
 
-    /// `127.0.0.1:PORT`, for clients that misbehave below HTTP.
+    /// Returns `127.0.0.1:PORT`, for clients that break the protocol below HTTP.
     pub fn address(&self) -> &str {
         self.url.strip_prefix("http://").unwrap()
     }
@@ -419,8 +422,8 @@ impl Host {
             .await
     }
 
-    /// Every post of a fresh feed, page after page, in order. An answer that says that parts are missing, as on a busy
-    /// machine, is asked for again.
+    /// Returns every post of a fresh feed, page by page, in order. Retries while the response is
+    /// degraded, as it can be on a busy machine.
     pub async fn whole_feed(&self, user: u64, algo: &str) -> Vec<Value> {
         let token = self.viewer_token(user);
         let path = format!("/api/v1/feed?limit=100&algo={algo}");
@@ -430,7 +433,7 @@ impl Host {
             if answer.status == 200 && answer.body["degraded"] == serde_json::json!([]) {
                 break answer.body;
             }
-            assert!(Instant::now() < deadline, "never whole: {}", answer.body);
+            assert!(Instant::now() < deadline, "still degraded: {}", answer.body);
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let mut posts = page["posts"].as_array().unwrap().clone();
@@ -442,7 +445,7 @@ impl Host {
         posts
     }
 
-    /// A post's counters.
+    /// Returns a post's counters.
     pub async fn post_metrics(&self, operator: &str, post: u64) -> Value {
         self.get(operator, &format!("/debug/post/{post}/metrics"))
             .await
@@ -450,7 +453,7 @@ impl Host {
     }
 }
 
-/// An event as a client sends it, so many seconds ago.
+/// An event as a client sends it, dated `seconds_ago` seconds in the past.
 pub fn event(post: u64, author: u64, action: &str, seconds_ago: i64) -> Value {
     let time = chrono::Utc::now() - chrono::Duration::seconds(seconds_ago);
     serde_json::json!({
@@ -459,7 +462,8 @@ pub fn event(post: u64, author: u64, action: &str, seconds_ago: i64) -> Value {
     })
 }
 
-/// Runs `nova serve` where it must refuse, and returns the one line it says on standard error.
+/// Runs `nova serve` in a situation in which it must refuse to start. Returns the single line
+/// that it writes to standard error.
 #[track_caller]
 pub fn refusal_to_serve(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let mut child = nova()
@@ -478,7 +482,7 @@ pub fn refusal_to_serve(arguments: &[&str], variables: &[(&str, &str)]) -> Strin
         if Instant::now() > deadline {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("the host serves where it should refuse");
+            panic!("the host serves although it should refuse to start");
         }
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -489,7 +493,7 @@ pub fn refusal_to_serve(arguments: &[&str], variables: &[(&str, &str)]) -> Strin
     lines[0].to_owned()
 }
 
-/// Asks again until `check` holds, for at most `within`.
+/// Polls `check` until it returns true. Fails after `within`.
 pub async fn eventually<F: Future<Output = bool>>(
     within: Duration,
     what: &str,
@@ -502,7 +506,7 @@ pub async fn eventually<F: Future<Output = bool>>(
     }
 }
 
-/// Post ids of a feed page, in order.
+/// Returns the post ids of a feed page, in order.
 pub fn post_ids(feed: &Value) -> Vec<u64> {
     feed["posts"]
         .as_array()
@@ -512,8 +516,8 @@ pub fn post_ids(feed: &Value) -> Vec<u64> {
         .collect()
 }
 
-/// SEMANTICS, `author-saturation` as shipped, in its plainest form: from (post, author), best first,
-/// to the post ids in the order to show.
+/// The simplest implementation of `author-saturation` (see docs/semantics.md). Takes (post,
+/// author) pairs, best first, and returns the post ids in display order.
 pub fn saturated(ranked: &[(u64, u64)]) -> Vec<u64> {
     const TOP: usize = 5;
     const MIN_DISTANCE: usize = 3;
@@ -537,7 +541,8 @@ pub fn saturated(ranked: &[(u64, u64)]) -> Vec<u64> {
     shown.into_iter().map(|(post, _)| post).collect()
 }
 
-/// A manifest whose score stage is one file and whose other stages are the shipped ones.
+/// Returns a manifest that takes `stage` from one module file and uses the bundled modules for
+/// the other stages.
 pub fn manifest(name: &str, version: &str, stage: &str, module: &str) -> String {
     let source = |own: &str, builtin: &str| {
         if own == stage {
@@ -554,15 +559,19 @@ pub fn manifest(name: &str, version: &str, stage: &str, module: &str) -> String 
     )
 }
 
-/// CSV files to import.
+/// A temporary directory of CSV files to import.
 pub struct Community(TempDir);
 
 pub const USERS: u64 = 60;
 pub const POSTS: u64 = 240;
 
 impl Community {
-    /// 60 users; 240 posts, one every 20 minutes, by authors 1–30 in turn (post `p` by `(p − 1) % 30 + 1`, the
-    /// highest id the newest); user `u` follows `u + 1`, `u + 2`, `u + 3` (mod 60); every third post has likes, every fifth comments.
+    /// Writes a community of 60 users and 240 posts:
+    ///
+    /// - One post every 20 minutes, by authors 1–30 in turn. The author of post `p` is
+    ///   `(p − 1) % 30 + 1`, and the highest id is the newest post.
+    /// - User `u` follows `u + 1`, `u + 2` and `u + 3` (mod 60).
+    /// - Every third post has likes, and every fifth has comments.
     pub fn small() -> Self {
         let now = chrono::Utc::now();
         let at =
@@ -608,7 +617,7 @@ impl Community {
         community
     }
 
-    /// Files with these names and contents.
+    /// Writes files with these names and contents.
     pub fn of(files: &[(&str, String)]) -> Self {
         let community = Self(tempfile::tempdir().unwrap());
         for (name, text) in files {
@@ -635,7 +644,8 @@ impl Community {
     }
 }
 
-/// `nova import` of these files into this data directory, or into the stack that the variables name.
+/// Runs `nova import` on these files, into this data directory or into the stack that the
+/// variables name.
 fn import(files: &Path, data_dir: &Path, variables: &[(String, String)]) {
     let output = nova()
         .envs(variables.iter().cloned())

@@ -1,5 +1,5 @@
-//! A policy can never break a feed: every way to misbehave is answered by the next rung, in the
-//! same request, and counted by its kind.
+//! Misbehaving policies. A policy can never break a feed: for every kind of failure the next
+//! step of the fallback chain serves the same request, and the failure is counted by its kind.
 
 use crate::harness::{Host, guest, manifest, post_ids};
 use crate::recipes::{AMPLE, Operator, calm, label, patient_setup, with_params};
@@ -45,7 +45,8 @@ impl Hostile {
         self.guest.replace('_', "-")
     }
 
-    /// Its deadline is its own where it is meant to meet it, and ample where it is meant to meet something else.
+    /// Publishes and activates this policy. A guest that is meant to exceed its deadline gets
+    /// the default deadline; the others get an ample one, so that they fail in their own way.
     async fn take_over(&self, operator: &Operator<'_>) {
         let file = format!("{}.wasm", self.guest);
         let mut text = manifest(&self.name(), "1.0.0", self.stage, &file);
@@ -66,7 +67,7 @@ impl Hostile {
     }
 }
 
-/// How an answer of the last good policy looks, and whose it was.
+/// Asserts that a feed was served by the last good policy, and which policy that was.
 #[track_caller]
 fn assert_last_good(feed: &Value, policy: &str, why: &str) {
     let said = [
@@ -102,7 +103,7 @@ fn assert_well_formed(feed: &Value) {
 const VIEWERS: [u64; 3] = [7, 41, 999_999];
 
 #[tokio::test]
-async fn every_hostile_guest_is_answered_by_the_policy_before_it_and_counted_by_its_kind() {
+async fn every_hostile_guest_falls_back_to_the_previous_policy_and_is_counted_by_its_kind() {
     let host = patient_setup().start();
     let operator = host.operator();
     operator
@@ -161,8 +162,8 @@ async fn twenty_requests_at_once_under_an_endless_loop_are_all_ranked_by_the_las
 }
 
 #[tokio::test]
-async fn requests_that_get_no_worker_in_time_are_ranked_natively_and_counted_as_pool() {
-    // One worker, blocked 20 ms by each request, and 30 ms of patience.
+async fn requests_without_a_free_worker_in_time_are_ranked_natively_and_counted_as_pool() {
+    // One worker that each request blocks for 20 ms, and a policy budget of 30 ms.
     let host = Host::setup()
         .community(crate::harness::Community::small())
         .variable("NOVA_RATE_LIMIT", "off")
@@ -179,13 +180,13 @@ async fn requests_that_get_no_worker_in_time_are_ranked_natively_and_counted_as_
         assert_eq!(feed["degraded"], json!(["policy"]));
         native += u32::from(feed["served_by"] == "native");
     }
-    assert!(native > 0, "nobody ran out of patience");
+    assert!(native > 0, "no request exceeded its policy budget");
     let series = "nova_feed_policy_calls_total{outcome=\"pool\",policy=\"endless-loop@1.0.0\",stage=\"dedup\"}";
     assert!(host.metric(series).await > 0.0);
 }
 
 #[tokio::test]
-async fn two_hostile_policies_in_a_row_leave_the_native_copy_of_the_shipped_logic() {
+async fn after_two_hostile_policies_the_native_copy_of_the_bundled_logic_ranks() {
     let host = patient_setup().start();
     let operator = host.operator();
     let shipped = manifest("shipped", "1.0.0", "none", "") + AMPLE;
@@ -193,7 +194,8 @@ async fn two_hostile_policies_in_a_row_leave_the_native_copy_of_the_shipped_logi
     for hostile in &GUESTS[2..4] {
         hostile.take_over(&operator).await;
     }
-    // The native copy scores by the clock: its order is compared where it was the same before and after.
+    // Scores of the native copy depend on the time, so its order is compared only if the
+    // expected order was the same before and after the request.
     for _ in 0..20 {
         let before = operator.explained(7, "shipped@1.0.0").await;
         let feed = host.feed(7).await;
@@ -212,11 +214,11 @@ async fn two_hostile_policies_in_a_row_leave_the_native_copy_of_the_shipped_logi
             return;
         }
     }
-    panic!("the order never held still");
+    panic!("the expected order changed during each of the 20 requests");
 }
 
 #[tokio::test]
-async fn a_policy_that_fails_for_one_viewer_hurts_nobody_else_and_a_rollback_ends_it() {
+async fn a_policy_that_fails_for_one_viewer_affects_no_other_viewer_and_rollback_ends_it() {
     let host = patient_setup().start();
     let operator = host.operator();
     operator

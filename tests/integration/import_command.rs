@@ -1,4 +1,5 @@
-//! `nova import`: what it refuses, what it repeats without effect, and feeds ranked from what it loaded.
+//! The command `nova import`: input that it refuses, repeats that have no effect, and feeds
+//! ranked from imported data.
 
 use crate::harness::{Community, Host, run, saturated};
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ fn import(dir: &Path, data_dir: &Path, more: &[&str]) -> Output {
     run(&arguments)
 }
 
-/// The summary of an import that succeeds.
+/// Runs an import that must succeed and returns its summary.
 #[track_caller]
 fn imported(dir: &Path, data_dir: &Path, more: &[&str]) -> Value {
     let output = import(dir, data_dir, &[more, &["--json"]].concat());
@@ -47,7 +48,7 @@ fn imported(dir: &Path, data_dir: &Path, more: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The one line on standard error of an import that fails.
+/// Runs an import that must fail and returns its single line on standard error.
 #[track_caller]
 fn refused(dir: &Path, data_dir: &Path) -> String {
     let output = import(dir, data_dir, &[]);
@@ -63,7 +64,7 @@ fn rows_new(summary: &Value, file: &str) -> u64 {
     found["rows_new"].as_u64().unwrap()
 }
 
-/// The six files, one of them replaced.
+/// Returns the six files with the text of one of them replaced.
 fn with(file: &str, text: &str) -> Community {
     let text_of = |(name, usual): &(&'static str, &str)| {
         (
@@ -79,7 +80,7 @@ fn with(file: &str, text: &str) -> Community {
 }
 
 #[test]
-fn a_bad_row_is_named_by_file_and_line_and_nothing_of_its_file_stays() {
+fn a_bad_row_is_named_by_file_and_line_and_its_whole_file_is_rejected() {
     let cases = [
         (
             "users.csv",
@@ -157,7 +158,8 @@ fn a_bad_row_is_named_by_file_and_line_and_nothing_of_its_file_stays() {
         let directory = tempfile::tempdir().unwrap();
         let line = refused(with(file, &text).path(), directory.path());
         assert!(line.contains(place), "{text}: {line}");
-        // Mended, the file is new as a whole; those before it are there already.
+        // After the repair, all rows of the file are new. The files before it were already
+        // imported.
         let summary = imported(with("", "").path(), directory.path(), &[]);
         let at = FILES.iter().position(|(name, _)| *name == file).unwrap();
         for (position, (name, text)) in FILES.iter().enumerate() {
@@ -194,11 +196,13 @@ async fn rows_count_as_if_their_events_had_happened_and_a_second_import_changes_
         (host.post_metrics(&operator, 1).await, affinity, created_at)
     };
     let before = metrics(directory.path()).await;
-    // Likes: every row, also two by one user and one by nobody. Views: the column and two events of one second.
+    // Likes: every row counts, including two by one user and one without a user. Views: the
+    // column, plus two events of one second.
     let expected = json!({"post_id": 1, "author_id": 1, "likes": 3, "comments": 1, "shares": 1,
                           "views": 7, "exposures": 5, "dwell_ms_sum": 2_000});
     assert_eq!(before.0, expected);
-    // Two likes, a comment and two views by this viewer; nobody's like is nobody's affinity.
+    // Two likes, a comment and two views by this viewer. The like without a user counts for no
+    // viewer's affinity.
     assert_eq!(before.1, 5.0);
 
     for copy in [files, with("", "")] {
@@ -209,14 +213,14 @@ async fn rows_count_as_if_their_events_had_happened_and_a_second_import_changes_
         }
         assert_eq!(metrics(directory.path()).await, before);
     }
-    // The newest time of all files became the moment of the import.
+    // The newest time in all files became the time of the import.
     let newest = chrono::DateTime::parse_from_rfc3339("2026-01-03T12:00:00Z").unwrap();
     let moved_to = newest.timestamp_millis() + first["offset_ms"].as_i64().unwrap();
     let ago_ms = chrono::Utc::now().timestamp_millis() - moved_to;
     assert!((0..600_000).contains(&ago_ms), "{ago_ms}");
 }
 
-/// Every score against the formula, every position against the rules.
+/// Checks every score against the formula and every position against the saturation rules.
 async fn assert_ranked_as_specified(host: &Host, operator: &str, viewer: u64) {
     let path = format!("/debug/user/{viewer}/feed/explain");
     let explained = host.get(operator, &path).await.ok(200);
@@ -251,7 +255,8 @@ async fn assert_ranked_as_specified(host: &Host, operator: &str, viewer: u64) {
     assert_in_order(&feed.iter().collect::<Vec<_>>());
 }
 
-/// Shown in the order of their scores, higher id first among equals, under the saturation rules.
+/// Asserts that posts are in order of their scores (on equal scores the higher id first), under
+/// the saturation rules.
 fn assert_in_order(shown: &[&Value]) {
     let id = |post: &Value, name: &str| post[name].as_u64().unwrap();
     let mut ranked: Vec<(f64, u64, u64)> = shown
@@ -282,7 +287,7 @@ async fn a_generated_community_is_ranked_by_the_formula_and_the_rules() {
     }
 }
 
-/// A data set that lies beside a checkout, where there is one.
+/// Returns the real data set next to the checkout, if there is one.
 fn real_data() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/quantum-se");
     path.is_dir().then_some(path)
@@ -292,7 +297,7 @@ fn real_data() -> Option<PathBuf> {
 async fn a_real_community_is_ranked_by_the_formula_and_the_rules() {
     let Some(dir) = real_data() else {
         eprintln!(
-            "not run: the real data set is not here; the generated community is tested all the same"
+            "skipped the real data set, because it is not on this machine; the generated community is still tested"
         );
         return;
     };

@@ -1,5 +1,6 @@
-//! The shipped scorer that exists in Rust, Python and JavaScript: each is built with its own tools, shipped to a host
-//! and gives every post the score of the formula, to the bit.
+//! Policies in three languages. The same scorer in Rust, Python and JavaScript is built with
+//! each language's own tools and shipped to a host, and must give every post the formula's
+//! score, bit for bit.
 
 use crate::author_loop::{at_host, cargo_test, complaint, nova_in, said, said_json};
 use crate::harness::{Host, post_ids, saturated};
@@ -8,14 +9,15 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What each language needs, and how to see whether it is there.
+/// The tools that each language needs, with arguments that check for their presence.
 const TOOLS: [(&str, &[&str]); 3] = [
     ("python3", &["-c", "import venv, ensurepip"]),
     ("node", &["--version"]),
     ("npm", &["--version"]),
 ];
 
-/// Whether everything is there; says what is not, and fails where it is required.
+/// Returns true if all tools are present. Prints the missing ones, and fails if the environment
+/// requires them.
 fn tools_are_there() -> bool {
     let there = |(program, arguments): &(&str, &[&str])| {
         let mut command = Command::new(program);
@@ -35,8 +37,8 @@ fn tools_are_there() -> bool {
     }
     let missing = missing.join(", ");
     let required = std::env::var("NOVA_REQUIRE_LANGUAGES").is_ok_and(|value| value == "1");
-    assert!(!required, "required and not there: {missing}");
-    eprintln!("not run: policies in Python and JavaScript, for lack of {missing}");
+    assert!(!required, "required tools are missing: {missing}");
+    eprintln!("skipped the Python and JavaScript policies: {missing} not found");
     false
 }
 
@@ -44,11 +46,12 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/examples")
 }
 
-/// A copy to build in, with ample limits. It outlives a run, and with it the compilers that are installed into it.
+/// Copies an example to a directory for building, with ample limits. The directory outlives a
+/// test run, so the compilers installed into it are kept.
 fn copy_of(name: &str) -> PathBuf {
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("languages");
     std::fs::create_dir_all(&to).unwrap();
-    // Links into the SDK become files.
+    // `-L` turns links into the SDK into files.
     said(
         Command::new("cp")
             .arg("-RL")
@@ -66,7 +69,8 @@ fn copy_of(name: &str) -> PathBuf {
     to
 }
 
-/// `nova policy build`, which may install: told where packages come from and are kept, as the shell that runs the tests is.
+/// Builds the command `nova policy build`, which may install packages. It gets the test shell's
+/// settings for package sources, caches and proxies.
 fn build(desk: &Path, name: &str) -> Command {
     let mut command = nova_in(desk, &["policy", "build", name]);
     for (variable, value) in std::env::vars_os() {
@@ -81,7 +85,7 @@ fn build(desk: &Path, name: &str) -> Command {
     command
 }
 
-/// The same as `policies/examples/wilson-*` compute, in plain form.
+/// A plain implementation of the score that `policies/examples/wilson-*` compute.
 fn score(features: &Value) -> f32 {
     let feature = |name: &str| features[name].as_f64().unwrap();
     let trials = feature("exposures");
@@ -98,7 +102,7 @@ fn score(features: &Value) -> f32 {
     (proven + 0.5 / (1.0 + feature("age_hours").max(0.0) / 24.0)) as f32
 }
 
-/// Every post has the formula's score, and the posts stand in the order that follows from it.
+/// Asserts that every post has the formula's score and that the order of posts follows from it.
 fn assert_ranked_by_the_formula(explained: &Value) {
     let posts = explained["posts"].as_array().unwrap();
     let mut expected: Vec<(f32, u64, u64)> = Vec::new();
@@ -114,7 +118,7 @@ fn assert_ranked_by_the_formula(explained: &Value) {
     assert_eq!(post_ids(explained), saturated(&best_first));
 }
 
-/// Build, check, push, activate: as an author and an operator type it.
+/// Builds, checks, pushes and activates an example, as an author and an operator type it.
 fn ship(host: &Host, operator: &Operator<'_>, name: &str) {
     let directory = copy_of(name);
     let desk = directory.parent().unwrap();
@@ -131,7 +135,7 @@ fn ship(host: &Host, operator: &Operator<'_>, name: &str) {
     assert_eq!(pushed["digest"], checked["digest"]);
 }
 
-/// A mistake is shown with its line, before anything is compiled for long.
+/// Asserts that a mistake is reported with its line, before the long compilation starts.
 fn assert_mistakes_are_shown_early(name: &str) {
     let (file, mistake) = match name {
         "wilson-python" => ("policy.py", "policy = not_defined\n"),
@@ -180,7 +184,7 @@ async fn one_policy_in_three_languages_gives_the_same_scores_and_the_same_order(
     }
 }
 
-/// A policy's or an SDK's own tests, as its author runs them.
+/// Runs the tests of a policy or an SDK, as its author runs them.
 fn own_tests(directory: &Path, language: &str, file: Option<&str>) {
     let mut tests = match language {
         "python" => Command::new("python3"),
@@ -194,7 +198,7 @@ fn own_tests(directory: &Path, language: &str, file: Option<&str>) {
 }
 
 #[test]
-fn the_sdks_the_examples_and_new_policies_pass_their_own_tests() {
+fn sdks_examples_and_new_policies_pass_their_own_tests() {
     if !tools_are_there() {
         return;
     }
@@ -224,7 +228,7 @@ fn the_sdks_the_examples_and_new_policies_pass_their_own_tests() {
 }
 
 #[test]
-fn without_its_tools_a_build_says_how_to_get_them() {
+fn a_build_without_its_tools_says_how_to_install_them() {
     let desk = tempfile::tempdir().unwrap();
     for (language, advice) in [("python", "python3-venv"), ("javascript", "nodejs")] {
         let new = ["policy", "new", language, "--lang", language];

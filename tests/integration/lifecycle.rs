@@ -1,4 +1,5 @@
-//! The life of a policy: canary, retirement, quarantine, and how a bad one removes itself.
+//! The life cycle of a policy: canary, retirement, quarantine, and the automatic removal of a
+//! bad policy.
 
 use crate::experiments::{Lab, bucket, halves, whole};
 use crate::harness::{Answer, Community, Host, eventually, guest, manifest, run};
@@ -8,9 +9,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Instant;
 
-/// Viewers from here on make `misbehaves_from` trap.
+/// The smallest viewer id for which `misbehaves_from` traps.
 const FIRST_VICTIM: u64 = 1_000_000;
-/// Requests at once: a few more than there are cores.
+/// Concurrent requests: a few more than there are cores.
 const CLIENTS: usize = 8;
 
 impl Lab {
@@ -37,12 +38,13 @@ impl Lab {
         self.life("operator", policy, "quarantine", body).await
     }
 
-    /// Traps for viewers from `FIRST_VICTIM` on.
+    /// Publishes a policy that traps for viewers from `FIRST_VICTIM` on.
     async fn publish_bad(&self, name: &str, version: &str) {
         let file = "misbehaves_from.wasm";
         let params = format!("{{ first_victim = {FIRST_VICTIM}.0 }}");
         let text = with_params(&manifest(name, version, "score", file), "score", &params);
-        // A memory limit of its own for each name: equal behaviour would be quarantined under both.
+        // Each name gets its own memory limit, because equal behaviour would be quarantined
+        // under both names.
         let limits = format!(
             "[limits]\ndeadline_ms = 1000\nmemory_mb = {}\n",
             10 + name.len()
@@ -53,14 +55,15 @@ impl Lab {
             .await;
     }
 
-    /// Who served these viewers.
+    /// Returns the policy that served each of these viewers.
     async fn policies_of(&self, viewers: impl Iterator<Item = u64>) -> Vec<(u64, String)> {
         let asked = stream::iter(viewers)
             .map(|viewer| async move { (viewer, label(&self.feed(viewer).await["policy"])) });
         asked.buffered(CLIENTS).collect().await
     }
 
-    /// Feeds of victims, until `policy` is quarantined; every one of them is a whole page.
+    /// Requests feeds of victims until `policy` is quarantined. Asserts that every response is a
+    /// full page.
     async fn feed_victims_until_quarantined(&self, policy: &str) {
         let began = Instant::now();
         for victim in FIRST_VICTIM.. {
@@ -82,7 +85,7 @@ impl Lab {
         text(&entries.find(|entry| label(entry) == policy).unwrap()["state"])
     }
 
-    /// (actor, action, subject), oldest first, of what was done besides publishing.
+    /// Returns (actor, action, subject) of every change except publishing, oldest first.
     async fn log(&self) -> Vec<(String, String, String)> {
         let audit = self.host.operator().get("/admin/v1/audit").await;
         let mut entries: Vec<_> = audit["entries"]
@@ -99,12 +102,12 @@ impl Lab {
     async fn settled(&self, action: &str, subject: &str) {
         let wanted = ("host".into(), action.into(), subject.into());
         let recorded = || async { self.log().await.contains(&wanted) };
-        eventually(SOON, "the registry was told", recorded).await;
+        eventually(SOON, "the change is in the registry", recorded).await;
     }
 }
 
 #[tokio::test]
-async fn a_canary_serves_its_share_of_two_thousand_viewers_and_growing_it_moves_nobody_out() {
+async fn a_canary_serves_its_share_of_two_thousand_viewers_and_raising_it_removes_no_viewer() {
     let lab = Lab::open().await;
     let operator = lab.host.operator();
     operator.publish(&calm("calm", "1.0.0"), &[]).await;
@@ -138,7 +141,7 @@ async fn a_canary_serves_its_share_of_two_thousand_viewers_and_growing_it_moves_
 }
 
 #[tokio::test]
-async fn an_experiment_beats_the_canary() {
+async fn an_experiment_has_precedence_over_the_canary() {
     let lab = Lab::open().await;
     lab.host
         .operator()
@@ -162,8 +165,7 @@ async fn an_experiment_beats_the_canary() {
 }
 
 #[tokio::test]
-async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_and_no_viewer_sees_an_error()
- {
+async fn a_policy_that_starts_to_trap_is_quarantined_and_rolled_back_without_errors_for_viewers() {
     let lab = Lab::open().await;
     lab.publish_bad("bad", "1.0.0").await;
     lab.host.operator().activate("bad@1.0.0").await.ok(200);
@@ -187,7 +189,7 @@ async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_a
     assert_eq!(lab.host.metric("nova_feed_policy_quarantined").await, 1.0);
     let swaps = "nova_feed_policy_swaps_total{kind=\"automatic_rollback\"}";
     assert_eq!(lab.host.metric(swaps).await, 1.0);
-    // There is one way back: a changed version.
+    // The only way back is to publish a changed version.
     for step in ["activate", "shadow"] {
         let refused = lab.life("operator", "bad@1.0.0", step, Value::Null).await;
         assert!(text(&refused.body["detail"]).contains("publish a changed version"));
@@ -196,9 +198,10 @@ async fn a_policy_that_begins_to_trap_is_quarantined_and_rolled_back_by_itself_a
     lab.canary("bad@1.0.0", 5.0).await.problem(409);
 }
 
-/// The request's own time ends the call long before the policy's deadline does: it is the policy's failure all the same.
+/// The request's own time limit ends the call long before the policy's deadline does. The call
+/// still counts as the policy's failure.
 #[tokio::test]
-async fn a_policy_that_never_answers_goes_although_its_deadline_is_longer_than_any_request() {
+async fn a_policy_that_never_returns_is_removed_even_if_its_deadline_is_longer_than_any_request() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_RATE_LIMIT", "off")
@@ -223,7 +226,7 @@ fn text_of_rollback(audit: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_second_bad_policy_is_rolled_back_as_well_down_to_the_last_good_one() {
+async fn two_bad_policies_are_both_rolled_back_down_to_the_last_good_one() {
     let lab = Lab::open().await;
     for name in ["bad", "worse"] {
         lab.publish_bad(name, "1.0.0").await;
@@ -243,7 +246,7 @@ async fn a_second_bad_policy_is_rolled_back_as_well_down_to_the_last_good_one() 
 }
 
 #[tokio::test]
-async fn a_bad_canary_goes_without_touching_the_active_policy() {
+async fn a_bad_canary_is_removed_without_affecting_the_active_policy() {
     let lab = Lab::open().await;
     lab.publish_bad("bad", "1.0.0").await;
     lab.canary("bad@1.0.0", 100.0).await.ok(200);
@@ -280,9 +283,10 @@ async fn a_quarantined_variation_pauses_its_experiment_and_its_viewers_get_the_a
 }
 
 #[tokio::test]
-async fn an_operators_quarantine_holds_when_answered_and_with_nothing_left_the_native_copy_ranks() {
+async fn an_operators_quarantine_applies_at_once_and_without_any_policy_the_native_copy_ranks() {
     let lab = Lab::open().await;
-    // A variation of the policy goes with it, whatever its parameters.
+    // The experiment's variation runs the same policy with other parameters, so it is
+    // quarantined as well.
     lab.run("e", &halves("s")).await;
     let answer = lab.quarantine("patient@1.0.0").await.ok(200);
     assert_eq!(answer["state"], "quarantined");
@@ -309,7 +313,7 @@ async fn an_operators_quarantine_holds_when_answered_and_with_nothing_left_the_n
 }
 
 #[tokio::test]
-async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do() {
+async fn each_step_needs_its_role_and_a_refusal_says_what_to_do() {
     let lab = Lab::open().await;
     let operator = lab.host.operator();
     operator.publish(&calm("calm", "1.0.0"), &[]).await;
@@ -321,7 +325,7 @@ async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do
     ];
     for (step, body, allowed) in steps {
         for role in ["operator", "scientist", "experimenter"] {
-            // Allowed ones meet a policy nobody knows.
+            // An allowed role gets a 404, because the policy does not exist.
             let status = if allowed.contains(&role) { 404 } else { 403 };
             lab.life(role, "nobody@1.0.0", step, body.clone())
                 .await
@@ -332,7 +336,7 @@ async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do
         .life("scientist", "calm@1.0.0", "shadow", Value::Null)
         .await;
     assert_eq!(shadow.ok(200)["state"], "shadow");
-    // Who began it may end it.
+    // The role that may start a shadow may also end it.
     let scientist = lab.host.admin_token("scientist");
     let end = || {
         let path = "/admin/v1/policies/calm/1.0.0/shadow";
@@ -384,7 +388,7 @@ async fn only_the_right_roles_take_the_right_steps_and_a_refusal_says_what_to_do
 }
 
 #[tokio::test]
-async fn where_policies_stand_survives_a_kill() {
+async fn states_of_policies_survive_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let start = || Lab::of(patient_setup().data_dir(directory.path()).start());
     let mut lab = start();
@@ -431,7 +435,7 @@ async fn where_policies_stand_survives_a_kill() {
 }
 
 #[tokio::test]
-async fn the_commands_take_the_same_steps_and_status_shows_who_serves() {
+async fn the_commands_take_the_same_steps_and_status_shows_the_serving_policies() {
     let lab = Lab::open().await;
     lab.publish_bad("bad", "1.0.0").await;
     lab.host

@@ -1,7 +1,7 @@
-//! One binary of tests against the real `nova` program: each starts its own host on a free port and
-//! a directory of its own, and stops it by its id.
+//! The integration test binary, which runs against the real `nova` program. Each test starts its
+//! own host on a free port with its own data directory, and stops that host by its process id.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 mod admission;
 mod audit;

@@ -1,21 +1,21 @@
-//! Policies to publish, and the operator who does.
+//! Policies to publish, and the operator who publishes them.
 
 use crate::harness::{Answer, Host, Setup, post_ids};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Limits that no test machine hits: what fails under them, fails by itself.
+/// Limits that no test machine reaches, so a policy that fails under them fails by itself.
 pub const AMPLE: &str = "[limits]\ndeadline_ms = 1000\nmemory_mb = 16\n";
 
-/// The shipped modules with a score that does not depend on the clock, and ample limits: it ranks
-/// the same whenever it is asked, so orders can be compared exactly.
+/// Returns a manifest of the bundled modules with a score that does not depend on the time, and
+/// ample limits. It ranks the same at any time, so that orders can be compared exactly.
 pub fn calm(name: &str, version: &str) -> String {
     let manifest = crate::harness::manifest(name, version, "none", "");
     with_params(&manifest, "score", "{ decay_per_hour = 0.0 }") + AMPLE
 }
 
-/// A manifest with parameter values for one stage.
+/// Adds parameter values for one stage to a manifest.
 pub fn with_params(manifest: &str, stage: &str, params: &str) -> String {
     manifest.replace(
         &format!("[{stage}]\n"),
@@ -23,7 +23,7 @@ pub fn with_params(manifest: &str, stage: &str, params: &str) -> String {
     )
 }
 
-/// A small community without rate limits, whose rankings may take their time.
+/// A host setup with the small community, no rate limits, and an ample policy budget (10 s).
 pub fn patient_setup() -> Setup {
     Host::setup()
         .community(crate::harness::Community::small())
@@ -31,7 +31,7 @@ pub fn patient_setup() -> Setup {
         .variable("NOVA_POLICY_BUDGET_MS", "10000")
 }
 
-/// Somebody who may do everything to policies.
+/// An operator, who may take every step with policies.
 pub struct Operator<'a> {
     host: &'a Host,
     pub token: String,
@@ -53,7 +53,7 @@ impl Operator<'_> {
         answer.ok(201)
     }
 
-    /// `name@version`.
+    /// Activates a policy, given as `name@version`.
     pub async fn activate(&self, policy: &str) -> Answer {
         let path = format!(
             "/admin/v1/policies/{}/activate",
@@ -87,12 +87,12 @@ impl Operator<'_> {
         self.host.get(&self.token, path).await.ok(200)
     }
 
-    /// `name@version` of the active policy.
+    /// Returns `name@version` of the active policy.
     pub async fn active(&self) -> String {
         text(&self.get("/admin/v1/policies").await["active"])
     }
 
-    /// `name@version` of every published policy.
+    /// Returns `name@version` of every published policy.
     pub async fn published(&self) -> Vec<String> {
         let list = self.get("/admin/v1/policies").await;
         list["policies"]
@@ -103,7 +103,7 @@ impl Operator<'_> {
             .collect()
     }
 
-    /// The order in which a policy would show a viewer's first page now.
+    /// Returns the order in which a policy would show a viewer's first page now.
     pub async fn explained(&self, viewer: u64, policy: &str) -> Vec<u64> {
         let path = format!("/debug/user/{viewer}/feed/explain?policy={policy}");
         let mut order = post_ids(&self.get(&path).await);
@@ -112,7 +112,7 @@ impl Operator<'_> {
     }
 }
 
-/// `name@version` of anything that has both.
+/// Returns `name@version` of a value that has both fields.
 pub fn label(policy: &Value) -> String {
     format!("{}@{}", text(&policy["name"]), text(&policy["version"]))
 }
@@ -121,5 +121,5 @@ pub fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-/// Generous: it only bounds how long a broken test takes.
+/// A generous time limit; it only bounds how long a broken test runs.
 pub const SOON: Duration = Duration::from_secs(20);

@@ -1,4 +1,5 @@
-//! What survives: a crash at any moment, an orderly stop, a second host on the same directory.
+//! Recovery: crashes at random moments, orderly stops, and a second host on the same data
+//! directory.
 
 use crate::harness::{Community, Host, event, eventually, post_ids, refusal_to_serve};
 use crate::senders::{BATCH_EVENTS, Sender, batch, send_until_the_host_is_gone};
@@ -38,7 +39,7 @@ async fn likes(host: &Host, operator: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_killed() {
+async fn every_accepted_event_is_counted_exactly_once_even_after_repeated_kills() {
     let directory = tempfile::tempdir().unwrap();
     let mut host = start_with_community(directory.path());
     let operator = host.admin_token("operator");
@@ -63,7 +64,8 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
                 ))
             })
             .collect();
-        // Somewhere between an accepted batch and many that are being counted.
+        // Kill at a random point between the first accepted batch and many batches being
+        // counted.
         eventually(COUNTED_WITHIN, "batches are accepted", async || {
             answered().sum::<u64>() > at_start
         })
@@ -77,12 +79,13 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
     }
     let accepted: u64 = answered().sum();
     assert!(accepted > 4, "{accepted}");
-    eventually(COUNTED_WITHIN, "what was accepted is counted", async || {
+    eventually(COUNTED_WITHIN, "accepted events are counted", async || {
         likes(&host, &operator).await >= before + accepted * BATCH_EVENTS
     })
     .await;
 
-    // Everything once more, and for each sender the one batch whose fate it never learnt.
+    // Send every batch again, plus one more per sender: the batch whose response it never
+    // received.
     for (user, answered) in (100..).zip(answered()) {
         for number in 0..=answered {
             let answer = host.send_events(user, &batch(begun, number)).await.ok(202);
@@ -90,7 +93,7 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
             if number < answered {
                 assert_eq!(
                     deduped, BATCH_EVENTS,
-                    "an accepted batch is not known any more"
+                    "an accepted batch is no longer known"
                 );
             } else {
                 assert!(
@@ -105,20 +108,20 @@ async fn every_accepted_event_is_counted_exactly_once_however_often_the_host_is_
         likes(&host, &operator).await >= all
     })
     .await;
-    // Once more through a stop, which counts whatever may still be waiting.
+    // Check again after an orderly stop, which counts any event that may still be waiting.
     assert!(host.terminate());
     let host = start(directory.path());
     assert_eq!(likes(&host, &operator).await, all);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
+async fn an_orderly_stop_finishes_open_requests_and_loses_no_event() {
     let directory = tempfile::tempdir().unwrap();
     let mut host = start_with_community(directory.path());
     let operator = host.admin_token("operator");
     let (begun, before) = (Utc::now(), likes(&host, &operator).await);
 
-    // A request whose body is half there when the host is told to stop.
+    // A request of which half the body has arrived when the host gets SIGTERM.
     let body = json!({"events": batch(begun, 0)}).to_string();
     let (early, late) = body.split_at(body.len() / 2);
     let head = format!(
@@ -129,11 +132,11 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
     let mut begun_request = TcpStream::connect(host.address()).await.unwrap();
     begun_request.write_all(head.as_bytes()).await.unwrap();
     eventually(COUNTED_WITHIN, "the request is being handled", async || {
-        // One is the request for the metrics itself.
+        // One active request is the metrics request itself.
         host.metric("nova_feed_api_active_requests").await >= 2.0
     })
     .await;
-    // And senders who go on for as long as they are answered.
+    // A sender that continues until the host stops answering.
     let sender = Arc::<Sender>::default();
     let sending = tokio::spawn(send_until_the_host_is_gone(
         host.url.clone(),
@@ -148,7 +151,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
 
     host.begin_stop();
     let address = host.address().to_owned();
-    eventually(COUNTED_WITHIN, "nobody new is let in", async || {
+    eventually(COUNTED_WITHIN, "new connections fail", async || {
         TcpStream::connect(&address).await.is_err()
     })
     .await;
@@ -166,7 +169,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
     let accepted = sender.answered.load(Ordering::SeqCst) + 1;
     let host = start(directory.path());
     let counted = likes(&host, &operator).await;
-    // The last batch of the sender may have been accepted without its answer arriving.
+    // The sender's last batch may have been accepted although its response did not arrive.
     let possible = [accepted, accepted + 1].map(|batches| before + batches * BATCH_EVENTS);
     assert!(
         possible.contains(&counted),
@@ -175,7 +178,7 @@ async fn an_orderly_stop_finishes_what_was_begun_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_second_host_on_the_same_directory_refuses_and_the_first_goes_on() {
+async fn a_second_host_on_the_same_directory_refuses_to_start_and_the_first_keeps_serving() {
     let host = Host::with_community();
     let directory = host.data_dir.to_str().unwrap();
     let reason = refusal_to_serve(&["--data-dir", directory], &[]);
@@ -207,7 +210,7 @@ async fn seen_posts_and_repeats_are_remembered_through_a_crash() {
 }
 
 #[tokio::test]
-async fn an_empty_directory_serves_an_empty_feed_that_is_whole() {
+async fn an_empty_directory_serves_an_empty_feed_that_is_not_degraded() {
     let host = Host::setup().start();
     for algo in ["ch", "timeline"] {
         let path = format!("/api/v1/feed?algo={algo}");

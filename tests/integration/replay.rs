@@ -1,5 +1,5 @@
-//! Recorded rankings: what a host records, and that they come out again bit for bit, here and elsewhere, or as another
-//! policy would have ranked.
+//! Recorded rankings: the rankings that a host records, their bit-for-bit replay on the same
+//! host or elsewhere, and replays under another policy.
 
 use crate::harness::{Host, Setup, eventually, guest, manifest, nova, post_ids};
 use crate::recipes::{AMPLE, SOON, calm, patient_setup, with_params};
@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, Connection};
 use std::path::Path;
 use std::process::Output;
 
-/// Every ranking is recorded, and nothing is answered from an older one.
+/// A setup that records every ranking and serves none from a cache.
 fn recording_setup() -> Setup {
     patient_setup()
         .variable("NOVA_RECORD_SAMPLE_RATIO", "1")
@@ -60,7 +60,7 @@ fn assert_exact(output: &Output, records: u64) -> Value {
 }
 
 #[tokio::test]
-async fn what_a_host_served_comes_out_bit_for_bit_also_under_an_experiment() {
+async fn served_rankings_replay_bit_for_bit_also_under_an_experiment() {
     let host = recording_setup().start();
     let operator = host.operator();
     let experiment = json!({"seed": "s", "variations": [
@@ -82,12 +82,12 @@ async fn what_a_host_served_comes_out_bit_for_bit_also_under_an_experiment() {
         host.feed(viewer).await;
     }
     wait_for_records(&host, 25).await;
-    // Beside the running host.
+    // Replay works while the host runs.
     assert_exact(&replay(&[], Some(&host.data_dir)), 25);
 }
 
 #[tokio::test]
-async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_binary_ships() {
+async fn an_exported_file_replays_an_uploaded_policy_without_a_data_directory() {
     let mut host = recording_setup().start();
     let modules = [("upside_down.wasm", guest("upside_down.wasm"))];
     let text = manifest("upside-down", "1.0.0", "score", "upside_down.wasm") + AMPLE;
@@ -120,7 +120,7 @@ async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_bina
     assert_eq!(before, shown);
     assert!(other["comparison"]["kendall_tau"]["mean"].as_f64().unwrap() < 0.5);
 
-    // A policy is measured on the same candidates.
+    // `policy bench` can measure a policy on the recorded candidates.
     let module = elsewhere.path().join("upside_down.wasm");
     std::fs::write(&module, guest("upside_down.wasm")).unwrap();
     let mut bench = nova();
@@ -143,9 +143,10 @@ async fn an_exported_file_replays_without_a_data_directory_a_policy_that_no_bina
     assert!(score["fuel"].as_u64().unwrap() > 0, "{score}");
 }
 
-/// A check keeps its instances. What such a one answers otherwise is not held against a host that served from fresh ones.
+/// A replay check reuses its instances. If a reused instance gives another result, that is not
+/// counted against a host that served from fresh instances.
 #[tokio::test]
-async fn a_policy_that_only_a_kept_instance_makes_answer_otherwise_comes_out_as_it_was_served() {
+async fn a_policy_that_differs_only_in_a_reused_instance_replays_as_it_was_served() {
     const FEEDS: u64 = 520;
     let host = recording_setup().start();
     let modules = [("turns.wasm", guest("turns_after_500_calls.wasm"))];
@@ -159,7 +160,7 @@ async fn a_policy_that_only_a_kept_instance_makes_answer_otherwise_comes_out_as_
 }
 
 #[tokio::test]
-async fn the_ranking_of_a_failing_policy_is_recorded_whatever_is_sampled() {
+async fn rankings_of_a_failing_policy_are_recorded_regardless_of_the_sample_ratio() {
     let host = patient_setup()
         .variable("NOVA_RECORD_SAMPLE_RATIO", "0")
         .start();
@@ -177,7 +178,8 @@ async fn the_ranking_of_a_failing_policy_is_recorded_whatever_is_sampled() {
     host.feed(8).await;
     assert_eq!(host.feed(7).await["served_by"], "last_good");
     wait_for_records(&host, 1).await;
-    // What the last good policy answered is checked; what the failing one does is seen by running it.
+    // The check covers the result of the last good policy. The failures of the failing policy
+    // show only by running it.
     let output = replay(&["--failures", "picky@1.0.0"], Some(&host.data_dir));
     let report = assert_exact(&output, 1);
     assert_eq!(report["policies"][0]["failures"], json!({ "trap": 1 }));
@@ -185,7 +187,7 @@ async fn the_ranking_of_a_failing_policy_is_recorded_whatever_is_sampled() {
 }
 
 #[tokio::test]
-async fn chosen_viewers_are_recorded_and_the_choice_reloads() {
+async fn configured_viewers_are_recorded_and_the_setting_reloads() {
     let config = |viewer: u64| format!("[records]\nsample_ratio = 0\nviewers = [{viewer}]\n");
     let host = patient_setup()
         .variable("NOVA_ENABLE_CACHING", "false")
@@ -205,8 +207,8 @@ async fn chosen_viewers_are_recorded_and_the_choice_reloads() {
 }
 
 #[tokio::test]
-async fn records_are_bounded_and_the_newest_stay() {
-    // Three shipped modules are some 50 KiB, a record of this community some 10.
+async fn records_are_bounded_and_the_newest_are_kept() {
+    // Three bundled modules take about 50 KiB, and a record of this community about 10 KiB.
     let bytes_max = 200_000;
     let host = recording_setup()
         .variable("NOVA_RECORD_BYTES_MAX", &bytes_max.to_string())
@@ -230,7 +232,7 @@ async fn records_are_bounded_and_the_newest_stay() {
     );
 }
 
-/// Changes the records of a host that does not run.
+/// Changes the records of a host that is not running.
 async fn tamper(data_dir: &Path, sql: &'static str) {
     let file = data_dir.join("records/records.db");
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
@@ -269,7 +271,7 @@ async fn a_damaged_record_is_skipped_and_counted_and_a_changed_module_is_not_run
     let count: u64 = skipped.values().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!((count, found["records"]["read"].as_u64()), (3, Some(5)));
 
-    // The registry still has the module; a file that is all there is does not.
+    // The registry still has the intact module, but an exported file has only its own copy.
     let alone = data_dir.join("alone.records");
     let alone = alone.to_str().unwrap();
     tamper(
@@ -292,7 +294,7 @@ async fn a_damaged_record_is_skipped_and_counted_and_a_changed_module_is_not_run
 }
 
 #[tokio::test]
-async fn the_report_is_one_page_that_fetches_nothing_and_names_what_moved() {
+async fn the_report_is_a_self_contained_page_that_names_the_posts_that_moved() {
     let host = recording_setup().start();
     for viewer in 1..=10 {
         host.feed(viewer).await;
@@ -330,7 +332,7 @@ async fn the_report_is_one_page_that_fetches_nothing_and_names_what_moved() {
     ] {
         assert!(html.contains(part), "{part}");
     }
-    // For people: a table, no JSON.
+    // Without `--json`, the command prints a table.
     let output = nova()
         .args(["policy", "replay", "timeline@1.0.0", "--data-dir"])
         .arg(&host.data_dir)
@@ -345,11 +347,12 @@ async fn the_report_is_one_page_that_fetches_nothing_and_names_what_moved() {
 }
 
 #[tokio::test]
-async fn a_replay_of_nothing_says_what_to_do() {
+async fn a_replay_without_records_says_what_to_do() {
     let host = patient_setup()
         .variable("NOVA_RECORD_SAMPLE_RATIO", "0")
         .start();
-    // With time enough, or a busy machine makes a failure of it, and a failure is recorded.
+    // Ample limits, because on a busy machine the policy could otherwise fail, and failures are
+    // recorded.
     let ample = calm("ample", "1.0.0");
     host.operator().publish_and_activate(&ample, &[]).await;
     host.feed(7).await;

@@ -1,4 +1,5 @@
-//! Requests that are wrong, too many or too slow, and what every answer carries.
+//! HTTP requests that are invalid, too many or too slow, and the headers that every response
+//! carries.
 
 use crate::harness::{Answer, Community, Host, event, post_ids};
 use reqwest::Method;
@@ -8,11 +9,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Far beyond any timeout configured here: a client that is never cut off fails the test, a slow machine does not.
+/// Limit for reads, far beyond any timeout configured here. A client that is never disconnected
+/// fails the test; a slow machine does not.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn a_query_that_is_out_of_range_is_refused_with_its_name() {
+async fn a_query_parameter_out_of_range_is_refused_with_its_name() {
     let host = Host::with_community();
     let token = host.viewer_token(7);
     let refused = [
@@ -66,7 +68,7 @@ async fn a_query_that_is_out_of_range_is_refused_with_its_name() {
 }
 
 #[tokio::test]
-async fn a_cursor_serves_the_viewer_it_was_given_to_and_nobody_else() {
+async fn a_cursor_serves_only_the_viewer_it_was_issued_to() {
     let host = Host::with_community();
     let (owner, stranger) = (host.viewer_token(7), host.viewer_token(8));
     let page = host.get(&owner, "/api/v1/feed?limit=10").await.ok(200);
@@ -124,7 +126,8 @@ async fn a_cursor_whose_ranking_is_gone_has_expired() {
     let page = host.get(&token, "/api/v1/feed?limit=10").await.ok(200);
     let next = format!("/api/v1/feed?cursor={}", page["cursor"].as_str().unwrap());
     host.get(&token, &next).await.ok(200);
-    // The key outlives the process, the embedded snapshots do not: the cursor is genuine and names nothing.
+    // The cursor key outlives the process, but the embedded snapshots do not. The cursor is
+    // authentic, but its snapshot no longer exists.
     host.kill();
     let host = start().start();
     let expired = host.get(&token, &next).await;
@@ -134,7 +137,7 @@ async fn a_cursor_whose_ranking_is_gone_has_expired() {
 }
 
 #[tokio::test]
-async fn unknown_routes_and_wrong_methods_are_problems_too() {
+async fn unknown_routes_and_wrong_methods_return_problem_responses() {
     let host = Host::with_community();
     let unknown = [
         (Method::GET, "/nothing"),
@@ -164,7 +167,7 @@ async fn unknown_routes_and_wrong_methods_are_problems_too() {
 }
 
 #[tokio::test]
-async fn every_answer_carries_the_callers_request_id_or_a_new_one() {
+async fn every_response_carries_the_callers_request_id_or_a_new_one() {
     let host = Host::with_community();
     let token = host.viewer_token(7);
     let ask = async |path: &str, id: &str| -> Answer {
@@ -176,7 +179,7 @@ async fn every_answer_carries_the_callers_request_id_or_a_new_one() {
         assert_eq!(answer.headers["x-request-id"], "call-17_a", "{path}");
         assert_eq!(answer.body["request_id"], "call-17_a", "{path}");
     }
-    // What would break a log line is replaced, not repeated.
+    // A request id that could break a log line is replaced, not echoed.
     for unfit in ["with space", "<script>", &"x".repeat(65), ""] {
         let answer = ask("/api/v1/feed", unfit).await;
         let given = answer.headers["x-request-id"].to_str().unwrap().to_owned();
@@ -203,7 +206,7 @@ fn assert_limited(answer: Answer) {
 }
 
 #[tokio::test]
-async fn viewers_event_batches_and_addresses_have_rates_of_their_own() {
+async fn viewers_event_batches_and_addresses_have_separate_rate_limits() {
     let host = Host::setup()
         .community(Community::small())
         .variable("NOVA_VIEWER_REQUESTS_PER_MINUTE", "3")
@@ -211,7 +214,7 @@ async fn viewers_event_batches_and_addresses_have_rates_of_their_own() {
         .variable("NOVA_ADDRESS_REQUESTS_PER_MINUTE", "4")
         .start();
     let token = host.viewer_token(7);
-    // Feeds and suggestions draw on the same rate, also when the request turns out to be wrong.
+    // Feeds and suggestions share one rate limit, and invalid requests count too.
     host.get(&token, "/api/v1/feed").await.ok(200);
     host.get(&token, "/api/v1/discover/suggested-users")
         .await
@@ -219,7 +222,7 @@ async fn viewers_event_batches_and_addresses_have_rates_of_their_own() {
     host.get(&token, "/api/v1/feed?limit=0").await.problem(400);
     assert_limited(host.get(&token, "/api/v1/feed").await);
     assert_limited(host.get(&token, "/api/v1/discover/suggested-users").await);
-    // Somebody else is not limited by that.
+    // Another viewer is not affected by that limit.
     host.feed(8).await;
 
     for seconds_ago in 0..2 {
@@ -234,7 +237,7 @@ async fn viewers_event_batches_and_addresses_have_rates_of_their_own() {
         host.send(trending()).await.ok(200);
     }
     assert_limited(host.send(trending()).await);
-    // An admin's rate is not the address's.
+    // Admin requests do not count against the rate limit of the address.
     host.get(&host.admin_token("operator"), "/admin/v1/policies")
         .await
         .ok(200);
@@ -271,7 +274,7 @@ async fn browsers_may_call_from_configured_origins_only() {
             BTreeSet::from(methods)
         );
         assert!(allowed("access-control-allow-headers").contains("authorization"));
-        // The refusal too must be readable by the page that asked.
+        // The calling page must also be able to read a refusal.
         let request = host
             .request(Method::GET, "/api/v1/feed")
             .header("origin", origin);
@@ -291,21 +294,22 @@ async fn browsers_may_call_from_configured_origins_only() {
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
 }
 
-/// Whatever comes until the host closes the connection.
+/// Reads until the host closes the connection.
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
-    // A reset ends a connection as well as a close does.
-    let _ = read.expect("the host holds on to a client that does not go on");
+    // A reset ends a connection too, so it is not an error.
+    let _ = read.expect("the host did not disconnect a client that stopped sending");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[tokio::test]
-async fn a_client_that_is_slow_with_its_headers_is_cut_off() {
+async fn a_client_that_is_slow_with_its_headers_is_disconnected() {
     let host = Host::setup()
         .variable("NOVA_HEADER_TIMEOUT_MS", "300")
         .start();
-    // Nothing at all; a start that could become HTTP/1 or HTTP/2; half a header; half of a second request.
+    // Cases: nothing at all, the start of HTTP/1 or HTTP/2, half a header, half of a second
+    // request.
     let whole = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
     let second = format!("{whole}GET /livez HTT");
     for sent in [
@@ -360,7 +364,7 @@ async fn a_body_that_breaks_off_or_is_too_large_stores_nothing() {
                 .body(body),
         )
     };
-    // White space is valid JSON: only the size is wrong here.
+    // White space is valid JSON, so only the size is wrong here.
     let padded = |bytes: usize| batch.clone() + &" ".repeat(bytes - batch.len());
     assert!(send(padded(2_001)).await.problem(413).is_empty());
     assert_eq!(send(padded(2_000)).await.ok(202)["deduped"], 0);
@@ -411,7 +415,7 @@ async fn the_api_description_lists_every_route() {
             "{route} is not described"
         );
     }
-    // What is described as protected refuses a caller without a token, and nothing else does.
+    // Routes described as protected refuse a caller without a token, and no other route does.
     let filled = |path: &str| {
         path.replace("{id}", "1")
             .replace("{name}", "x")

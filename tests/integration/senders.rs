@@ -1,4 +1,4 @@
-//! Clients that send events until their host is gone, and know which batches were accepted.
+//! Clients that send events until their host is gone, and record which batches were accepted.
 
 use crate::harness::event;
 use chrono::{DateTime, Utc};
@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub const BATCH_EVENTS: u64 = 20;
 
-/// The `number`-th batch of a sender: one like of each of the posts 1 to 20, all in a second of its own.
+/// Returns the `number`-th batch of a sender: one like of each of the posts 1 to 20. All likes
+/// of a batch have the same event time, which no other batch of this sender has.
 pub fn batch(begun: DateTime<Utc>, number: u64) -> Vec<Value> {
     let time = begun - chrono::Duration::hours(20) + chrono::Duration::seconds(number as i64);
     let like = |post: u64| {
@@ -19,13 +20,14 @@ pub fn batch(begun: DateTime<Utc>, number: u64) -> Vec<Value> {
     (1..=BATCH_EVENTS).map(like).collect()
 }
 
-/// What one sender knows: batches up to `answered` were accepted; the next one may have been.
+/// State of one sender: the number of batches that were accepted. The next one may have been
+/// accepted too.
 #[derive(Debug, Default)]
 pub struct Sender {
     pub answered: AtomicU64,
 }
 
-/// Sends batch after batch until the host is gone.
+/// Sends one batch after another until the host is gone.
 pub async fn send_until_the_host_is_gone(
     url: String,
     token: String,

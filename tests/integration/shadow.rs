@@ -1,10 +1,12 @@
-//! Policies in shadow: they rank beside what is served and report; no viewer can tell that they are there.
+//! Policies in shadow: they rank the same requests in the background and report on it, without
+//! any effect on responses.
 
 use crate::harness::{Host, eventually, guest, manifest, nova, post_ids};
 use crate::recipes::{AMPLE, Operator, SOON, calm, label, patient_setup};
 use serde_json::{Value, json};
 
-/// Every feed is ranked anew, so that shadows have something to rank beside.
+/// Starts a host without caching, so that every feed is ranked and gives shadows a ranking to
+/// compare with.
 fn start() -> Host {
     patient_setup()
         .variable("NOVA_ENABLE_CACHING", "false")
@@ -31,7 +33,7 @@ impl Operator<'_> {
         self.get(&path(policy)).await
     }
 
-    /// Feeds until the report says what is waited for.
+    /// Requests feeds until the shadow's report satisfies `what`.
     async fn reports(&self, host: &Host, policy: &str, what: impl Fn(&Value) -> bool) -> Value {
         eventually(SOON, "the shadow reports", || async {
             host.feed(7).await;
@@ -43,7 +45,7 @@ impl Operator<'_> {
 }
 
 #[tokio::test]
-async fn a_shadow_reports_how_it_would_rank_and_changes_no_answer() {
+async fn a_shadow_reports_its_ranking_and_changes_no_response() {
     let host = start();
     let operator = host.operator();
     let scientist = host.admin_token("scientist");
@@ -102,7 +104,7 @@ async fn a_shadow_reports_how_it_would_rank_and_changes_no_answer() {
     }
     let cached = operator.get("/debug/user/7/feed/cache").await;
     assert_eq!(cached["newest_snapshot"]["policy"], "calm@1.0.0");
-    // Its stages are not among those that viewers were served by.
+    // Stages run in shadow do not count as policy calls for viewers.
     let calls =
         "nova_feed_policy_calls_total{outcome=\"ok\",policy=\"upside-down@1.0.0\",stage=\"score\"}";
     assert_eq!(host.metric(calls).await, 0.0);
@@ -111,8 +113,7 @@ async fn a_shadow_reports_how_it_would_rank_and_changes_no_answer() {
 }
 
 #[tokio::test]
-async fn a_shadow_that_spends_its_failure_budget_is_stopped_and_said_to_be_and_nothing_else_happens()
- {
+async fn a_shadow_that_exhausts_its_error_budget_is_stopped_and_reported_without_other_effects() {
     let host = start();
     let operator = host.operator();
     let policy = operator.shadow(&host, "trap").await;
@@ -136,7 +137,7 @@ async fn a_shadow_that_spends_its_failure_budget_is_stopped_and_said_to_be_and_n
     }
     assert_eq!(operator.report(&policy).await["runs"], runs);
     assert_eq!(host.metric("nova_feed_policy_quarantined").await, 0.0);
-    // Ended and begun anew, it gets another chance.
+    // Restarting a stopped shadow gives it a new error budget.
     let canary = "/admin/v1/policies/trap/1.0.0/canary";
     host.post(&operator.token, canary, &json!({ "percent": 0 }))
         .await
@@ -156,7 +157,7 @@ async fn a_shadow_that_spends_its_failure_budget_is_stopped_and_said_to_be_and_n
 }
 
 #[tokio::test]
-async fn an_endless_shadow_takes_no_worker_and_what_it_has_no_time_for_is_counted() {
+async fn an_endless_shadow_blocks_no_worker_and_its_dropped_runs_are_counted() {
     let host = patient_setup()
         .variable("NOVA_ENABLE_CACHING", "false")
         .variable("WORKER_CONCURRENCY", "1")
@@ -172,7 +173,8 @@ async fn an_endless_shadow_takes_no_worker_and_what_it_has_no_time_for_is_counte
         let feed = host.get(&token, "/api/v1/feed").await.ok(200);
         assert_eq!(feed["served_by"], "policy");
     }
-    // The queue is far shorter than that, and a run takes longer than all of these.
+    // The queue is far shorter than the number of feeds, and one run takes longer than all of
+    // them together.
     assert!(operator.report(&policy).await["dropped"].as_u64() >= Some(100));
 }
 

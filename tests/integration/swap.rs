@@ -1,5 +1,5 @@
-//! Changing the active policy while feeds are served: the next request obeys, nothing is dropped,
-//! and the way back is always open.
+//! Changes of the active policy while feeds are served: the next request uses the new policy, no
+//! request is dropped, and rollback is always possible.
 
 use crate::harness::{Host, eventually, guest, manifest, post_ids};
 use crate::recipes::{AMPLE, Operator, SOON, calm, label, patient_setup, text};
@@ -12,7 +12,7 @@ fn upside_down() -> String {
     manifest("upside-down", "1.0.0", "score", "upside_down.wasm") + AMPLE
 }
 
-/// `calm@1.0.0` is active, `upside-down@1.0.0` is published.
+/// Makes `calm@1.0.0` active and publishes `upside-down@1.0.0`.
 async fn two_policies(operator: &Operator<'_>) {
     let modules = [("upside_down.wasm", guest("upside_down.wasm"))];
     operator.publish(&upside_down(), &modules).await;
@@ -21,7 +21,7 @@ async fn two_policies(operator: &Operator<'_>) {
         .await;
 }
 
-/// Queries that fetch candidates, whichever of them answered.
+/// Number of successful store queries that fetch candidates or their counters.
 async fn candidate_queries(host: &Host) -> f64 {
     let mut sum = 0.0;
     for query in ["followees", "trending", "affinity", "recent", "counters"] {
@@ -34,8 +34,8 @@ async fn candidate_queries(host: &Host) -> f64 {
 }
 
 #[tokio::test]
-async fn the_next_feed_after_a_swap_is_ranked_anew_without_a_query_and_rollback_restores_the_order()
-{
+async fn the_next_feed_after_a_swap_is_ranked_again_without_a_query_and_rollback_restores_the_order()
+ {
     let host = patient_setup().start();
     let operator = host.operator();
     two_policies(&operator).await;
@@ -73,18 +73,18 @@ async fn the_next_feed_after_a_swap_is_ranked_anew_without_a_query_and_rollback_
         (&before["policy"], &json!(true))
     );
     assert_eq!(candidate_queries(&host).await, queries_between);
-    // Only the explanation asked the stores: one time each of them, no more than the first feed did.
+    // Only the explanation queried the stores, and it made as many queries as the first feed.
     assert_eq!(queries_between - queries, queries);
 }
 
 #[tokio::test]
-async fn rollback_goes_one_further_each_time_down_to_the_first_and_no_further() {
+async fn each_rollback_goes_one_step_further_down_to_the_first_policy() {
     let host = patient_setup().start();
     let operator = host.operator();
     two_policies(&operator).await;
     operator.activate("upside-down@1.0.0").await.ok(200);
     operator.activate("timeline@1.0.0").await.ok(200);
-    // Activating what is active is no step of its own.
+    // Activating the active policy adds no entry to the stack.
     operator.activate("timeline@1.0.0").await.ok(200);
     for expected in ["upside-down@1.0.0", "calm@1.0.0", "baseline@1.0.0"] {
         assert_eq!(label(&operator.rollback().await.ok(200)), expected);
@@ -146,7 +146,7 @@ async fn a_cursor_continues_its_ranking_through_swap_and_rollback_without_a_repe
         } else {
             operator.rollback().await.ok(200);
         }
-        // Another ranking of the same viewer in between.
+        // Another ranking of the same viewer in between does not affect the cursor.
         host.get(&token, "/api/v1/feed").await.ok(200);
         let path = format!("/api/v1/feed?limit=20&cursor={cursor}");
         page = host.get(&token, &path).await.ok(200);
@@ -158,7 +158,7 @@ async fn a_cursor_continues_its_ranking_through_swap_and_rollback_without_a_repe
 }
 
 #[tokio::test]
-async fn swaps_under_load_drop_no_request_and_every_answer_is_one_policys_whole_order() {
+async fn swaps_under_load_drop_no_request_and_never_mix_the_orders_of_two_policies() {
     let host = patient_setup().start();
     let operator = host.operator();
     two_policies(&operator).await;
@@ -208,7 +208,7 @@ async fn swaps_under_load_drop_no_request_and_every_answer_is_one_policys_whole_
 }
 
 #[tokio::test]
-async fn what_is_active_and_who_made_it_so_survive_a_restart_and_a_kill() {
+async fn active_policies_and_the_audit_log_survive_a_restart_and_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let start = || patient_setup().data_dir(directory.path()).start();
     let mut host = start();
@@ -226,7 +226,7 @@ async fn what_is_active_and_who_made_it_so_survive_a_restart_and_a_kill() {
         .publish_and_activate(&calm("calm", "2.0.0"), &[])
         .await;
     let (state, audit) = what_is_known(&operator).await;
-    // Answered is durable: nothing is lost, however suddenly the end comes.
+    // A change is durable once the host has responded, so even a sudden kill loses nothing.
     host.kill();
 
     let host = start();
@@ -244,7 +244,7 @@ async fn what_is_known(operator: &Operator<'_>) -> (Value, Value) {
 }
 
 #[tokio::test]
-async fn the_audit_log_and_the_metrics_tell_every_step() {
+async fn the_audit_log_and_the_metrics_record_every_step() {
     let host = patient_setup().start();
     let operator = host.operator();
     let info = async |policy: &str, digest: &str| {
@@ -286,7 +286,7 @@ async fn the_audit_log_and_the_metrics_tell_every_step() {
         .iter()
         .map(|entry| ["actor", "action", "subject"].map(|field| entry[field].as_str().unwrap()))
         .collect();
-    // The token's subject acted; the newest entry comes first.
+    // The actor is the token's subject, and the newest entry comes first.
     assert_eq!(
         steps,
         [
@@ -310,12 +310,13 @@ async fn the_audit_log_and_the_metrics_tell_every_step() {
 }
 
 #[tokio::test]
-async fn every_shipped_recipe_ranks_and_the_timeline_puts_the_newest_first() {
+async fn every_bundled_recipe_ranks_and_the_timeline_puts_the_newest_first() {
     let host = patient_setup().start();
     let operator = host.operator();
     for policy in ["decay-diversity@1.0.0", "timeline@1.0.0"] {
         operator.activate(policy).await.ok(200);
-        // On a machine that stands still for 20 ms a shipped deadline can pass; that is not what is tested.
+        // The bundled deadline can expire on a machine that stalls for 20 ms. That is not tested
+        // here, so retry.
         eventually(SOON, policy, || async {
             let feed = host.feed(7).await;
             feed["served_by"] == "policy" && label(&feed["policy"]) == policy
@@ -340,9 +341,10 @@ async fn every_shipped_recipe_ranks_and_the_timeline_puts_the_newest_first() {
         })
         .collect();
     by_score.sort_unstable();
-    // A higher id is a newer post in this community.
+    // In this community a higher id is a newer post.
     assert!(by_score.is_sorted_by(|a, b| a.1 > b.1));
-    // Thirty authors in turn leave nothing to keep apart but the last page; the feed is newest first too.
+    // Thirty authors take turns, so saturation changes nothing before the last page, and the
+    // feed is newest first too.
     let shown = post_ids(&host.feed(7).await);
     let first_20: Vec<u64> = by_score.iter().take(20).map(|(_, post)| *post).collect();
     assert_eq!(shown[..20], first_20);

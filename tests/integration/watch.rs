@@ -1,5 +1,5 @@
-//! The watched directory: what is complete and valid is published, what is not is refused with its
-//! reason, and what serves is never touched.
+//! The watched policies directory: complete and valid policies are published, others are refused
+//! with the reason, and the active policy is never affected.
 
 use crate::harness::{Host, eventually, guest, manifest, nova, post_ids, shipped_module};
 use crate::recipes::{AMPLE, Operator, SOON, calm, label, patient_setup, text, with_params};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Writes a policy directory at once, as `cp -r` would.
+/// Writes a whole policy directory at once, like `cp -r`.
 fn write_policy(host: &Host, directory: &str, manifest: &str, modules: &[(&str, Vec<u8>)]) {
     write_policy_in(&host.data_dir, directory, manifest, modules);
 }
@@ -33,7 +33,7 @@ async fn published(operator: &Operator<'_>, policy: &str) -> bool {
         .any(|known| known == policy)
 }
 
-/// Why a directory was refused; empty when it was not.
+/// Returns the reasons for which a directory was refused, or an empty string if it was not.
 async fn refusals(operator: &Operator<'_>, directory: &str) -> String {
     let state = operator.get("/debug/system/state").await;
     let reasons = state["refused_policies"][directory].as_array();
@@ -76,7 +76,7 @@ async fn a_directory_that_is_copied_in_is_published_and_can_be_activated() {
 }
 
 #[tokio::test]
-async fn a_module_that_is_still_being_written_is_published_only_once_it_is_whole() {
+async fn a_module_that_is_still_being_written_is_published_only_when_complete() {
     let host = Host::setup().start();
     let operator = host.operator();
     let bytes = shipped_module("weighted_scorer.wasm");
@@ -92,7 +92,8 @@ async fn a_module_that_is_still_being_written_is_published_only_once_it_is_whole
     let mut pieces = bytes.chunks(bytes.len().div_ceil(4)).peekable();
     while let Some(piece) = pieces.next() {
         assert!(!published(&operator, "slow@1.0.0").await);
-        // Longer than a directory must hold still to be believed: a half is looked at, and refused.
+        // Longer than the time for which a directory must be unchanged before it is read. The
+        // host therefore reads the partial file, and must refuse it.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!published(&operator, "slow@1.0.0").await);
         file.write_all(piece).unwrap();
@@ -115,14 +116,14 @@ async fn a_module_that_is_still_being_written_is_published_only_once_it_is_whole
         .find(|entry| entry["name"] == "slow")
         .unwrap();
     assert_eq!(entry["stages"]["score"]["module"], expected);
-    eventually(SOON, "nothing is refused any more", || async {
+    eventually(SOON, "no directory is refused any more", || async {
         refusals(&operator, "slow").await.is_empty()
     })
     .await;
 }
 
 #[tokio::test]
-async fn changed_files_under_a_published_version_are_refused_and_a_new_version_is_not() {
+async fn changed_files_under_a_published_version_are_refused_and_a_new_version_is_accepted() {
     let host = patient_setup().start();
     let operator = host.operator();
     write_policy(&host, "mine", &calm("mine", "1.0.0"), &[]);
@@ -146,7 +147,7 @@ async fn changed_files_under_a_published_version_are_refused_and_a_new_version_i
 
     write_policy(&host, "mine-1.1", &changed("1.1.0"), &[]);
     eventually(SOON, "1.1.0", || published(&operator, "mine@1.1.0")).await;
-    // In the directory itself, a new version also ends the refusal.
+    // A new version in the same directory also ends the refusal.
     write_policy(&host, "mine", &changed("1.2.0"), &[]);
     eventually(SOON, "1.2.0", || async {
         published(&operator, "mine@1.2.0").await && refusals(&operator, "mine").await.is_empty()
@@ -156,7 +157,7 @@ async fn changed_files_under_a_published_version_are_refused_and_a_new_version_i
 }
 
 #[tokio::test]
-async fn a_broken_directory_is_refused_until_it_is_mended_or_taken_away() {
+async fn a_broken_directory_is_refused_until_it_is_repaired_or_removed() {
     let host = Host::setup().start();
     let operator = host.operator();
     let refused = async |directory: &str, words: &str| {
@@ -193,26 +194,26 @@ async fn a_broken_directory_is_refused_until_it_is_mended_or_taken_away() {
         &absent,
         &[("absent.wasm", shipped_module("weighted_scorer.wasm"))],
     );
-    eventually(SOON, "what was mended is published", || async {
+    eventually(SOON, "the repaired directory is published", || async {
         published(&operator, "absent@1.0.0").await
             && refusals(&operator, "importing").await.is_empty()
     })
     .await;
 }
 
-/// `nova demo`, and what it prints.
+/// A running `nova demo`, with the values that it printed.
 struct Demo {
     child: Child,
     url: String,
     data_dir: PathBuf,
     token: String,
-    /// Its throw-away directory is made in here.
+    /// Parent of the demo's throw-away data directory.
     _temporary: tempfile::TempDir,
 }
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // SIGTERM, so that it can clear its directory away.
+        // Sends SIGTERM, so that the demo can remove its directory.
         let _ = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
             .status();
@@ -245,7 +246,7 @@ impl Demo {
                 .and_then(|(_, rest)| rest.split_once(to));
             let (found, _) = found.unwrap_or_else(|| {
                 let log = std::fs::read_to_string(&log).unwrap();
-                panic!("no {from} in what it said: {said}{log}")
+                panic!("no {from} in the output: {said}{log}")
             });
             found.to_owned()
         };
@@ -288,7 +289,8 @@ async fn on_a_development_host_a_policy_that_follows_its_source_is_active_after_
     demo.becomes_active("mine@1.0.0-dev.1").await;
     write_policy_in(&demo.data_dir, "mine", &follower("0.2"), &[]);
     demo.becomes_active("mine@1.0.0-dev.2").await;
-    // What cannot be admitted changes nothing, and the next good change is followed again.
+    // A change that cannot be admitted changes nothing, and the next valid change is followed
+    // again.
     write_policy_in(&demo.data_dir, "mine", &follower("1e300"), &[]);
     eventually(SOON, "a bad change is refused", || async {
         let state = demo.call(Method::GET, "/debug/system/state").await;

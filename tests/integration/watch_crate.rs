@@ -1,4 +1,5 @@
-//! `nova serve --watch`: what an author saves is what viewers get, unless it cannot be built.
+//! The command `nova serve --watch`: viewers get each edit as soon as it is saved, unless it
+//! does not build.
 
 use crate::author_loop::{complaint, make, nova_in};
 use crate::harness::{Host, eventually, post_ids};
@@ -6,7 +7,7 @@ use crate::recipes::{label, patient_setup};
 use std::path::Path;
 use std::time::Duration;
 
-/// A first build compiles what the SDK depends on.
+/// Time limit for a build; the first one also compiles the dependencies of the SDK.
 const BUILT: Duration = Duration::from_secs(180);
 
 /// Saves a file with one piece of its text replaced.
@@ -28,13 +29,13 @@ async fn says(host: &Host, words: &str) {
 }
 
 #[tokio::test]
-async fn a_saved_edit_is_served_and_shown_and_one_that_does_not_compile_is_neither() {
+async fn a_saved_edit_is_served_and_reported_unless_it_does_not_compile() {
     let desk = tempfile::tempdir().unwrap();
     make(desk.path(), "watched", "score");
     let directory = desk.path().join("watched");
     let source = directory.join("src/lib.rs");
     let manifest = directory.join("policy.toml");
-    // A machine under test misses a deadline of 20 ms now and then.
+    // A machine under test occasionally misses a deadline of 20 ms.
     edit(&manifest, "deadline_ms = 20", "deadline_ms = 1000");
     let host = patient_setup()
         .serve_argument("--watch")
@@ -61,7 +62,7 @@ async fn a_saved_edit_is_served_and_shown_and_one_that_does_not_compile_is_neith
     serves(&host, "watched@0.1.0-dev.3").await;
     assert_eq!(post_ids(&host.feed(7).await), newest_first);
 
-    // Parameters and limits alone need no compiler.
+    // Changes to parameters and limits alone need no compilation.
     let builds = host.log().matches("watch: watched: compiling").count();
     edit(
         &manifest,
@@ -77,7 +78,7 @@ async fn a_saved_edit_is_served_and_shown_and_one_that_does_not_compile_is_neith
     says(&host, "score.params.like_weight").await;
     serves(&host, "watched@0.1.0-dev.4").await;
 
-    // The author's files are the author's.
+    // The watch must not write into the author's directory.
     assert!(
         !std::fs::read_to_string(&manifest)
             .unwrap()
@@ -87,7 +88,7 @@ async fn a_saved_edit_is_served_and_shown_and_one_that_does_not_compile_is_neith
 }
 
 #[test]
-fn watching_what_is_no_policy_or_from_a_shared_registry_is_refused() {
+fn watching_without_a_policy_crate_or_with_a_shared_registry_is_refused() {
     let desk = tempfile::tempdir().unwrap();
     make(desk.path(), "watched", "dedup");
     let why = complaint(&mut nova_in(desk.path(), &["serve", "--watch", "absent"]));

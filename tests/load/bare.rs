@@ -1,4 +1,4 @@
-//! The reference: an axum route that returns fixed bytes, in a process of its own.
+//! The reference for throughput: an axum route in its own process that returns fixed bytes.
 
 use crate::generator::{Load, MakeRequest};
 use axum::Router;
@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use tempfile::NamedTempFile;
 
-/// With a Redis to ask, each request first reads two small values from it, as a cached feed does.
+/// Serves the bytes of `file`. If given a Redis URL, each request first reads two small values
+/// from Redis, like a cached feed does.
 pub fn serve(file: &str, redis_url: Option<&str>) -> anyhow::Result<()> {
     let body = Bytes::from(std::fs::read(file)?);
     tokio::runtime::Builder::new_multi_thread()
@@ -90,7 +91,7 @@ impl Bare {
         })
     }
 
-    /// The very requests that the host gets.
+    /// Returns a load with exactly the requests that the host gets.
     pub fn load(&self, like: &Load) -> Load {
         let requests = like.requests.iter().map(|request| {
             let bytes = request();

@@ -1,4 +1,5 @@
-//! Three hosts on one stack, and an operator who activates another policy 24 times a minute.
+//! Three hosts on one stack under load, while an operator activates another policy 24 times a
+//! minute.
 
 use crate::generator::{Report, pace, percentile};
 use crate::host::Host;
@@ -9,16 +10,16 @@ use futures::future::try_join_all;
 use std::time::{Duration, Instant};
 
 const HOSTS: usize = 3;
-/// Far from what the machine can do: a queue would hide what a swap costs.
+/// Load per host, far below the capacity of the machine: a queue would hide the cost of a swap.
 pub const FEEDS_PER_SECOND_AND_HOST: usize = 300;
 const SWAP_INTERVAL: Duration = Duration::from_millis(2_500);
-/// With swaps, and as long without, in turn: both meet the same noise.
+/// Length of a slice. Slices with and without swaps alternate, so that both see the same noise.
 const SLICE: Duration = Duration::from_secs(30);
 const NOTICED_WITHIN: Duration = Duration::from_secs(30);
-/// Asks for feeds of its own, which the load's caches know nothing of.
+/// A viewer outside the load, so the load's cached rankings do not affect its feeds.
 const WATCHER: u64 = 250;
 
-/// `length` with swaps, cut into slices between which there are as many without.
+/// Measures `length` with swaps, in slices that alternate with as many slices without swaps.
 pub async fn swaps(length: Duration, per_second: usize) -> anyhow::Result<()> {
     let stack = stack().await?;
     let mut hosts = vec![Host::start_on(&stack, &[])?];
@@ -72,7 +73,8 @@ async fn load(hosts: &[Host], per_second: usize, length: Duration) -> anyhow::Re
     Ok(Report::together(try_join_all(paced).await?))
 }
 
-/// Activates two policies in turn, on each host in turn; how long each took until all ranked by it.
+/// Activates two policies in turn, on each host in turn. Returns for each activation the time in
+/// milliseconds until all hosts ranked with it.
 async fn swap(hosts: &[Host], length: Duration) -> anyhow::Result<Vec<f64>> {
     let (begun, mut reach_ms) = (Instant::now(), Vec::new());
     let mut host = hosts.iter().cycle();
@@ -102,7 +104,7 @@ async fn ranks_by(host: &Host, policy: &str) -> anyhow::Result<()> {
         }
         anyhow::ensure!(
             begun.elapsed() < NOTICED_WITHIN,
-            "a host ranks by {ranked_by} and not by {policy}"
+            "a host still ranks with {ranked_by} instead of {policy}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

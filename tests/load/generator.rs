@@ -1,17 +1,17 @@
-//! A load generator that costs little itself: keep-alive connections, requests rendered beforehand,
-//! answers read by their length. What it saves is the servers' to spend.
+//! A load generator with little overhead: keep-alive connections, requests rendered beforehand,
+//! and responses read by their length. The CPU time that it saves is left for the servers.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Makes the bytes of one request.
+/// Returns the bytes of one request.
 pub type MakeRequest = Box<dyn Fn() -> Vec<u8>>;
 
 pub struct Load {
     pub address: SocketAddr,
-    /// Connections take them in turn.
+    /// Requests, which the connections take in turn.
     pub requests: Vec<MakeRequest>,
 }
 
@@ -23,7 +23,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What several generators saw in the same time.
+    /// Merges the reports of several generators that ran at the same time.
     pub fn together(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut together = Self::default();
         for part in parts {
@@ -34,7 +34,7 @@ impl Report {
         together
     }
 
-    /// What one generator saw at several times.
+    /// Merges the reports of one generator that ran several times.
     pub fn in_turn(parts: Vec<Self>) -> Self {
         let length = parts.iter().map(|part| part.length).sum();
         Self {
@@ -52,7 +52,7 @@ impl Report {
     }
 }
 
-/// Nearest rank.
+/// Percentile by the nearest-rank method. `share` is between 0 and 1.
 pub fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -63,7 +63,8 @@ pub fn percentile(values: &[f64], share: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// Sends requests one after the other on every connection, for a while. Anything but a 2xx is a failure.
+/// Sends requests one after the other on every connection for `length`. Any response other than
+/// a 2xx is a failure.
 pub async fn run(load: &Load, connections: usize, length: Duration) -> anyhow::Result<Report> {
     let started = Instant::now();
     let clients = (0..connections).map(|first| client(load, first, connections, started + length));
@@ -72,20 +73,20 @@ pub async fn run(load: &Load, connections: usize, length: Duration) -> anyhow::R
     Ok(report)
 }
 
-/// Starts so many requests a second, whatever becomes of those before: a server that falls behind is seen to.
-/// Latency counts from when a request was due.
+/// Starts `per_second` requests a second, even if earlier ones are still open, so that a server
+/// that falls behind shows it. Latency is measured from the time at which a request was due.
 pub async fn pace(load: &Load, per_second: usize, length: Duration) -> anyhow::Result<Report> {
     pace_looking(load, per_second, length, |_| ()).await
 }
 
-/// An answer, and when it came.
+/// A response and the time of its arrival.
 pub struct Answer<'a> {
     pub at: Instant,
     pub status: u16,
     pub body: &'a [u8],
 }
 
-/// As [`pace`], with a look at every answer.
+/// Like [`pace`], but calls `look` with every response.
 pub async fn pace_looking(
     load: &Load,
     per_second: usize,
@@ -138,7 +139,7 @@ async fn client(load: &Load, first: usize, step: usize, until: Instant) -> anyho
     Ok(report)
 }
 
-/// One request on a connection of its own; the body of its answer.
+/// Sends one request on its own connection and returns the body of the response.
 pub async fn fetch(address: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut buffer = Vec::new();
     let (status, body) = exchange(&mut connect(address).await?, request, &mut buffer).await?;
@@ -156,7 +157,8 @@ async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends a request and reads its answer into `buffer`; the status and where the body begins.
+/// Sends a request and reads the response into `buffer`. Returns the status and the offset of
+/// the body.
 async fn exchange(
     stream: &mut TcpStream,
     request: &[u8],

@@ -1,4 +1,4 @@
-//! A host with a generated community, as a process of its own.
+//! A host with a generated community, in its own process.
 
 use crate::generator::{Load, MakeRequest, fetch};
 use crate::services::{Stack, nova};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub struct Host {
-    /// Of a host on the real stack; a demo has its own.
+    /// Data directory of a host on the real stack. A demo makes its own.
     _data_dir: Option<TempDir>,
     data_dir: PathBuf,
     child: Child,
@@ -24,7 +24,7 @@ pub struct Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // An orderly end, so that the demo takes its directory with it.
+        // SIGTERM, so that the demo removes its directory.
         let _ = Command::new("kill")
             .arg(self.child.id().to_string())
             .status();
@@ -35,7 +35,7 @@ impl Drop for Host {
 const HOUR: Duration = Duration::from_secs(3_600);
 
 impl Host {
-    /// `nova demo`: a host as users start it, with a community to rank.
+    /// Starts `nova demo`: a host as users start it, with a community to rank.
     pub fn start(variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut child = nova()
             .args(["demo", "--listen", "127.0.0.1:0"])
@@ -58,7 +58,7 @@ impl Host {
                 break;
             }
         }
-        // Read on, or the host would find its output closed.
+        // Keep reading, because the host would otherwise find its output closed.
         std::thread::spawn(move || lines.for_each(drop));
         let (address, data_dir) = (
             address.context("no address")?,
@@ -74,7 +74,7 @@ impl Host {
         })
     }
 
-    /// `nova serve` on the real stack, with the community that the demo makes up.
+    /// Starts `nova serve` on the real stack, with the community that the demo generates.
     pub fn start_on(stack: &Stack, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let (data_dir, files) = (
@@ -98,7 +98,7 @@ impl Host {
         Self::serve(stack, variables, directory)
     }
 
-    /// One more host on a stack that has its community.
+    /// Starts another host on a stack that already has its community.
     pub fn start_beside(stack: &Stack) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         std::fs::create_dir_all(directory.path().join("data"))?;
@@ -116,7 +116,7 @@ impl Host {
         Self::spawn(command, data_dir, Some(directory))
     }
 
-    /// `nova serve` on the embedded stores, in a directory that stays.
+    /// Starts `nova serve` on the embedded stores, in a directory that is kept.
     pub fn start_in(data_dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(data_dir)?;
         let command = nova();
@@ -157,7 +157,7 @@ impl Host {
         })
     }
 
-    /// The values of a metric in the series whose labels contain `label`.
+    /// Values of a metric in the series whose labels contain `label`.
     async fn series(&self, name: &str, label: &str) -> anyhow::Result<Vec<f64>> {
         let text = fetch(self.address, &self.request("GET", "/metrics", "", "")).await?;
         let text = String::from_utf8(text)?;
@@ -173,13 +173,14 @@ impl Host {
         Ok(self.series(name, label).await?.iter().sum())
     }
 
-    /// The largest value among the series.
+    /// Largest value among the series.
     pub async fn most(&self, name: &str, label: &str) -> anyhow::Result<f64> {
         let values = self.series(name, label).await?;
         Ok(values.into_iter().fold(0.0, f64::max))
     }
 
-    /// Publishes a guest of the tests as the scorer of a policy of its name, with a value for its parameter.
+    /// Publishes one of the test guests as the scorer of a policy with the guest's name and
+    /// these parameter values.
     pub fn publish_guest(&self, guest: &str, params: &str) -> anyhow::Result<()> {
         let directory = tempfile::tempdir()?;
         let file = format!("{guest}.wasm");
@@ -212,7 +213,8 @@ impl Host {
         Ok(())
     }
 
-    /// Publishes so many policies, each with a scorer that differs from all others in its bytes, and serves them all.
+    /// Publishes `count` policies, whose scorers all differ in their bytes, and serves them all
+    /// in one experiment.
     pub async fn run_policies_of_their_own(&self, count: usize) -> anyhow::Result<()> {
         let shipped = std::fs::read(
             Path::new(env!("NOVA_COMPONENTS_DIR"))
@@ -222,7 +224,8 @@ impl Host {
         let mut variations = Vec::new();
         for n in 0..count {
             let directory = tempfile::tempdir()?;
-            // A custom section of one byte: section 0, three bytes, a name of one letter, the byte.
+            // A custom section with one byte of content: section id 0, length 3, a name of one
+            // letter, the byte.
             let mut bytes = shipped.clone();
             bytes.extend([0, 3, 1, b'n', u8::try_from(n)?]);
             std::fs::write(directory.path().join("scorer.wasm"), bytes)?;
@@ -241,8 +244,10 @@ impl Host {
         Ok(())
     }
 
+    /// Waits until the host is ready.
+    ///
     /// # Errors
-    /// When it is not ready in time.
+    /// If it is not ready in time.
     pub async fn await_ready(&self, within: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         while fetch(self.address, &self.request("GET", "/readyz", "", ""))
@@ -273,12 +278,12 @@ impl Host {
         .into_bytes()
     }
 
-    /// First pages of several viewers.
+    /// Requests for the first page of several viewers.
     pub fn feed_load(&self, viewers: u64) -> anyhow::Result<Load> {
         self.path_load("/api/v1/feed", 1..viewers + 1)
     }
 
-    /// One path, asked for by several viewers.
+    /// Requests for one path by several viewers.
     pub fn path_load(&self, path: &str, viewers: std::ops::Range<u64>) -> anyhow::Result<Load> {
         let request = |viewer| {
             let bytes = self.request("GET", path, &self.viewer_token(viewer)?, "");
@@ -291,11 +296,11 @@ impl Host {
         })
     }
 
-    /// Batches of events, no two alike.
+    /// Batches of events, each different from all others.
     pub fn event_load(&self, viewers: u64, batch: usize) -> anyhow::Result<Load> {
         let request = |viewer| {
             let (token, address) = (self.viewer_token(viewer)?, self.address);
-            // The same post comes again after 3,000 others, and so in another second.
+            // A post repeats only after 3,000 others, so its event falls into another second.
             let next = Cell::new(0);
             let make = move || {
                 let first = next.replace(next.get() + batch as u64);
@@ -327,7 +332,7 @@ impl Host {
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    /// Activates one policy and then another, in turn. Returns how often.
+    /// Activates two policies in turn. Returns the number of activations.
     pub async fn swap_every(&self, interval: Duration, length: Duration) -> anyhow::Result<usize> {
         let (started, mut swaps) = (Instant::now(), 0);
         while started.elapsed() + interval < length {
@@ -339,7 +344,7 @@ impl Host {
         Ok(swaps)
     }
 
-    /// Activates a published policy, by the name of its guest.
+    /// Activates a published policy, given by the name of its guest.
     pub async fn activate_version(&self, guest: &str, version: &str) -> anyhow::Result<()> {
         let path = format!(
             "/admin/v1/policies/{}/{version}/activate",
@@ -349,14 +354,14 @@ impl Host {
         Ok(())
     }
 
-    /// Activates version 1.0.0 of a shipped policy.
+    /// Activates version 1.0.0 of a bundled policy.
     pub async fn activate(&self, policy: &str) -> anyhow::Result<()> {
         let path = format!("/admin/v1/policies/{policy}/1.0.0/activate");
         self.admin("POST", &path, &json!({})).await?;
         Ok(())
     }
 
-    /// The policy that ranks a viewer's feed now.
+    /// Returns the name of the policy that ranks a viewer's feed now.
     pub async fn ranking_policy(&self, viewer: u64) -> anyhow::Result<String> {
         let token = self.viewer_token(viewer)?;
         let request = self.request("GET", "/api/v1/feed?limit=1", &token, "");
@@ -369,7 +374,7 @@ impl Host {
         &self.data_dir
     }
 
-    /// Puts a shipped policy in shadow, or takes it out.
+    /// Puts a bundled policy in shadow, or takes it out of shadow.
     pub async fn set_shadow(&self, policy: &str, on: bool) -> anyhow::Result<()> {
         let (step, body) = if on {
             ("shadow", json!({}))
@@ -380,7 +385,7 @@ impl Host {
         self.admin("POST", &path, &body).await.map(drop)
     }
 
-    /// Loads so many policies by running an experiment over them.
+    /// Loads `count` policies by running an experiment over them.
     pub async fn load_policies(&self, count: u32) -> anyhow::Result<()> {
         let variation = |n: u32| {
             json!({"key": format!("v{n}"), "weight": 1.0 / f64::from(count), "policy": "decay-diversity@1.0.0",
@@ -407,7 +412,7 @@ impl Host {
         Ok(line.trim().trim_end_matches(" kB").trim().parse::<f64>()? / 1_024.0)
     }
 
-    /// Milliseconds from an event's 202 to its being counted, one event after the other.
+    /// Milliseconds from the 202 of an event until it is counted, for one event after the other.
     pub async fn counting_delays(&self, events: u64) -> anyhow::Result<Vec<f64>> {
         let mut delays = Vec::new();
         for post in 1..=events {
@@ -416,7 +421,7 @@ impl Host {
         Ok(delays)
     }
 
-    /// Milliseconds from a like's 202 until the features of a ranking would have it.
+    /// Milliseconds from the 202 of a like until a ranking would count it in its features.
     pub async fn counting_delay(&self, post: u64) -> anyhow::Result<f64> {
         let token = self.viewer_token(200)?;
         {

@@ -1,8 +1,10 @@
-//! The load run: a host and a bare axum route that returns the same bytes, asked by one generator
-//! in alternating rounds, so that both meet the same noise.
+//! The load run: one generator drives a host and a bare axum route that returns the same bytes.
+//! The rounds alternate, so that both see the same noise.
 //!
-//! `cargo bench --bench load -- throughput | swap | shadow | replay | quarantine | restart | memory | events`; each prints a table. `stack-feeds`, `stack-events`,
-//! `stack-counted` and `stack-ramp` measure a host, `stack-fleet` three, on the servers that the environment names (`tests/services env`).
+//! Run it with `cargo bench --bench load -- throughput | swap | shadow | replay | quarantine |
+//! restart | memory | events`. Each mode prints a table. The modes `stack-feeds`,
+//! `stack-events`, `stack-counted` and `stack-ramp` measure one host, and `stack-fleet` measures
+//! three, on the servers that the environment names (`tests/services env`).
 
 mod bare;
 mod fleet;
@@ -14,7 +16,7 @@ mod restart;
 #[expect(
     dead_code,
     clippy::unwrap_used,
-    reason = "the tests use the rest of it, and a test may panic"
+    reason = "the integration tests use the rest of this module, and tests may panic"
 )]
 #[path = "../shared/services.rs"]
 mod services;
@@ -37,8 +39,8 @@ fn main() -> anyhow::Result<()> {
         .filter(|argument| argument != "--bench")
         .collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    // The servers are processes of their own; the generator keeps to one thread, so that it takes
-    // the same share of the machine from each.
+    // The servers run in their own processes. The generator uses only one thread, so that it
+    // takes the same share of the machine from each of them.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -96,7 +98,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Snapshot hits, candidates hits and misses beside the bare route.
+/// Measures snapshot hits, candidates hits and misses, each against the bare route.
 async fn throughput() -> anyhow::Result<()> {
     println!(
         "machine: {}; {CONNECTIONS} connections, {ROUNDS} rounds of {} s each, medians",
@@ -149,7 +151,7 @@ async fn throughput() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A swap every second for 30 s, between two runs of 30 s without.
+/// Measures one swap a second for 30 s after 30 s without swaps, three times.
 async fn swap() -> anyhow::Result<()> {
     const LENGTH: Duration = Duration::from_secs(30);
     let host = Host::start(&[])?;
@@ -195,7 +197,7 @@ async fn swap() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resident memory: idle, per loaded policy, and over a long load.
+/// Resident memory: idle, per loaded policy, and during a long load.
 async fn memory(length: Duration) -> anyhow::Result<()> {
     const POLICIES: u32 = 20;
     println!("machine: {}", machine());
@@ -225,7 +227,8 @@ async fn memory(length: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Batches of events, and how long after its 202 an event is counted.
+/// Measures the acceptance of event batches, and the time from an event's 202 until it is
+/// counted.
 async fn events() -> anyhow::Result<()> {
     const BATCH: usize = 50;
     println!(

@@ -1,4 +1,5 @@
-//! A policy that serves a thousand viewers well and then traps for everybody: what viewers notice, and for how long.
+//! A policy that serves a thousand viewers well and then traps for every viewer: measures the
+//! effect on viewers and its duration.
 
 use crate::generator::{Answer, Load, pace, pace_looking};
 use crate::host::Host;
@@ -7,14 +8,14 @@ use serde_json::Value;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-/// The guest traps for viewers from here on.
+/// The smallest viewer id for which the guest traps.
 const FIRST_VICTIM: u64 = 1_000_000;
 const GOOD_CALLS: usize = 1_000;
 const PER_SECOND: usize = 200;
 const LENGTH: Duration = Duration::from_secs(10);
 const RUNS: usize = 5;
 
-/// Moments of one run, from the first failure on.
+/// Times and counts of one run, from the first failure on.
 #[derive(Debug, Default)]
 struct Seen {
     first_failed: Option<Instant>,
@@ -50,7 +51,8 @@ pub async fn quarantine() -> anyhow::Result<()> {
         machine()
     );
     for _ in 0..RUNS {
-        // Every request ranks: with snapshots a bad policy would be called less.
+        // Without snapshots every request ranks. With them, the bad policy would be called less
+        // often.
         let host = Host::start(&[("NOVA_SNAPSHOT_TTL_S", "0")])?;
         host.publish_guest(
             "misbehaves_from",
@@ -76,7 +78,7 @@ async fn report(host: &Host, victims: &Load, p99_before_ms: f64) -> anyhow::Resu
         _ => "never".to_owned(),
     };
     println!(
-        "{} of {} feeds met the failure, {} errors; first to last such answer {}, to the first whole one after it {}; p99 {:.1} ms before, {:.1} ms with it; now {}",
+        "{} of {} feeds met the failure, {} errors; first to last degraded response {}, first degraded to first complete response {}; p99 {:.1} ms before, {:.1} ms with it; now {}",
         seen.failed,
         (PER_SECOND as u64) * LENGTH.as_secs(),
         seen.errors,

@@ -1,4 +1,5 @@
-//! Records what a demo serves, then replays it: how many requests a second, and whether every bit is the same.
+//! Replay of recorded rankings of a demo: measures requests per second and checks that every bit
+//! is the same.
 
 use crate::generator::{pace, run};
 use crate::host::Host;
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// The whole community of the demo.
+/// The demo's whole community.
 const VIEWERS: u64 = 300;
 const SLICE: Duration = Duration::from_secs(1);
 const REPLAYS: usize = 3;
@@ -31,7 +32,7 @@ pub async fn replay(records: u64) -> anyhow::Result<()> {
         let report = run(&feed, CONNECTIONS, SLICE).await?;
         anyhow::ensure!(report.failures == 0, "{} feeds failed", report.failures);
     }
-    // What is still in the queue.
+    // Wait for the records that are still in the queue.
     pace(&feed, 1, WARM_UP).await?;
     println!(
         "{:.0} written, {:.0} dropped because the queue was full, {:.1} MiB",
@@ -47,7 +48,7 @@ pub async fn replay(records: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The report of `nova policy replay` over the newest records.
+/// Runs `nova policy replay` over the newest records and returns its report.
 fn replayed(data_dir: &Path, records: u64, policies: &[&str]) -> anyhow::Result<Value> {
     let output = nova()
         .args(["policy", "replay", "--json", "--limit"])

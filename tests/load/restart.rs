@@ -1,4 +1,5 @@
-//! How soon a host is ready that serves twenty policies with modules of their own: compiled before, and not.
+//! The start of a host that serves twenty policies, each with its own scorer module: time until
+//! it is ready, with and without compiled modules in the cache.
 
 use crate::generator::fetch;
 use crate::host::Host;

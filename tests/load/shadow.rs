@@ -1,4 +1,5 @@
-//! What viewers notice of a policy in shadow at every ranking: rounds with and without one, in turn.
+//! The effect of a policy in shadow on viewers, when the shadow runs at every ranking. Rounds
+//! with and without it alternate.
 
 use crate::generator::{Report, pace};
 use crate::host::Host;
@@ -6,7 +7,8 @@ use crate::{ROUND, ROUNDS, VIEWERS, WARM_UP, machine, median};
 
 const POLICY: &str = "decay-diversity";
 
-/// Every request ranks anew, from cached candidates: with snapshots a shadow would have next to nothing to do.
+/// Without snapshots, every request ranks again from cached candidates. With them, a shadow
+/// would have almost nothing to do.
 const VARIABLES: [(&str, &str); 1] = [("NOVA_SNAPSHOT_TTL_S", "0")];
 
 pub async fn shadow(per_second: usize) -> anyhow::Result<()> {
@@ -44,7 +46,7 @@ pub async fn shadow(per_second: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs and drops so far.
+/// Returns the numbers of runs and of dropped runs so far.
 async fn runs(host: &Host) -> anyhow::Result<(f64, f64)> {
     const SERIES: &str = "nova_feed_shadow_runs_total";
     let all = host.metric(SERIES, POLICY).await?;

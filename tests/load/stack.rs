@@ -1,4 +1,5 @@
-//! A host on PostgreSQL, Redis, Kafka and ClickHouse, which share the machine with it and with the generator.
+//! A host on PostgreSQL, Redis, Kafka and ClickHouse. The servers share the machine with the
+//! host and the generator.
 
 use crate::bare::Bare;
 use crate::generator::{self, Report, fetch, pace, run};
@@ -15,14 +16,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const CONCURRENT: usize = 100;
-/// Nothing listens there.
+/// A URL on which nothing listens.
 const NOWHERE: &str = "http://127.0.0.1:1/nova";
 
 pub async fn stack() -> anyhow::Result<Stack> {
     println!("machine: {}; the servers run on it too", machine());
     Stack::migrated()
         .await
-        .context("no servers: tests/services up, then eval \"$(tests/services env)\"")
+        .context("no servers; start them: tests/services up, then eval \"$(tests/services env)\"")
 }
 
 pub fn print(name: &str, report: &Report) {
@@ -36,7 +37,9 @@ pub fn print(name: &str, report: &Report) {
     );
 }
 
-/// Every rung that answers in ordinary times and in a fault, at 100 concurrent; and a hit beside a bare route that reads from Redis.
+/// Measures every step of the fallback chain that serves in normal operation and during a fault,
+/// at 100 concurrent requests. Also compares a cache hit with a bare route that reads from
+/// Redis.
 pub async fn feeds() -> anyhow::Result<()> {
     let stack = stack().await?;
     hits_beside_bare(&stack).await?;
@@ -51,7 +54,7 @@ pub async fn feeds() -> anyhow::Result<()> {
                 ("NOVA_ENABLE_CACHING", "false"),
             ],
         ),
-        // The snapshots of the modes before stand in.
+        // Served from the snapshots that the previous modes left.
         (
             "older snapshot, no ClickHouse",
             &[
@@ -94,7 +97,7 @@ async fn hits_beside_bare(stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Trending and suggestions, cached and not.
+/// Measures trending and suggestions, cached and uncached.
 async fn discoveries(host: &Host) -> anyhow::Result<()> {
     for (name, path) in [
         ("trending", "/api/v1/feed/trending?window=24h"),
@@ -121,7 +124,8 @@ async fn discoveries(host: &Host) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The share of feeds that a cache answered once every viewer has been here, over more than a life of a snapshot.
+/// Measures the share of feeds served from a cache after every viewer has made a request, over
+/// more than the lifetime of a snapshot.
 async fn hit_rate(host: &Host) -> anyhow::Result<()> {
     let feed = host.feed_load(300)?;
     run(&feed, CONNECTIONS, WARM_UP * 2).await?;
@@ -140,7 +144,7 @@ async fn hit_rate(host: &Host) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// More and more viewers at once.
+/// Measures an increasing number of concurrent viewers.
 pub async fn ramp() -> anyhow::Result<()> {
     let stack = stack().await?;
     let host = Host::start_on(&stack, &[])?;
@@ -155,7 +159,8 @@ pub async fn ramp() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// 10,000 events a second for 30 s, where they are after that, and librdkafka's own producer beside it.
+/// Sends 10,000 events a second for 30 s, then measures the time until they are stored. Compares
+/// the rate with librdkafka's own producer.
 pub async fn events() -> anyhow::Result<()> {
     const BATCH: usize = 50;
     const PER_SECOND: usize = 10_000;
@@ -225,7 +230,8 @@ async fn count(stack: &Stack, query: &str) -> anyhow::Result<u64> {
         .context("no number")
 }
 
-/// Messages a second of a bare producer with the host's settings and the host's messages, in the median of three runs of 5 s.
+/// Messages per second of a bare producer with the host's settings and messages: the median of
+/// three runs of 5 s.
 fn librdkafka(stack: &Stack) -> anyhow::Result<f64> {
     const MESSAGES: u64 = 10_000;
     let topic = format!("{}events", stack.kafka_prefix);
@@ -257,7 +263,7 @@ fn librdkafka(stack: &Stack) -> anyhow::Result<f64> {
     Ok(median(rates))
 }
 
-/// As the clients of this run send them.
+/// A view event, as the clients of this run send it.
 fn view(n: u64) -> AcceptedEvent {
     AcceptedEvent {
         event_id: Uuid::now_v7(),
@@ -274,7 +280,8 @@ fn view(n: u64) -> AcceptedEvent {
     }
 }
 
-/// One like after the other: how long until a ranking would count it, while feeds and events go on.
+/// Sends one like after the other and measures the time until a ranking would count it, under a
+/// load of feeds and events.
 pub async fn counted(length: Duration) -> anyhow::Result<()> {
     let stack = stack().await?;
     let host = Host::start_on(&stack, &[])?;
@@ -288,7 +295,7 @@ pub async fn counted(length: Duration) -> anyhow::Result<()> {
         }
         Ok::<_, anyhow::Error>(delays)
     };
-    // Beside it 500 events and 50 feeds a second.
+    // The load is 500 events and 50 feeds a second.
     let (delays, events, feeds) =
         tokio::join!(likes, pace(&events, 50, length), pace(&feed, 50, length));
     let delays = delays?;

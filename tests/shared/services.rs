@@ -1,5 +1,5 @@
-//! The real stack for one test: databases, topics and keys of its own on the servers that the environment names
-//! (`tests/services env`).
+//! The real stack for one test: its own databases, topics and keys on the servers that the
+//! environment names (`tests/services env`).
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -13,7 +13,8 @@ use tokio::sync::{
     OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore,
 };
 
-/// The program under test, with nothing of this process's environment but what finds programs.
+/// Returns a command for the program under test. It inherits only the variables with which it
+/// finds other programs.
 pub fn nova() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nova"));
     command
@@ -27,7 +28,8 @@ pub fn nova() -> std::process::Command {
     command
 }
 
-/// Redis has 16 numbered databases. A test has one for itself, and waits while all are taken.
+/// Permits for the databases of Redis. Redis has 16 numbered databases, of which tests use 1 to
+/// 15. A test takes one for itself, and waits while all are taken.
 static REDIS_DATABASES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(15)));
 static REDIS_DATABASES_TAKEN: Mutex<BTreeSet<u8>> = Mutex::new(BTreeSet::new());
 
@@ -55,10 +57,10 @@ impl Drop for RedisDatabase {
     }
 }
 
-/// Tests that stop a server have the servers for themselves.
+/// Lock on the servers. A test that stops a server holds it exclusively.
 static SERVERS: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
 
-/// How a test shares the servers with others; held for as long as it runs.
+/// A test's lock on the servers, shared or exclusive. It is held while the test runs.
 #[derive(Debug)]
 #[expect(dead_code, reason = "held for its drop")]
 enum Turn {
@@ -66,7 +68,8 @@ enum Turn {
     Alone(OwnedRwLockWriteGuard<()>),
 }
 
-/// What `nova` reads to run on the stack.
+/// Databases and addresses of one test. `nova` reads them as environment variables to run on the
+/// stack.
 #[derive(Debug)]
 pub struct Stack {
     pub postgres_url: String,
@@ -80,7 +83,7 @@ pub struct Stack {
     _turn: Turn,
 }
 
-/// The servers as the environment names them.
+/// Addresses of the servers, as the environment names them.
 #[derive(Debug, Clone)]
 pub struct Servers {
     pub postgres: String,
@@ -90,7 +93,8 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// `None`, and a line that says so, where they are missing; a failure where they are required.
+    /// Reads the addresses. If some are missing, prints that the test is skipped and returns
+    /// `None`, or fails if `NOVA_REQUIRE_SERVICES=1`.
     pub fn from_environment() -> Option<Self> {
         let mut missing = Vec::new();
         let mut variable = |name: &'static str| {
@@ -110,31 +114,32 @@ impl Servers {
         }
         let missing = missing.join(", ");
         let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
-        assert!(!required, "{missing} not set, and NOVA_REQUIRE_SERVICES=1");
-        eprintln!("not run on the real stack: {missing} not set");
+        assert!(!required, "NOVA_REQUIRE_SERVICES=1 needs {missing}");
+        eprintln!("skipped a test on the real stack: {missing} not set");
         None
     }
 }
 
-/// The address of Redis alone, for tests that need nothing else.
+/// Returns the address of Redis, for tests that need no other server.
 pub fn redis_url() -> Option<String> {
     let url = std::env::var("REDIS_URL").ok();
     if url.is_none() {
         let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
-        assert!(!required, "REDIS_URL not set, and NOVA_REQUIRE_SERVICES=1");
-        eprintln!("not run on Redis: REDIS_URL not set");
+        assert!(!required, "NOVA_REQUIRE_SERVICES=1 needs REDIS_URL");
+        eprintln!("skipped a test on Redis: REDIS_URL not set");
     }
     url
 }
 
 impl Stack {
-    /// Empty databases with their schema.
+    /// Creates empty databases and applies the schema.
     pub async fn migrated() -> Option<Self> {
         let turn = Turn::Shared(SERVERS.clone().read_owned().await);
         Self::empty(turn).await?.migrate()
     }
 
-    /// The same, and no other test uses the servers meanwhile: this one may stop them.
+    /// Like `migrated`, but no other test uses the servers meanwhile, so this test may stop
+    /// them.
     pub async fn alone() -> Option<Self> {
         let turn = Turn::Alone(SERVERS.clone().write_owned().await);
         Self::empty(turn).await?.migrate()
@@ -176,7 +181,7 @@ impl Stack {
         })
     }
 
-    /// `tests/services ACTION NAME`: stop, start, restart or kill one server.
+    /// Runs `tests/services ACTION NAME` to stop, start, restart or kill one server.
     pub fn service(&self, action: &str, name: &str) {
         let script = std::env::var("NOVA_SERVICES").unwrap();
         let output = std::process::Command::new(script)
@@ -200,19 +205,19 @@ impl Stack {
         ]
     }
 
-    /// The program, configured for this stack.
+    /// Returns a command for the program, configured for this stack.
     pub fn nova(&self) -> std::process::Command {
         let mut command = nova();
         command.envs(self.variables());
         command
     }
 
-    /// One statement for PostgreSQL, in this test's database.
+    /// Runs one PostgreSQL statement in this test's database.
     pub async fn postgres(&self, statement: &str) {
         on_postgres(&self.postgres_url, statement.to_owned()).await;
     }
 
-    /// The answer of ClickHouse to one query in this test's database, as JSON rows.
+    /// Runs one ClickHouse query in this test's database and returns its rows as JSON.
     pub async fn clickhouse(&self, query: &str) -> Vec<serde_json::Value> {
         let text = on_clickhouse(&self.clickhouse_url, format!("{query} FORMAT JSONEachRow")).await;
         text.lines()
@@ -225,7 +230,7 @@ impl Drop for Stack {
     fn drop(&mut self) {
         let (servers, name) = (self.servers.clone(), self.name.clone());
         let (redis, prefix) = (self.redis_url.clone(), self.kafka_prefix.clone());
-        // The test's own runtime may be the one that unwinds.
+        // The drop runs on its own thread, because the test's own runtime may be unwinding.
         let dropped = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -247,7 +252,8 @@ impl Drop for Stack {
 async fn on_postgres(url: &str, statement: String) {
     let options = sqlx::postgres::PgConnectOptions::from_str(url).unwrap();
     let mut connection = options.connect().await.unwrap();
-    // Names cannot be bound; these are made of hexadecimal digits, and the rest are a test's own constants.
+    // Names cannot be bound. These consist of hexadecimal digits, and the other statements are
+    // constants of the tests.
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
         .execute(&mut connection)
         .await
@@ -273,7 +279,8 @@ async fn on_clickhouse(url: &str, statement: String) -> String {
     text
 }
 
-/// Sixty partitions a test would soon be all that the broker looks after. One that does not answer keeps them.
+/// Deletes a test's topics. With sixty partitions per test, the broker would otherwise soon do
+/// nothing but look after them. If the broker does not respond, the topics are kept.
 pub async fn delete_topics(brokers: &str, prefix: &str) {
     let admin: AdminClient<DefaultClientContext> = rdkafka::ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -290,7 +297,7 @@ pub async fn delete_topics(brokers: &str, prefix: &str) {
 async fn flush_redis(url: &str) {
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    // A load run leaves millions of members: freeing them must hold nobody up.
+    // A load run leaves millions of members, so free them asynchronously and do not block Redis.
     let _: () = redis::cmd("FLUSHDB")
         .arg("ASYNC")
         .query_async(&mut connection)

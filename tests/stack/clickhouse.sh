@@ -1,11 +1,13 @@
 # shellcheck shell=bash
-# ClickHouse: the server where one is installed, else its engine from libchdb behind `tests/clickhouse-front`.
+# ClickHouse: the server if one is installed, otherwise its engine from libchdb behind
+# `tests/clickhouse-front`.
 
 CHDB_PACKAGE=@chdb/lib-linux-x64-gnu
 CHDB_VERSION=26.5.3
 CHDB_SHA512=7cfacb991b79328a2bf721b3e266b36eb3637b8b7b5fd281da64c6917156471441b3688acbcca1ea3c75d71b1ad10af788314c53fc87a9df9b55d6095eedd069
 
-# The command that starts an installed server. Debian's own package is 18.16 and stays out: it knows half of what Nova asks.
+# Prints the command that starts an installed server. Debian's own package, 18.16, is not used
+# because it supports only half of the features that Nova needs.
 clickhouse_server() {
     local command version
     for command in clickhouse-server "clickhouse server"; do
@@ -32,7 +34,8 @@ chdb_unpack() {
     tar -xzf "$archive" -C "$1" --strip-components=1 package/libchdb.so && rm -r "$archive" "$1/packed" "$1/cache"
 }
 
-# The front is built like the tests, with the features of the whole workspace: what both depend on is compiled once.
+# Builds the front like the tests, with the features of the whole workspace, so that shared
+# dependencies are compiled once.
 clickhouse_fetch() {
     clickhouse_server >/dev/null && return
     download "$(chdb_home)" chdb_unpack &
@@ -46,7 +49,8 @@ clickhouse_fetch() {
 clickhouse_prepare() {
     local dir=$STATE/clickhouse
     if ! clickhouse_server >/dev/null; then
-        # Kept beside the data: a later build of another checkout must not be what a restart runs.
+        # Keep a copy next to the data, so that a restart does not run a later build of another
+        # checkout.
         cp "$front" "$dir/clickhouse-front"
         return
     fi

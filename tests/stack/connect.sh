@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Kafka Connect, standalone, with Debezium's PostgreSQL connector on offer. Connectors are created through its REST by whoever needs one.
+# Kafka Connect, standalone, with Debezium's PostgreSQL connector installed. A test that needs a
+# connector creates it through the REST API.
 
 connect_packages() {
     kafka_packages

@@ -1,12 +1,13 @@
 # shellcheck shell=bash
-# Apache Kafka, one node that is broker and controller, from the jars that pom.xml pins.
+# Apache Kafka: one node that is both broker and controller, from the jars that pom.xml pins.
 
 java_is_new_enough() {
     local version
     has java && version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) && [ "${version:-0}" -ge 17 ]
 }
 
-# The jars' directory carries the digest of pom.xml: a changed pin is another directory.
+# Prints the name of the jars' directory. It contains the digest of pom.xml, so that a changed pin
+# uses another directory.
 kafka_home() { echo "kafka-$(sha256sum "$HERE/stack/pom.xml" | cut -c 1-12)"; }
 
 kafka_packages() {
@@ -22,13 +23,14 @@ kafka_resolve() {
 }
 kafka_fetch() { download "$(kafka_home)" kafka_resolve; }
 
-# `java_tool CLASS ARGUMENTS…`: Kafka's own programs, started for speed, not for a long life.
+# `java_tool CLASS ARGUMENTS…` runs one of Kafka's own programs, with options for a fast start.
 java_tool() {
     timeout --foreground 30 java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.apache.logging.log4j.level=ERROR -cp "$DOWNLOADS/$(kafka_home)/libs/*" "$@"
 }
 
-# Topics are never created by accident, as in production: who wants one says so. One node can keep one replica.
-# A client goes where a broker says that it is. On the listener FAULTY that is a port where nothing listens until a test puts its proxy there.
+# Writes the configuration. As in production, topics are only created explicitly. One node can keep
+# only one replica. A client connects to the address that a broker advertises: on the listener
+# FAULTY that is a port on which nothing listens until a test starts its proxy there.
 kafka_prepare() {
     cat >"$STATE/kafka/server.properties" <<EOF
 process.roles=broker,controller
@@ -61,8 +63,8 @@ kafka_run() {
         -cp "$DOWNLOADS/$(kafka_home)/libs/*" kafka.Kafka "$STATE/kafka/server.properties"
 }
 
-# Creates a topic, produces into it with acks=all and reads it back: one program of Kafka's does all three. The port is looked at
-# first, because that program takes a second to start.
+# Creates a topic, produces into it with acks=all and reads it back; one of Kafka's programs does
+# all three. Checks the port first, because that program takes a second to start.
 kafka_ready() {
     (exec 3<>"/dev/tcp/127.0.0.1/$(port_of kafka)") 2>/dev/null || return
     java_tool org.apache.kafka.tools.EndToEndLatency "127.0.0.1:$(port_of kafka)" services-ready 1 all 16

@@ -1,37 +1,41 @@
 # shellcheck shell=bash
-# What the services have in common: where their files are, which ports they get, how a process is started, found again and stopped.
+# Functions shared by all services: their files, their ports, and starting, finding and stopping
+# their processes.
 #
 # A service NAME is a file stack/NAME.sh with these functions:
-#   NAME_packages   prints the Debian packages that are missing for it
-#   NAME_fetch      downloads or builds what is missing beyond packages
-#   NAME_prepare    writes configuration and data directory, once, into $STATE/NAME
+#   NAME_packages   prints the missing Debian packages
+#   NAME_fetch      downloads or builds everything else that is missing
+#   NAME_prepare    writes the configuration and the data directory into $STATE/NAME; runs once
 #   NAME_run        starts its process through `launch`
-#   NAME_ready      true when it answers a real query
-#   NAME_env        prints the lines that tell a test where it is
+#   NAME_ready      succeeds if the service responds to a real query
+#   NAME_env        prints the variables with the service's address
 
 say() { printf 'services: %s\n' "$*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# The start time (in clock ticks since boot) of a process that runs. A zombie has ended: nobody may ever reap it in a container.
+# Prints the start time of a running process, in clock ticks since boot. A zombie counts as ended,
+# because in a container it may never be reaped.
 started_at() {
     local stat
     { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
-    # Fields are counted behind the command's name, which may itself contain blanks and brackets.
+    # Count fields after the command's name, which may itself contain blanks and brackets.
     # shellcheck disable=SC2086
     set -- ${stat##*) }
     case $1 in Z | X) return 1 ;; esac
     echo "${20}"
 }
 
-# Prints the pid of a service that runs. A pid alone may belong to another program by now; with its start time it names one process.
+# Prints the pid of a running service. Pid and start time together identify the process, because the
+# pid alone may have been reused.
 pid_of() {
     local pid start
     [ -f "$STATE/$1/process" ] && read -r pid start <"$STATE/$1/process" || return 1
     [ "$(started_at "$pid")" = "$start" ] && echo "$pid"
 }
 
-# Starts a process in a session of its own, so that ctrl-C in the terminal of `up` does not reach it. It records itself before
-# it becomes the program: whatever moment `up` is interrupted at, `down` knows of it.
+# Starts a process in its own session, so that Ctrl-C in the terminal of `up` does not reach it. The
+# process records itself before it executes the program, so that `down` finds it even if `up` is
+# interrupted.
 launch() {
     local name=$1
     shift
@@ -47,7 +51,8 @@ launch() {
     while [ ! -e "$STATE/$name/process" ]; do sleep 0.01; done
 }
 
-# Signals a service and waits until it is gone: `end NAME SIGNAL SECONDS`, after that SIGKILL for it and its children.
+# `end NAME SIGNAL SECONDS` signals a service and waits until it has ended. After SECONDS it sends
+# SIGKILL to the service and its children.
 end() {
     local pid children deadline=$((SECONDS + $3))
     pid=$(pid_of "$1") || return 0
@@ -61,7 +66,7 @@ end() {
     rm -f "$STATE/$1/process"
 }
 
-# Until nothing is left of the processes; for a zombie that nobody reaps, five seconds.
+# Waits until the processes are gone; for a zombie that is not reaped, at most five seconds.
 await_gone() {
     local pid deadline=$((SECONDS + 5))
     for pid; do
@@ -69,8 +74,9 @@ await_gone() {
     done
 }
 
-# A free port, kept for the life of the state directory. It lies below the range from which the kernel takes the ports of
-# outgoing connections, or one of those could take it while the service is down for a restart.
+# Prints a service's port, which it keeps for the lifetime of the state directory. Ports are chosen
+# below the kernel's range for outgoing connections. Otherwise such a connection could take the port
+# while the service restarts.
 port_of() {
     cat "$STATE/ports/$1"
 }
@@ -86,7 +92,8 @@ assign_port() {
     echo "$port" >"$STATE/ports/$1"
 }
 
-# Waits until a service answers: `await_ready NAME SECONDS`. What it said last is shown when it ended or never answered.
+# `await_ready NAME SECONDS` waits until a service responds. If the service ends or does not
+# respond in time, prints the end of its log.
 await_ready() {
     local deadline=$((SECONDS + $2))
     until "$1_ready" >/dev/null 2>&1; do
@@ -98,7 +105,8 @@ await_ready() {
     done
 }
 
-# One `up` or `down` at a time in one state directory. `down` removes the lock with it, hence the second look.
+# Allows one `up` or `down` at a time in a state directory. `down` also removes the lock file, so
+# the file is checked again once it is locked.
 lock() {
     while :; do
         mkdir -p "$STATE"
@@ -108,8 +116,9 @@ lock() {
     done
 }
 
-# Runs a command that fills a directory under the downloads: `download NAME COMMAND…`, the command gets an empty directory as its
-# last argument. Only a complete result gets the name, and two checkouts wait for each other instead of loading twice.
+# `download NAME COMMAND…` runs a command that fills the directory NAME of the downloads. The
+# command gets an empty directory as its last argument, which is renamed to NAME only when
+# complete. Two checkouts wait for each other instead of downloading twice.
 download() {
     local target=$DOWNLOADS/$1
     shift
@@ -127,13 +136,13 @@ download() {
     )
 }
 
-# Says every ten seconds how far a download is, until its process has ended.
+# Prints the progress of a download every ten seconds until its process ends.
 report_growth() {
     local begun=$SECONDS next=$((SECONDS + 10))
     while started_at "$2" >/dev/null; do
         sleep 0.2
         [ $SECONDS -lt $next ] && continue
         next=$((next + 10))
-        say "$1: still downloading after $((SECONDS - begun)) s, the downloads are at $(du -sm "$DOWNLOADS" | cut -f 1) MB"
+        say "$1: still downloading after $((SECONDS - begun)) s, the download directory has $(du -sm "$DOWNLOADS" | cut -f 1) MB"
     done
 }

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Debian packages, installed in one run of apt-get, without the daemons they would start.
+# Installation of Debian packages in one run of apt-get, without starting their daemons.
 
-# Runs as root, by sudo where the caller is somebody else.
+# Runs a command as root, through sudo if the caller is another user.
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-# The programs are wanted, not what the packages make of them: no daemon starts, no PostgreSQL cluster is created.
+# Installs packages for their programs only: no daemon starts and no PostgreSQL cluster is created.
 install_packages() {
     local policy=/usr/sbin/policy-rc.d clusters=/etc/postgresql-common/createcluster.d undo=()
     if [ ! -e $policy ]; then

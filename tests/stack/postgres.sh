@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# PostgreSQL 15 or newer from Debian, with logical replication; nothing of a system cluster is touched.
+# PostgreSQL 15 or newer from Debian, with logical replication. A cluster of the system is not
+# touched.
 
-# The directory of the newest server programs; Debian keeps them off the PATH.
+# Prints the directory of the newest server programs, which Debian does not put on the PATH.
 postgres_bin() {
     local dir
     for dir in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV); do
@@ -13,7 +14,8 @@ postgres_bin() {
 postgres_packages() { postgres_bin >/dev/null || echo postgresql; }
 postgres_fetch() { :; }
 
-# PostgreSQL refuses to run as root, so root becomes the system user of Debian's package.
+# Prints the command prefix that switches from root to the system user of Debian's package, because
+# PostgreSQL refuses to run as root.
 postgres_user() { if [ "$(id -u)" = 0 ]; then echo setpriv --reuid=postgres --regid=postgres --init-groups; fi; }
 
 postgres_prepare() {
@@ -27,7 +29,8 @@ postgres_prepare() {
     (umask 077 && echo nova >"$dir/password" && if [ "$(id -u)" = 0 ]; then chown postgres: "$dir/password"; fi)
     (cd "$dir" && "${as[@]}" "$(postgres_bin)/initdb" --pgdata="$dir/data" --username=nova --pwfile="$dir/password" \
         --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync) >"$dir/log" 2>&1 || return
-    # `max_slot_wal_keep_size` bounds what a slot retains while its reader is away, as it must in production.
+    # `max_slot_wal_keep_size` bounds the log that a slot retains while its reader is disconnected,
+    # as in production.
     "${as[@]}" tee -a "$dir/data/postgresql.conf" >/dev/null <<EOF
 listen_addresses = '127.0.0.1'
 port = $(port_of postgres)
@@ -44,14 +47,16 @@ EOF
 postgres_run() {
     local as
     read -ra as <<<"$(postgres_user)"
-    # It is known not to run. Where nobody reaps a killed server, PostgreSQL would take the zombie for a running one.
+    # The server is known not to run. If a killed server is not reaped, PostgreSQL would take the
+    # zombie for a running server.
     rm -f "$STATE/postgres/data/postmaster.pid"
     launch postgres "${as[@]}" "$(postgres_bin)/postgres" -D "$STATE/postgres/data"
 }
 
 postgres_url() { echo "postgres://nova:nova@127.0.0.1:$(port_of postgres)/$1"; }
 
-# The database is created when the server first answers: only a running server can.
+# Checks the server, and creates the database when it first responds, because that needs a running
+# server.
 postgres_ready() {
     local psql
     psql=$(postgres_bin)/psql

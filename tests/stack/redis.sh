@@ -1,12 +1,13 @@
 # shellcheck shell=bash
-# Redis from Debian, configured as the cache it is for Nova: bounded, evicting, nothing on disk.
+# Redis from Debian, configured as a cache: bounded, with eviction, and without persistence.
 
 redis_packages() { has redis-server && has redis-cli || echo redis-server; }
 redis_fetch() { :; }
 
 redis_prepare() {
-    # A cache that is full must forget, not refuse: by the rule that compose.yaml has. Nothing is written to
-    # disk, so a restart comes back empty, which is exactly what the host has to stand.
+    # A full cache must evict entries instead of refusing writes; the policy is that of
+    # compose.yaml. Nothing is written to disk, so Redis is empty after a restart, which the host
+    # must tolerate.
     cat >"$STATE/redis/redis.conf" <<EOF
 bind 127.0.0.1
 port $(port_of redis)

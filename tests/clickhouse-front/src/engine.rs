@@ -1,12 +1,16 @@
-//! The ClickHouse engine inside `libchdb.so`, behind a safe interface: the one place with unsafe code.
+//! A safe interface to the ClickHouse engine in `libchdb.so`. This is the only file with unsafe
+//! code.
 //!
-//! What is relied on (declared in chDB's `chdb.h`): a connection may be used from any thread, by
-//! one thread at a time (`&mut self` sees to that); several connections of one process share one
-//! storage path and run side by side; buffers and errors belong to the result and live until it is
-//! destroyed; strings are passed with their lengths, so they may contain any bytes.
+//! The unsafe code relies on these statements of chDB's `chdb.h`:
+//!
+//! - A connection may be used from any thread, but by only one thread at a time (`&mut self`
+//!   ensures that).
+//! - Several connections of one process share one storage path and run concurrently.
+//! - Buffers and errors belong to the result and live until it is destroyed.
+//! - Strings are passed with their lengths, so they may contain any bytes.
 #![expect(
     unsafe_code,
-    reason = "a C library; every call is here, with what it relies on"
+    reason = "calls a C library; every such call is in this file, with the assumptions it relies on"
 )]
 
 use anyhow::Context as _;
@@ -16,7 +20,8 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// `chdb_connect` returns a pointer to this; queries take the value behind it.
+/// Type of a connection. `chdb_connect` returns a pointer to it; queries take the value behind
+/// the pointer.
 type Connection = *mut c_void;
 type QueryResult = *mut c_void;
 
@@ -44,24 +49,25 @@ struct Api {
     rows_written: unsafe extern "C" fn(QueryResult) -> u64,
 }
 
-/// The loaded library and the directory its tables are in. A process has one.
+/// The loaded library and the data directory of its tables. A process has at most one.
 #[derive(Debug, Clone)]
 pub struct Engine {
     api: Api,
     arguments: Arc<[CString]>,
 }
 
-/// A session of the engine, with a current database and settings of its own.
+/// A session of the engine, with its own current database and settings.
 #[derive(Debug)]
 pub struct Session {
     api: Api,
     connection: NonNull<Connection>,
 }
 
-// SAFETY: the library ties nothing to the thread that connected; `&mut self` keeps it to one at a time.
+// SAFETY: the library does not bind a connection to the thread that opened it; `&mut self` keeps
+// it to one thread at a time.
 unsafe impl Send for Session {}
 
-/// What a statement gave.
+/// Result of a statement.
 #[derive(Debug)]
 pub struct Output {
     pub bytes: Vec<u8>,
@@ -70,12 +76,12 @@ pub struct Output {
 }
 
 impl Engine {
-    /// Loads the library; it stays loaded until the process ends.
+    /// Loads the library, which stays loaded until the process ends.
     ///
     /// # Errors
-    /// When the file is no library, or lacks a function that is needed.
+    /// If the file is not a library, or lacks a required function.
     pub fn load(library: &Path, data_dir: &Path) -> anyhow::Result<Self> {
-        // SAFETY: running the library's initialisers is what the caller asked for.
+        // SAFETY: the caller asked for this library, which implies running its initialisers.
         let library = unsafe { Library::new(library) }
             .with_context(|| format!("cannot load {}", library.display()))?;
         // SAFETY: the signatures are those of `chdb.h`.
@@ -83,7 +89,7 @@ impl Engine {
             if let Ok(handle_signals) =
                 library.get::<unsafe extern "C" fn(c_int)>(b"chdb_set_signal_handlers_enabled\0")
             {
-                // Signals are the front's: it closes the engine in order.
+                // The front handles signals itself and closes the engine cleanly.
                 handle_signals(0);
             }
             Api {
@@ -98,7 +104,8 @@ impl Engine {
                 rows_written: *library.get(b"chdb_result_rows_written\0")?,
             }
         };
-        // The engine has threads of its own, so its code must outlive everything: never unloaded.
+        // Never unload the library: the engine has its own threads, so its code must outlive
+        // everything.
         std::mem::forget(library);
         let path = data_dir
             .to_str()
@@ -113,10 +120,10 @@ impl Engine {
         })
     }
 
-    /// Opens a session; the first one starts the engine, and closing the last one stops it.
+    /// Opens a session. The first session starts the engine, and closing the last one stops it.
     ///
     /// # Errors
-    /// When the engine refuses, e.g. because another process has the directory.
+    /// If the engine refuses, e.g. because another process uses the directory.
     pub fn connect(&self) -> anyhow::Result<Session> {
         let arguments: Vec<*const c_char> = self.arguments.iter().map(|arg| arg.as_ptr()).collect();
         let count = c_int::try_from(arguments.len())?;
@@ -131,11 +138,11 @@ impl Engine {
 }
 
 impl Session {
-    /// Runs one statement, which may carry the data of an INSERT; `params` are its server-side
+    /// Runs one statement, which may include the data of an INSERT. `params` are its server-side
     /// parameters, as escaped text. The error is the engine's message.
     ///
     /// # Errors
-    /// When the engine refuses or fails.
+    /// If the engine refuses the statement or fails.
     pub fn query(
         &mut self,
         sql: &[u8],
@@ -177,10 +184,11 @@ impl Session {
         output
     }
 
-    /// Copies the result, which stays the caller's to destroy.
+    /// Copies the result. The caller must still destroy it.
     fn copy_out(&self, result: QueryResult) -> Result<Output, String> {
-        // SAFETY: `result` is a live result of this library; its error is NULL or NUL-terminated,
-        // its buffer is NULL or has `length` readable bytes, both until it is destroyed.
+        // SAFETY: `result` is a live result of this library. Its error is NULL or
+        // NUL-terminated, and its buffer is NULL or has `length` readable bytes, both until it
+        // is destroyed.
         unsafe {
             let error = (self.api.error)(result);
             if !error.is_null() {

@@ -1,10 +1,11 @@
-//! `clickhouse-front`: ClickHouse's HTTP interface over the engine in `libchdb.so`, for tests on
-//! machines where no server can be installed.
+//! The program `clickhouse-front`: ClickHouse's HTTP interface to the engine in `libchdb.so`,
+//! for tests on machines on which no server can be installed.
 //!
-//! It speaks what the `clickhouse` crate needs: a statement in the URL or the body, server-side
-//! parameters in the URL or a form, settings and database as URL parameters, every format the
-//! engine has, errors with ClickHouse's text and code. It does not compress, has no users, and an
-//! answer is complete before its first byte leaves, so an exception never arrives mid-stream.
+//! It supports what the `clickhouse` crate needs: a statement in the URL or the body,
+//! server-side parameters in the URL or a form, settings and the database as URL parameters,
+//! every format of the engine, and errors with ClickHouse's text and code. It supports neither
+//! compression nor users. A response is complete before its first byte is sent, so an exception
+//! never arrives mid-stream.
 
 mod engine;
 mod request;
@@ -25,22 +26,23 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The engine parses and analyses on the calling thread and expects as much stack as it gives its own.
+/// Stack size of each thread. The engine parses and analyses on the calling thread and expects a
+/// stack as large as those of its own threads.
 const THREAD_STACK_BYTES: usize = 8 << 20;
 
 #[derive(Debug, Parser)]
 #[command(about, version)]
 struct Args {
-    /// libchdb.so
+    /// Path of libchdb.so
     #[arg(long)]
     lib: PathBuf,
-    /// The directory of the tables; one process at a time.
+    /// Directory of the tables; only one process may use it at a time
     #[arg(long)]
     data: PathBuf,
-    /// Port 0 takes a free one; what was taken is printed.
+    /// Address to listen on; with port 0, a free port is chosen and printed
     #[arg(long, default_value = "127.0.0.1:8123")]
     listen: SocketAddr,
-    /// How many statements run side by side.
+    /// Number of statements that may run concurrently
     #[arg(long, default_value_t = 16)]
     sessions: usize,
 }
@@ -78,7 +80,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             }
         })
         .await?;
-    // Dropping the router closed every session, and with the last one the engine.
+    // Dropping the router closed every session, and closing the last one stopped the engine.
     Ok(())
 }
 
@@ -112,13 +114,14 @@ fn success(output: Output, begun: Instant) -> Response {
     ([("X-ClickHouse-Summary", summary)], output.bytes).into_response()
 }
 
-/// ClickHouse's own text, with the status that its HTTP interface gives to that code.
+/// Returns ClickHouse's own error text, with the status that its HTTP interface uses for the
+/// error code.
 fn refusal(message: &str) -> Response {
     let code = message
         .strip_prefix("Code: ")
         .and_then(|rest| rest.split('.').next())
         .and_then(|code| code.parse::<u32>().ok());
-    // In the order of the lines: syntax, types and unknown names; unknown tables and databases;
+    // Codes by line: syntax errors, types and unknown names; unknown tables and databases;
     // timeouts; too many queries.
     let status = match code {
         Some(6 | 26 | 27 | 32 | 33 | 36 | 38 | 41 | 43 | 47 | 53 | 62 | 115 | 117 | 456 | 457)

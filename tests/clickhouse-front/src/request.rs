@@ -1,4 +1,5 @@
-//! A statement as ClickHouse's HTTP interface carries it: in the URL, in the body, or in a form.
+//! Parsing of a statement from a request of ClickHouse's HTTP interface: from the URL, the body,
+//! or a form.
 
 use anyhow::{Context as _, bail, ensure};
 use axum::extract::{FromRequest as _, Multipart, Query, Request};
@@ -6,8 +7,8 @@ use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
-/// Parameters of the URL that are neither settings nor the query; without users and sessions here,
-/// these have nothing to say.
+/// URL parameters that are neither settings nor the query. They have no effect here, because
+/// there are no users or sessions.
 const IGNORED: [&str; 9] = [
     "user",
     "password",
@@ -19,21 +20,21 @@ const IGNORED: [&str; 9] = [
     "wait_end_of_query",
     "stacktrace",
 ];
-/// What would change the bytes on the wire, which this front cannot do.
+/// URL parameters that would change the bytes on the wire, which this front does not support.
 const REFUSED: [&str; 2] = ["compress", "decompress"];
 
 const PARAM: &str = "param_";
-/// As the server's `http_max_field_value_size`.
+/// Longest parameter, like the server's `http_max_field_value_size`.
 const PARAM_BYTES_MAX: usize = 128 << 10;
 
 #[derive(Debug, Default)]
 pub struct Statement {
     pub sql: String,
-    /// What an INSERT inserts, in the format its text names.
+    /// Data of an INSERT, in the format that its text names.
     pub data: Bytes,
     pub format: String,
     pub database: String,
-    /// Server-side parameters, without their `param_`.
+    /// Server-side parameters, without the prefix `param_`.
     pub params: Vec<(String, String)>,
     pub settings: BTreeMap<String, String>,
 }
@@ -41,7 +42,7 @@ pub struct Statement {
 /// Reads a whole request.
 ///
 /// # Errors
-/// When it is not one that a ClickHouse client sends.
+/// If a ClickHouse client would not send such a request.
 pub async fn read(request: Request) -> anyhow::Result<Statement> {
     let mut statement = Statement {
         format: "TabSeparated".to_owned(),
@@ -95,7 +96,7 @@ impl Statement {
                 ensure!(value == "0", "{name}: this front does not compress");
             }
             _ => {
-                // It becomes part of a SET statement.
+                // The name becomes part of a SET statement.
                 let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
                 ensure!(
                     name.bytes().all(is_name),
@@ -107,7 +108,8 @@ impl Statement {
         Ok(())
     }
 
-    /// A body is the statement, or goes on where the URL's statement ends, or is its data.
+    /// Takes a body. It is the whole statement, the continuation of the URL's statement, or the
+    /// data of that statement.
     fn take_body(&mut self, body: Bytes) -> anyhow::Result<()> {
         if names_format_last(self.sql.as_bytes()) {
             self.data = body;
@@ -134,12 +136,12 @@ impl Statement {
     }
 }
 
-/// Whether an INSERT ends with `FORMAT Name`, so that data follows.
+/// True for an INSERT that ends with `FORMAT Name`, so that data follows.
 fn names_format_last(sql: &[u8]) -> bool {
     format_clause(sql).is_some()
 }
 
-/// Where the `FORMAT Name` begins that ends an INSERT.
+/// Offset of the `FORMAT Name` that ends an INSERT.
 pub fn format_clause(sql: &[u8]) -> Option<usize> {
     let sql = std::str::from_utf8(sql).ok()?;
     let is_insert = sql.trim_start().get(..6)?.eq_ignore_ascii_case("insert");
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn data_follows_the_format_of_an_insert_wherever_the_insert_is() {
+    fn the_data_of_an_insert_follows_its_format_anywhere_in_the_body() {
         let binary = b"\n\n\xff";
         let in_url = with_body("INSERT INTO t(`a`) FORMAT RowBinary", binary);
         assert_eq!(in_url.data.as_ref(), binary);
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_without_data_is_the_statement() {
+    fn a_body_without_data_is_parsed_as_the_statement() {
         let select = with_body("", b"SELECT 1\nFORMAT CSV");
         assert_eq!(select.sql, "SELECT 1\nFORMAT CSV");
         let values = with_body("INSERT INTO t VALUES", b"(1)");

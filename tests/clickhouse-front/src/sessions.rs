@@ -1,9 +1,10 @@
-//! Sessions of the engine, shared by the requests: statements of different sessions run side by
-//! side, those of one session one after the other.
+//! Sessions of the engine, shared by the requests. Statements of different sessions run
+//! concurrently; statements of one session run one after the other.
 //!
-//! A session remembers its database and settings from one statement to the next, where a request
-//! to ClickHouse's HTTP interface begins with nothing. So each one is kept with what it was last
-//! given, is lent to a request that wants the same where there is one, and is otherwise set right first.
+//! A session keeps its database and settings from one statement to the next, but a request to
+//! ClickHouse's HTTP interface starts with defaults. Each session is therefore stored with its
+//! current database and settings. A request gets a session that already has the required ones,
+//! if there is one; otherwise a session's database and settings are changed first.
 
 use crate::engine::{Engine, Output, Session};
 use crate::request::{Statement, format_clause};
@@ -18,9 +19,9 @@ pub struct Sessions {
     engine: Engine,
     idle: Mutex<Vec<Lent>>,
     free: Semaphore,
-    /// Where the data of an INSERT waits for the engine.
+    /// Directory for the data of INSERTs until the engine has read it.
     spool_dir: PathBuf,
-    /// Closing the last session stops the engine; this one keeps it running.
+    /// Session that keeps the engine running, because closing the last session stops the engine.
     _keeper: Mutex<Session>,
 }
 
@@ -33,11 +34,12 @@ struct Lent {
 
 impl Sessions {
     /// # Errors
-    /// When the engine does not start, e.g. because another process has the directory.
+    /// If the engine does not start, e.g. because another process uses the directory.
     pub fn open(engine: Engine, count: usize, data_dir: &Path) -> anyhow::Result<Self> {
         let keeper = engine.connect()?;
         let idle: anyhow::Result<Vec<Lent>> = (0..count).map(|_| Lent::new(&engine)).collect();
-        // The engine has locked the directory by now; what a killed front left in it was never answered for.
+        // The engine holds the lock on the directory by now, so any file there belongs to a
+        // front that was killed. No response was sent for that data.
         let spool_dir = data_dir.join("front-spool");
         if spool_dir.exists() {
             std::fs::remove_dir_all(&spool_dir)?;
@@ -52,17 +54,19 @@ impl Sessions {
         })
     }
 
-    /// Runs a statement on a thread of its own. It runs to its end also when the caller gives up.
+    /// Runs a statement on its own thread. The statement completes even if the caller gives up.
     ///
     /// # Errors
-    /// The outer one when this front fails, the inner one is the engine's message.
+    /// The outer error is a failure of this front; the inner error is the engine's
+    /// message.
     pub async fn run(
         self: &Arc<Self>,
         statement: Statement,
     ) -> anyhow::Result<Result<Output, String>> {
         let this = self.clone();
         let permit = self.free.acquire().await?;
-        // The permit goes with the work: giving it back on a dropped request would lend a session that is busy.
+        // The permit stays with the work. Returning it when a request is dropped would allow a
+        // busy session to be lent again.
         permit.forget();
         tokio::task::spawn_blocking(move || {
             let result = this.run_blocking(&statement);
@@ -75,7 +79,8 @@ impl Sessions {
     fn run_blocking(&self, statement: &Statement) -> anyhow::Result<Result<Output, String>> {
         let mut lent = self.lend(statement)?;
         if let Err(message) = lent.prepare(statement) {
-            // Who knows how much of it was done: the next request gets a new one.
+            // The statements may have been applied partially, so a new session replaces this
+            // one.
             drop(lent);
             let fresh = Lent::new(&self.engine)?;
             self.idle().push(fresh);
@@ -101,8 +106,8 @@ impl Sessions {
         if data.is_empty() {
             return Ok(session.query(sql.as_bytes(), format, params));
         }
-        // Beside its statement the engine takes data for text and ends it at an empty line, which
-        // binary data may contain anywhere; from a file it takes every byte.
+        // The engine reads data that follows a statement as text and ends it at an empty line,
+        // which binary data may contain anywhere. From a file it reads every byte.
         let file = tempfile::Builder::new().tempfile_in(&self.spool_dir)?;
         std::fs::write(file.path(), data)?;
         let path = file
@@ -118,7 +123,7 @@ impl Sessions {
         Ok(session.query(sql.as_bytes(), format, params))
     }
 
-    /// There is always an idle one while the caller holds a permit.
+    /// Takes an idle session. There always is one while the caller holds a permit.
     fn lend(&self, wanted: &Statement) -> anyhow::Result<Lent> {
         let mut idle = self.idle();
         let same =
@@ -180,7 +185,7 @@ impl Lent {
     }
 }
 
-/// A ClickHouse string literal.
+/// Returns a ClickHouse string literal.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }

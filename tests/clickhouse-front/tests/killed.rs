@@ -1,5 +1,6 @@
-//! What was answered survives SIGKILL, and an insert that was repeated counts once. Needs the engine:
-//! `NOVA_LIBCHDB`, as `tests/services env` prints it where there is no server.
+//! Durability of the front: acknowledged inserts survive SIGKILL, and a repeated insert counts
+//! once. Needs the engine at `NOVA_LIBCHDB`, which `tests/services env` prints if no server is
+//! installed.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -33,7 +34,7 @@ impl Front {
         Self { process, address }
     }
 
-    /// The status line and the body, or nothing from a front that died.
+    /// Returns the status line and the body, or `None` if the front died.
     fn post(&self, path: &str, body: &str) -> Option<(String, String)> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
         let length = body.len();
@@ -54,7 +55,7 @@ impl Front {
         body
     }
 
-    /// Whether there was an answer.
+    /// Inserts a batch. Returns true if there was a response.
     fn insert(&self, batch: u64) -> bool {
         let path = format!(
             "/?query=INSERT+INTO+t+FORMAT+TSV&insert_deduplication_token=b{batch}\
@@ -78,9 +79,9 @@ impl Drop for Front {
 }
 
 #[test]
-fn what_was_answered_survives_a_kill_and_a_repeated_insert_counts_once() {
+fn acknowledged_inserts_survive_a_kill_and_a_repeated_insert_counts_once() {
     let Ok(library) = std::env::var("NOVA_LIBCHDB") else {
-        eprintln!("not run: NOVA_LIBCHDB is not set");
+        eprintln!("skipped: NOVA_LIBCHDB is not set");
         return;
     };
     let data = tempfile::tempdir().unwrap();
@@ -104,7 +105,7 @@ fn what_was_answered_survives_a_kill_and_a_repeated_insert_counts_once() {
             std::thread::sleep(Duration::from_millis(200 + 150 * round));
             Command::new("kill").args(["-9", &id]).status().unwrap()
         });
-        // The batch without an answer is repeated by the next round.
+        // The next round repeats the batch that got no response.
         while front.insert(next) {
             next += 1;
         }
@@ -117,7 +118,7 @@ fn what_was_answered_survives_a_kill_and_a_repeated_insert_counts_once() {
         kept == answered || kept == answered + ROWS_PER_INSERT,
         "{kept} of {answered}"
     );
-    // Once more, as a client does that never had its answer.
+    // Repeat the insert, like a client that never received its response.
     assert!(front.insert(next));
     let all = (answered + ROWS_PER_INSERT).to_string();
     assert_eq!(front.ask("SELECT count() FROM t"), all);

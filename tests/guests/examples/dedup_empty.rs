@@ -1,4 +1,4 @@
-//! Drops everything.
+//! Drops every candidate.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, deduper};

@@ -1,4 +1,4 @@
-//! Keeps a candidate that it was not given.
+//! Returns the index of a candidate that it was not given.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, deduper};

@@ -1,4 +1,4 @@
-//! Keeps the first candidate twice.
+//! Returns the first candidate twice.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, deduper};

@@ -1,4 +1,4 @@
-//! Behaves well, but hands on the candidates in reverse: whoever scores or explains them in another order can be told.
+//! Behaves well but returns the candidates in reverse, so a test can detect a different order.
 
 use nova_policy_sdk::{Request, deduper};
 

@@ -1,4 +1,4 @@
-//! Never answers.
+//! Never returns.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, scorer};
@@ -11,7 +11,7 @@ scorer! {
 fn total(post: &Post, _params: &Params, request: &Request) -> [f64; 1] {
     let mut turns = post.post_id;
     while in_service(request) {
-        // The optimiser may not assume what a black box returns, so the loop stays a loop.
+        // The optimiser may not assume anything about a black box, so it keeps the loop.
         turns = std::hint::black_box(turns.wrapping_add(1));
     }
     [turns as f64]

@@ -1,9 +1,9 @@
-//! A scorer that would be well behaved, if it did not ask its host for the time.
+//! A scorer whose only fault is that it imports a clock from its host.
 #![cfg(target_arch = "wasm32")]
 
 use nova_policy_sdk::{Request, scorer};
 
-// The linker joins this world with the one that the SDK exports.
+// The linker merges this world with the one that the SDK exports.
 wit_bindgen::generate!({ path: "wit", world: "needs-clock" });
 
 scorer! {

@@ -1,4 +1,4 @@
-//! Scores beyond what a finite number holds.
+//! Returns infinite scores.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, scorer};

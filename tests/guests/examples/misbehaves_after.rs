@@ -1,4 +1,4 @@
-//! Behaves for everybody but one viewer.
+//! Traps for one viewer and behaves for all others.
 
 use nova_policy_sdk::{Request, scorer};
 

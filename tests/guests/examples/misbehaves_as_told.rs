@@ -1,5 +1,5 @@
-//! Misbehaves in the way its parameter says, and then at once: for what admission finds out.
-//! The ends of the parameter's range are good behaviour, so that they pass for themselves.
+//! Misbehaves at once, in the way that its parameter selects, so that admission can detect it. Both
+//! ends of the parameter's range behave well, because admission tests parameters at their ends too.
 
 use nova_policy_sdk::{Request, scorer};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,5 @@
-//! Behaves for viewers below an id and traps for the others: whoever calls decides after how many
-//! good calls it begins to fail, and for how long.
+//! Behaves for viewers below an id and traps for the others, so a test can choose the number of
+//! good calls before the first failure and the number of failures.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, scorer};

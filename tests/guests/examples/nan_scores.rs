@@ -1,4 +1,4 @@
-//! Divides zero by zero.
+//! Returns NaN scores, as a division of zero by zero would.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, scorer};

@@ -1,5 +1,5 @@
-//! Cannot even say what it is. Written against the SDK's bindings, because what the macros generate
-//! for `describe` cannot fail.
+//! Panics in `describe`. It is written against the SDK's bindings, because the `describe` that the
+//! macros generate cannot fail.
 #![cfg(target_arch = "wasm32")]
 
 use nova_policy_sdk::wasm::scorer::{self, Candidates, Description, Guest, Request};

@@ -1,4 +1,4 @@
-//! Shows a post that it was not given, in the place of the first.
+//! Replaces the first post by one that it was not given.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, saturator};

@@ -1,4 +1,4 @@
-//! Shows the first post at every position: the right length, but no permutation.
+//! Shows the first post at every position: the length is right, but it is not a permutation.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, saturator};

@@ -1,4 +1,4 @@
-//! Behaves well, but scores a post by its place among those it is given, the last one best.
+//! Behaves well, but a post's score is its index in the input, so the last post is the best.
 
 use nova_policy_sdk::{Request, scorer};
 

@@ -1,5 +1,5 @@
-//! Newest first for the first 500 calls of an instance, then oldest first: what no fresh instance ever does, and a kept
-//! one only after admission has let it go.
+//! Ranks newest first for the first 500 calls of an instance, then oldest first. A fresh instance
+//! never gets that far, and a reused one only after admission is done with it.
 
 use nova_policy_sdk::{Request, scorer};
 use std::sync::atomic::{AtomicU32, Ordering};

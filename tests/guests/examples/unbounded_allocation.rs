@@ -1,4 +1,4 @@
-//! Allocates until it is stopped, and touches what it gets.
+//! Allocates memory and writes to it until it is stopped.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, scorer};

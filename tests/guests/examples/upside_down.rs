@@ -1,4 +1,4 @@
-//! Behaves well, but puts the oldest post first: whoever is served by it can tell.
+//! Behaves well but puts the oldest post first, so a test can tell that it served a feed.
 
 use nova_policy_sdk::{Request, scorer};
 use std::cmp::Reverse;
@@ -8,7 +8,7 @@ scorer! {
     batch: by_age_rank
 }
 
-/// By rank, as the exact mirror of the shipped timeline: an `f32` age would tie neighbours.
+/// Scores by rank, the exact mirror of the bundled timeline; an `f32` age would tie neighbours.
 fn by_age_rank(posts: &Columns<'_>, _params: &Params, _request: &Request) -> Vec<[f64; 1]> {
     let mut newest_first: Vec<usize> = (0..posts.len).collect();
     newest_first.sort_unstable_by_key(|&i| Reverse((posts.created_at_ms[i], posts.post_ids[i])));

@@ -1,4 +1,4 @@
-//! Leaves out the last score.
+//! Omits the last score.
 
 use guests::in_service;
 use nova_policy_sdk::{Request, scorer};

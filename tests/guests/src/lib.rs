@@ -1,13 +1,13 @@
-//! Policies that misbehave, each in one way: see `examples/`, one file a guest.
+//! Policies that misbehave, each in one way. There is one guest per file in `examples/`.
 //!
-//! They are compiled to components beside the shipped policies and exist for the host's tests only.
-//! Admission finds out whoever misbehaves at once (`misbehaves_as_told`, `panic_in_describe`,
-//! `imports_clock`). The others behave until they are in service, as what breaks in service does.
+//! They are compiled to components next to the bundled policies and are used only by the host's
+//! tests. Admission rejects those that misbehave at once (`misbehaves_as_told`, `imports_clock`,
+//! `panic_in_describe`). The others behave well until they serve viewers, as real failures do.
 
 use nova_policy_sdk::Request;
 
-/// Whether somebody is being served. Admission shows a policy a viewer who is nobody, with an id
-/// near the end of the range; that much a guest that wants to deceive it can know.
+/// True if the request is for a real viewer. Admission tests a policy with a viewer id near the end
+/// of the range, and a guest that wants to deceive admission can know that much.
 pub fn in_service(request: &Request) -> bool {
     request.user_id < 1 << 52
 }

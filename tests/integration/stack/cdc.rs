@@ -1,4 +1,5 @@
-//! PostgreSQL → Debezium → Kafka → ClickHouse, and what a change overtakes.
+//! Change data capture from PostgreSQL through Debezium and Kafka into ClickHouse, and the
+//! cached feeds that a change invalidates.
 
 use crate::harness::{Community, Host, eventually, post_ids};
 use crate::services::Stack;
@@ -18,7 +19,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 const CAPTURED_WITHIN: Duration = Duration::from_secs(90);
 
-/// A connector of this test's own, gone with it.
+/// A connector that belongs to one test. Dropping it removes the connector and its replication
+/// slot.
 struct Connector {
     stack: Stack,
     name: String,
@@ -26,15 +28,15 @@ struct Connector {
 }
 
 impl Connector {
-    /// `None` where there is no Kafka Connect.
+    /// Deploys a connector. Returns `None` if there is no Kafka Connect.
     fn deployed(stack: Stack) -> Option<Self> {
         let Ok(connect) = std::env::var("KAFKA_CONNECT_URL") else {
             let required = std::env::var("NOVA_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
             assert!(
                 !required,
-                "KAFKA_CONNECT_URL not set, and NOVA_REQUIRE_SERVICES=1"
+                "KAFKA_CONNECT_URL is not set, but NOVA_REQUIRE_SERVICES=1 requires it"
             );
-            eprintln!("not run with Debezium: KAFKA_CONNECT_URL not set");
+            eprintln!("skipped the test with Debezium, because KAFKA_CONNECT_URL is not set");
             return None;
         };
         let name = stack.kafka_prefix.trim_end_matches('.').to_owned();
@@ -100,7 +102,8 @@ impl Connector {
 }
 
 impl Drop for Connector {
-    /// The slot would keep PostgreSQL's log for ever, and the database with it.
+    /// Removes the connector and its slot. A slot left behind would keep PostgreSQL from ever
+    /// removing its write-ahead log or dropping the database.
     fn drop(&mut self) {
         let client = reqwest::Url::parse(&self.connect).unwrap();
         let url = client.join(&format!("/connectors/{}", self.name)).unwrap();
@@ -119,7 +122,7 @@ impl Drop for Connector {
     }
 }
 
-/// Busy until the connector has let go of it.
+/// Drops a replication slot. Retries, because the slot is busy until the connector releases it.
 async fn drop_slot(postgres: &str, name: &str) {
     use sqlx::Connection as _;
     let mut connection = sqlx::PgConnection::connect(postgres).await.unwrap();
@@ -135,7 +138,7 @@ async fn drop_slot(postgres: &str, name: &str) {
     }
 }
 
-/// The consumer, with caches that can be looked into.
+/// A running CDC consumer, with its cache and the ids of the deleted posts that it reported.
 struct Consumer {
     cache: ProcessCache,
     buried: Arc<Mutex<Vec<u64>>>,
@@ -183,7 +186,8 @@ INSERT INTO follows (follower_id, following_id, created_at) SELECT f, t, now() -
 INSERT INTO comments (comment_id, post_id, user_id, created_at) SELECT id, id % 200 + 1, id % 40 + 1, now() FROM generate_series(1, 300) id;
 INSERT INTO likes (like_id, post_id, user_id, created_at) SELECT id, id % 200 + 1, CASE WHEN id % 3 > 0 THEN id % 40 + 1 END, now() FROM generate_series(1, 300) id;";
 
-/// Every kind of change, more than once to the same row, in one transaction and in several.
+/// SQL with every kind of change, with repeated changes of one row, in one transaction and in
+/// several.
 const CHANGES: &str = "
 UPDATE posts SET deleted = true WHERE post_id % 10 = 1;
 DELETE FROM posts WHERE post_id % 10 = 2;
@@ -199,7 +203,7 @@ UPDATE users SET country = 'NL' WHERE user_id IN (3, 4);
 DELETE FROM users WHERE user_id = 40;";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clickhouse_follows_every_kind_of_change_and_validation_notices_what_does_not_belong() {
+async fn clickhouse_follows_every_kind_of_change_and_validation_detects_a_difference() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -244,7 +248,7 @@ async fn clickhouse_follows_every_kind_of_change_and_validation_notices_what_doe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_and_follows_overtake_the_feeds_they_change() {
+async fn posts_and_follows_invalidate_the_feeds_they_change() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -279,21 +283,21 @@ async fn posts_and_follows_overtake_the_feeds_they_change() {
         .stack
         .postgres("INSERT INTO posts (post_id, author_id) VALUES (77, 9)")
         .await;
-    eventually(CAPTURED_WITHIN, "both followers overtaken", || async {
+    eventually(CAPTURED_WITHIN, "both followers invalidated", || async {
         epoch(1).await.unwrap() != before.0 && epoch(2).await.unwrap() != before.1
     })
     .await;
-    assert_eq!(epoch(3).await.unwrap(), before.2, "a stranger's feed stays");
+    assert_eq!(epoch(3).await.unwrap(), before.2, "other feeds stay cached");
     connector
         .stack
         .postgres("INSERT INTO follows VALUES (3, 9, now()); UPDATE posts SET deleted = true WHERE post_id = 77")
         .await;
-    eventually(CAPTURED_WITHIN, "the new follower overtaken", || async {
+    eventually(CAPTURED_WITHIN, "the new follower invalidated", || async {
         epoch(3).await.unwrap() != before.2
             && consumer.cache.get(&suggestions).await.unwrap().is_none()
     })
     .await;
-    eventually(CAPTURED_WITHIN, "the post buried", || async {
+    eventually(CAPTURED_WITHIN, "the deletion is reported", || async {
         *consumer.buried.lock().unwrap() == [77]
     })
     .await;
@@ -321,7 +325,7 @@ async fn a_new_post_reaches_a_followers_feed_and_a_deleted_one_leaves_every_page
     let (one, two) = (start(Some(Community::small())), start(None));
     let token = one.token_signed_with(SECRET, 7);
     let first = one.get(&token, "/api/v1/feed?limit=20").await.ok(200);
-    // A post that is not on the first page, from the second host's point of view.
+    // The post to delete is on the second page, as the second host serves it.
     let next = format!(
         "/api/v1/feed?limit=20&cursor={}",
         first["cursor"].as_str().unwrap()
@@ -366,7 +370,7 @@ async fn a_connector_whose_slot_is_gone_takes_a_new_snapshot() {
     let _consumer = consume(&connector.stack);
     let (passes, report) = connector.validate("90s");
     assert!(passes, "after the first snapshot: {report}");
-    // Kafka Connect keeps the offsets of a connector that is removed.
+    // Kafka Connect keeps the offsets of a removed connector.
     connector.remove().await;
     drop_slot(&connector.stack.postgres_url, &connector.name).await;
     connector
@@ -379,7 +383,7 @@ async fn a_connector_whose_slot_is_gone_takes_a_new_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connector_whose_database_comes_back_goes_on_where_it_was() {
+async fn a_connector_resumes_at_its_position_when_its_database_returns() {
     let Some(stack) = Stack::alone().await else {
         return;
     };

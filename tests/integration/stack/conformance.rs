@@ -1,4 +1,5 @@
-//! The same community on both store sets: the same candidates, counters, trending posts, suggestions, seen posts and exposures.
+//! Conformance of the two store sets. For the same community, both must give the same
+//! candidates, counters, trending posts, suggestions, seen posts and exposures.
 
 use crate::harness::{Community, Host, event, eventually};
 use crate::services::Stack;
@@ -7,10 +8,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-/// What a host may take until an event is counted.
+/// Longest time that a host may take until an event is counted.
 const COUNTED_WITHIN: Duration = Duration::from_secs(30);
 
-/// One host on each set, with the same rows.
+/// Two hosts with the same rows, one on each store set.
 struct Both {
     embedded: Host,
     real: Host,
@@ -45,11 +46,12 @@ impl Both {
     }
 }
 
-/// A ranking without what depends on the moment: post → everything else.
+/// Returns post → everything in a ranking that does not depend on the time of the request.
 fn by_post(posts: &[Value]) -> BTreeMap<u64, Value> {
     let timeless = |post: &Value| {
         let mut post = post.clone();
-        // The age is in the score, and the two hosts were asked one after the other.
+        // The score depends on the age of the post, and the two hosts were not asked at the same
+        // time.
         post["score"] = Value::Null;
         post
     };
@@ -98,7 +100,7 @@ async fn counted(host: &Host, post: u64, counter: &str, at_least: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_store_sets_say_the_same_of_an_imported_community() {
+async fn both_store_sets_return_the_same_for_an_imported_community() {
     let Some((both, _stack)) = Both::with(Community::small).await else {
         return;
     };
@@ -112,7 +114,7 @@ async fn both_store_sets_say_the_same_of_an_imported_community() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_store_sets_count_the_same_events_once_and_know_what_was_seen() {
+async fn both_store_sets_count_the_same_events_once_and_remember_seen_posts() {
     let Some((both, _stack)) = Both::with(Community::small).await else {
         return;
     };
@@ -135,7 +137,7 @@ async fn both_store_sets_count_the_same_events_once_and_know_what_was_seen() {
     for host in [&both.embedded, &both.real] {
         let first = host.send_events(7, &events).await.ok(202);
         assert_eq!(first["deduped"], 0);
-        // Again, as a client does that has seen no answer.
+        // Send the batch again, like a client that received no response.
         host.send_events(7, &events).await.ok(202);
         counted(host, 239, "dwell_ms_sum", 1_500).await;
         counted(host, 235, "shares", 1).await;
@@ -144,7 +146,7 @@ async fn both_store_sets_count_the_same_events_once_and_know_what_was_seen() {
         let (embedded, real) = both.get_both(&format!("/debug/post/{post}/metrics")).await;
         assert_eq!(real, embedded, "post {post}");
     }
-    // Lists may be as old as their time to live; these two are made now.
+    // Cached lists may be up to one TTL old, but these two feeds are ranked now.
     same_feeds(&both, &[7, 8]).await;
     let seen = both.real.feed(7).await;
     let shown = crate::harness::post_ids(&seen);
@@ -171,7 +173,8 @@ async fn both_store_sets_record_an_experiments_exposures_once_for_each_ranking()
         host.post(&operator, "/admin/v1/experiments/e/start", &json!({}))
             .await
             .ok(200);
-        // Mostly one ranking a viewer; a look-up in Redis that took too long is another.
+        // Usually one ranking per viewer. If a Redis lookup takes too long, the repeated request
+        // is ranked again.
         let mut rankings = HashSet::new();
         for viewer in 1..=40 {
             for _ in 0..2 {
@@ -193,7 +196,7 @@ async fn both_store_sets_record_an_experiments_exposures_once_for_each_ranking()
     assert_eq!(viewers[0], viewers[1]);
 }
 
-/// What an experiment's results say of each variation.
+/// Returns (variation, value of the field `of`) from an experiment's results.
 fn counts(results: &Value, of: &str) -> Vec<(String, u64)> {
     let variations = results["variations"].as_array().unwrap().iter();
     variations
@@ -205,10 +208,10 @@ fn counts(results: &Value, of: &str) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_store_sets_say_the_same_of_a_real_community() {
+async fn both_store_sets_return_the_same_for_a_real_community() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/quantum-se");
     if !path.is_dir() {
-        eprintln!("not run: there is no real community beside the checkout");
+        eprintln!("skipped the real community, because its data set is not on this machine");
         return;
     }
     let Some((both, _stack)) = Both::with(|| moved_to_now(&path)).await else {
@@ -227,7 +230,8 @@ const FILES: [&str; 5] = [
     "likes.csv",
 ];
 
-/// The files with all times moved so that the newest is now: each import of its own would choose its own now.
+/// Returns the files with all times moved so that the newest time is now. Two separate imports
+/// with `--shift-to-now` would each use their own current time.
 fn moved_to_now(directory: &Path) -> Community {
     let texts = FILES.map(|file| std::fs::read_to_string(directory.join(file)).unwrap());
     let time = |field: &str| chrono::DateTime::parse_from_rfc3339(field).ok();

@@ -1,4 +1,5 @@
-//! From the broker into ClickHouse: each event once in the raw table and once in every aggregate.
+//! The path of events from the broker into ClickHouse. Each event is stored once in the raw
+//! table and counted once in every aggregate.
 
 use super::kafka::event;
 use crate::harness::{self, Community, Host, eventually};
@@ -24,7 +25,7 @@ use uuid::Uuid;
 
 const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Broker and ClickHouse of one test.
+/// The broker and the ClickHouse database of one test.
 struct Line {
     stack: Stack,
     settings: KafkaSettings,
@@ -51,7 +52,7 @@ impl Line {
         Judge::new(self.store.clone(), Arc::new(|_| {}))
     }
 
-    /// A member of the group, until the guard is dropped.
+    /// Starts a member of the consumer group. It stops when the guard is dropped.
     fn read<H: BatchHandler>(&self, subscription: Subscription, handler: H) -> DropGuard {
         let stop = CancellationToken::new();
         Reader::start(
@@ -70,7 +71,8 @@ impl Line {
         sink.write(events, 1).await.unwrap();
     }
 
-    /// Raw rows, events in the post's counters, views in affinities, and event ids: they must agree.
+    /// Numbers of raw rows, events in the post counters, views in affinities, and event ids.
+    /// They must agree.
     async fn counts(&self) -> Value {
         let rows = self
             .stack
@@ -88,7 +90,7 @@ impl Line {
             self.counts().await == all
         })
         .await;
-        // What would count twice would do so now.
+        // Wait, so that an event stored or counted twice would show.
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(self.counts().await, all);
     }
@@ -99,7 +101,7 @@ fn views(posts: std::ops::Range<u64>) -> Vec<AcceptedEvent> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_leaves_the_spool_is_counted_once_though_it_is_sent_again_and_again() {
+async fn events_from_the_spool_are_counted_once_even_if_they_are_sent_repeatedly() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -135,7 +137,8 @@ async fn what_leaves_the_spool_is_counted_once_though_it_is_sent_again_and_again
     line.until_counted(2_001).await;
 }
 
-/// Stores, and then is as if the process had died before the offsets were committed.
+/// A handler that stores each batch and then fails, as if the process had died before the
+/// offsets were committed.
 struct DiesAfterInsert {
     judge: Judge,
     stored: Arc<AtomicUsize>,
@@ -165,7 +168,7 @@ impl BatchHandler for DiesAfterInsert {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_stored_and_not_committed_counts_once() {
+async fn a_batch_that_was_stored_but_not_committed_counts_once() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -187,7 +190,7 @@ async fn a_batch_that_was_stored_and_not_committed_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_reached_the_raw_table_and_not_the_aggregates_is_healed() {
+async fn a_batch_that_reached_the_raw_table_but_not_the_aggregates_is_repaired() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -207,7 +210,7 @@ async fn a_batch_that_reached_the_raw_table_and_not_the_aggregates_is_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exposures_travel_through_the_broker_and_a_repeated_one_counts_once() {
+async fn exposures_pass_through_the_broker_and_a_repeated_one_counts_once() {
     let Some(line) = Line::open().await else {
         return;
     };
@@ -245,7 +248,7 @@ async fn exposures_travel_through_the_broker_and_a_repeated_one_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_another_host_accepted_is_answered_as_known() {
+async fn an_event_that_another_host_accepted_is_reported_as_a_duplicate() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };

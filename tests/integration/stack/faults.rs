@@ -1,4 +1,5 @@
-//! The fault table, end to end: what a viewer, a client and an operator get while one store misbehaves.
+//! The fault table, end to end: the result for a viewer, a client and an operator while one
+//! store fails.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Community, Host, event, eventually, post_ids};
@@ -8,7 +9,7 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The reset comes within the first bytes of any answer.
+/// The faults to inject. The reset comes within the first bytes of any response.
 const FAULTS: [Fault; 4] = [
     Fault::Refuse,
     Fault::Silent,
@@ -17,8 +18,8 @@ const FAULTS: [Fault; 4] = [
 ];
 const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// A host that reaches one store through a proxy. Nothing it serves comes from a cache of feeds, and its circuits
-/// close again soon.
+/// A host that reaches one store through a proxy. Unless `caches` is set, it serves no feed from
+/// a cache. Its circuits close again soon.
 struct Faulty {
     host: Host,
     proxy: FaultProxy,
@@ -41,7 +42,7 @@ impl Faulty {
             .variable("NOVA_RATE_LIMIT", "off")
             .variable("NOVA_CIRCUIT_OPEN_MS", "500")
             .variable("NOVA_SOURCE_TIMEOUT_MS", "2000")
-            // A list of trending posts is renewed for each request.
+            // A list of trending posts is refreshed for each request.
             .variable("NOVA_TRENDING_TTL_S", "0")
             .serve_variable(variable, &through);
         let setup = if caches {
@@ -64,7 +65,7 @@ impl Faulty {
     }
 
     async fn becomes_whole(&self, viewer: u64) {
-        eventually(RECOVERS_WITHIN, "feeds are whole again", async || {
+        eventually(RECOVERS_WITHIN, "no feed is degraded", async || {
             let feed = self.host.feed(viewer).await;
             feed["degraded"] == json!([]) && feed["served_by"] == "policy"
         })
@@ -137,7 +138,7 @@ async fn without_clickhouse_a_trending_list_is_the_last_good_one_and_never_an_em
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_every_look_up_is_a_miss_and_feeds_and_events_go_on() {
+async fn without_redis_every_lookup_is_a_miss_and_feeds_and_events_still_work() {
     let Some(faulty) = Faulty::in_front_of("REDIS_URL", true).await else {
         return;
     };
@@ -161,7 +162,7 @@ async fn without_redis_every_look_up_is_a_miss_and_feeds_and_events_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_a_cursor_goes_on_where_this_host_knows_its_ranking() {
+async fn without_redis_a_cursor_continues_on_the_host_that_holds_its_ranking() {
     let Some(faulty) = Faulty::in_front_of("REDIS_URL", true).await else {
         return;
     };
@@ -180,7 +181,7 @@ async fn without_redis_a_cursor_goes_on_where_this_host_knows_its_ranking() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_returns() {
+async fn without_postgres_feeds_are_not_degraded_and_changes_are_refused_until_it_returns() {
     let Some(faulty) = Faulty::in_front_of("POSTGRES_URL", false).await else {
         return;
     };
@@ -198,21 +199,22 @@ async fn without_postgres_feeds_are_whole_and_changes_are_refused_until_it_retur
         assert_eq!(host.get("", "/readyz").await.status, 200);
     }
     faulty.proxy.set(Fault::None);
-    eventually(RECOVERS_WITHIN, "changes are made again", async || {
+    eventually(RECOVERS_WITHIN, "changes are accepted again", async || {
         host.post(&operator, activate, &json!({})).await.status == 200
     })
     .await;
     assert_eq!(host.feed(7).await["policy"]["name"], "timeline");
 }
 
-/// Where the broker says that it is stands a proxy, so that every request of producer and consumers passes it.
+/// Puts a proxy at the address that the broker advertises, so that every request of the producer
+/// and the consumers goes through the proxy.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_returns() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
     let [at, upstream] = ["KAFKA_PROXY", "KAFKA_BEHIND_PROXY"].map(|name| {
-        std::env::var(name).unwrap_or_else(|_| panic!("{name} not set: tests/services up, env"))
+        std::env::var(name).unwrap_or_else(|_| panic!("set {name}: see tests/services env"))
     });
     let proxy = FaultProxy::start_at(&at, &upstream).await;
     let host = Host::setup()
@@ -238,12 +240,12 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
     send().await;
     let mut accepted = BATCH_EVENTS;
     for fault in FAULTS {
-        eventually(RECOVERS_WITHIN, "what was accepted is stored", async || {
+        eventually(RECOVERS_WITHIN, "accepted events are stored", async || {
             stored().await == accepted
         })
         .await;
         proxy.set(fault);
-        eventually(RECOVERS_WITHIN, "the fault is noticed", async || {
+        eventually(RECOVERS_WITHIN, "the fault is detected", async || {
             component().await == "down"
         })
         .await;
@@ -255,22 +257,22 @@ async fn without_kafka_events_are_accepted_and_each_is_stored_once_when_it_retur
         assert_eq!(feed["served_by"], "policy", "{fault:?}: {feed}");
         assert_eq!(feed["degraded"], json!([]), "{fault:?}");
         assert_eq!(host.get("", "/readyz").await.status, 200);
-        // Long enough for attempts to be made in vain.
+        // Long enough for some attempts to fail.
         tokio::time::sleep(Duration::from_secs(3)).await;
         proxy.set(Fault::None);
     }
-    eventually(RECOVERS_WITHIN, "all is stored", async || {
+    eventually(RECOVERS_WITHIN, "all events are stored", async || {
         stored().await >= accepted
     })
     .await;
-    // What is sent again because its answer was lost may come late.
+    // Messages sent again because their acknowledgement was lost may arrive late.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(stored().await, accepted);
     assert_eq!(component().await, "up");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_restart() {
+async fn a_host_started_without_any_store_is_live_and_becomes_ready_without_a_restart() {
     let Some(mut stack) = Stack::migrated().await else {
         return;
     };
@@ -292,7 +294,8 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
         proxies.push(proxy);
         *url = through;
     }
-    // The proxy is where the broker is found; it then names itself, and is reached directly.
+    // The proxy is only the bootstrap address. The broker then advertises its own address, to
+    // which clients connect directly.
     let brokers = format!("http://{}", stack.kafka_brokers);
     let (proxy, through) = FaultProxy::in_front_of(&brokers).await;
     proxy.set(Fault::Refuse);
@@ -315,7 +318,7 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
         host.get("", "/readyz").await.status == 200
     })
     .await;
-    eventually(RECOVERS_WITHIN, "feeds are whole", async || {
+    eventually(RECOVERS_WITHIN, "feeds are not degraded", async || {
         let answer = host.get(&host.viewer_token(7), "/api/v1/feed").await;
         answer.status == 200 && answer.body["degraded"] == json!([])
     })
@@ -323,7 +326,7 @@ async fn with_everything_away_at_start_a_host_lives_and_becomes_ready_without_a_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_stop_are_noticed_and_come_back() {
+async fn killed_servers_are_detected_and_used_again_after_a_restart() {
     let Some(stack) = Stack::alone().await else {
         return;
     };
@@ -338,7 +341,8 @@ async fn processes_that_stop_are_noticed_and_come_back() {
         ("redis", "policy"),
         ("postgres", "policy"),
     ] {
-        // A like of one's own ends the cached answer, so the next one needs the stores.
+        // The viewer's own like invalidates the cached ranking, so the next request needs the
+        // stores.
         let now = event(3, 3, "like", 0);
         assert_eq!(host.feed(7).await["served_by"], "policy");
         stack.service("kill", service);
@@ -350,7 +354,7 @@ async fn processes_that_stop_are_noticed_and_come_back() {
             host.get("", "/health").await.body["status"] == "up"
         })
         .await;
-        eventually(RECOVERS_WITHIN, "feeds are whole", async || {
+        eventually(RECOVERS_WITHIN, "feeds are not degraded", async || {
             let feed = host.feed(7).await;
             feed["degraded"] == json!([]) && feed["served_by"] == "policy"
         })

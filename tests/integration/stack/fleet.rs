@@ -1,4 +1,5 @@
-//! Three hosts on one PostgreSQL: what one operator does holds on all of them, also after a host was cut off.
+//! Three hosts on one PostgreSQL. A change that an operator makes on one host takes effect on
+//! all of them, even on a host that was disconnected.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Answer, Community, Host, Setup, eventually};
@@ -7,9 +8,10 @@ use serde_json::{Value, json};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-/// What a busy machine may take; the goal is a second, and what it took is printed.
+/// Longest time that a busy machine may take. The goal is one second; the test prints the time
+/// measured.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
-/// A host that was cut off finds its way back once its circuit and its connections have.
+/// Longest time for a disconnected host to converge, including its circuit and its connections.
 const RETURNS_WITHIN: Duration = Duration::from_secs(30);
 
 const BASELINE: &str = "baseline@1.0.0";
@@ -22,7 +24,7 @@ fn on(stack: &Stack) -> Setup {
         .variable("NOVA_RATE_LIMIT", "off")
 }
 
-/// Hosts that are ready to be changed.
+/// Starts three hosts and waits until they accept changes.
 async fn three_hosts(stack: &Stack) -> Vec<Host> {
     let first = on(stack).community(Community::small()).start();
     let others = (0..2).map(|_| {
@@ -52,7 +54,7 @@ async fn active(host: &Host, token: &str) -> Value {
     host.get(token, "/admin/v1/policies").await.ok(200)["active"].clone()
 }
 
-/// How long until every host serves by this policy.
+/// Returns the time until every host serves with this policy.
 async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
     let tokens: Vec<String> = hosts
         .iter()
@@ -60,7 +62,7 @@ async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
         .collect();
     let begun = Instant::now();
     for (host, token) in hosts.iter().zip(&tokens) {
-        eventually(within, "every host serves by the same policy", async || {
+        eventually(within, "the policy is active on every host", async || {
             active(host, token).await == policy
         })
         .await;
@@ -68,7 +70,7 @@ async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
     begun.elapsed()
 }
 
-/// The log as one host tells it, newest first.
+/// Audit entries as one host returns them, newest first.
 async fn log(host: &Host) -> Vec<Value> {
     let scientist = host.admin_token("scientist");
     let answer = host.get(&scientist, "/admin/v1/audit?limit=1000").await;
@@ -111,7 +113,7 @@ async fn an_activation_and_a_rollback_reach_all_three_hosts() {
     took.sort();
     let ms = |at: usize| took[at].as_millis();
     eprintln!(
-        "from the answer until all three hosts serve by it, {} changes: median {} ms, most {} ms",
+        "from the response until all three hosts serve the new policy, {} changes: median {} ms, most {} ms",
         took.len(),
         ms(took.len() / 2),
         ms(took.len() - 1)
@@ -119,7 +121,7 @@ async fn an_activation_and_a_rollback_reach_all_three_hosts() {
     assert_unbroken(&verify(&stack));
 }
 
-/// The operator's commands of an outage, against one host.
+/// Runs one of the operator's commands for an outage, against one host.
 fn command(stack: &Stack, host: &Host, arguments: &[&str]) -> String {
     let output = stack
         .nova()
@@ -138,7 +140,7 @@ fn command(stack: &Stack, host: &Host, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_is_cut_off_rolls_back_alone_survives_a_restart_and_brings_all_others_along() {
+async fn a_disconnected_host_rolls_back_locally_survives_a_restart_and_then_syncs_the_others() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -199,7 +201,7 @@ async fn a_host_that_is_cut_off_rolls_back_alone_survives_a_restart_and_brings_a
     assert_eq!(newest["action"], "rollback", "{newest}");
     assert_eq!(newest["actor"], "1");
     assert!(newest["detail"]["local"]["made_at"].is_string(), "{newest}");
-    eventually(RETURNS_WITHIN, "nothing waits any more", async || {
+    eventually(RETURNS_WITHIN, "no local change is pending", async || {
         hosts[3].metric("nova_feed_registry_local_changes").await == 0.0
     })
     .await;
@@ -207,8 +209,7 @@ async fn a_host_that_is_cut_off_rolls_back_alone_survives_a_restart_and_brings_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_says_what_it_dropped()
- {
+async fn a_disconnected_host_adopts_the_changes_of_others_and_the_log_names_the_dropped_change() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -217,7 +218,8 @@ async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_s
     hosts.push(on(&stack).variable("POSTGRES_URL", &through_proxy).start());
     activate(&hosts[0], TIMELINE).await.ok(200);
     all_serve(&hosts, TIMELINE, NOTICED_WITHIN).await;
-    // Silent: what a firewall does. The answer waits for the registry's deadline, and comes.
+    // The silent fault acts like a firewall that drops packets. The response comes after the
+    // registry's deadline.
     proxy.set(Fault::Silent);
     let local = roll_back(&hosts[3], json!({"reason": "complaints"}))
         .await
@@ -227,7 +229,7 @@ async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_s
     activate(&hosts[1], DIVERSITY).await.ok(200);
     proxy.set(Fault::None);
     all_serve(&hosts, DIVERSITY, RETURNS_WITHIN).await;
-    eventually(RETURNS_WITHIN, "the log says so", async || {
+    eventually(RETURNS_WITHIN, "the log names it", async || {
         let newest = log(&hosts[0]).await[0].clone();
         newest["action"] == "dropped"
             && newest["detail"]["why"]
@@ -239,7 +241,8 @@ async fn a_host_that_was_cut_off_follows_what_others_did_meanwhile_and_the_log_s
     assert_unbroken(&verify(&stack));
 }
 
-/// What the log says is active: activations push, a rollback goes back to what it names.
+/// Returns the policy that is active according to the audit log. An activation pushes onto the
+/// stack; a rollback pops the stack back to the policy that it names.
 fn active_by_log(oldest_first: &[Value]) -> String {
     let mut stack: Vec<String> = Vec::new();
     for entry in oldest_first {
@@ -259,7 +262,7 @@ fn active_by_log(oldest_first: &[Value]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_who_act_at_once_get_one_order_of_events_and_a_log_that_shows_it() {
+async fn concurrent_operators_get_one_order_of_changes_and_a_log_that_shows_it() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -281,9 +284,9 @@ async fn operators_who_act_at_once_get_one_order_of_events_and_a_log_that_shows_
     }
     let mut told = log(&hosts[0]).await;
     for host in &hosts {
-        assert_eq!(log(host).await, told, "every host tells the same");
+        assert_eq!(log(host).await, told, "every host returns the same log");
     }
-    // An activation of what is active already is answered and changes nothing.
+    // Activating the active policy succeeds but writes no entry.
     let written = told.len() - before;
     assert!(
         (1..=done).contains(&written),

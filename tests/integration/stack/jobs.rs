@@ -1,22 +1,23 @@
-//! Periodic work, on two hosts of one stack: each job is one host's.
+//! Periodic jobs on two hosts of one stack: each job runs on only one of them.
 
 use crate::harness::{Community, Host, eventually};
 use crate::services::Stack;
 use chrono::{Timelike as _, Utc};
 use std::time::{Duration, Instant};
 
-/// The first runs come a minute after the start.
+/// Time limit for the first runs, which come a minute after the start.
 const RUN_WITHIN: Duration = Duration::from_secs(180);
-/// How late a host may look at its clock.
+/// Longest delay with which a host may check its schedule.
 const LATENESS: Duration = Duration::from_secs(5);
 
-/// Of each host.
+/// Returns the number of runs of a job on each host.
 async fn runs(hosts: &[Host], job: &str) -> Vec<f64> {
     let series = format!("nova_feed_job_runs_total{{job=\"{job}\",outcome=\"ok\"}}");
     futures::future::join_all(hosts.iter().map(|host| host.metric(&series))).await
 }
 
-/// `apart`: between the starts of the hosts, and so between their runs.
+/// Asserts that a job runs on only one host. `apart` is the time between the starts of the
+/// hosts, and so between their runs.
 async fn assert_one_host_runs(hosts: &[Host], job: &str, apart: Duration) {
     eventually(RUN_WITHIN, job, async || {
         runs(hosts, job).await.iter().sum::<f64>() > 0.0
@@ -28,7 +29,7 @@ async fn assert_one_host_runs(hosts: &[Host], job: &str, apart: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_job_is_run_by_one_host_of_two_and_who_is_active_is_kept_warm() {
+async fn each_job_runs_on_one_host_of_two_and_active_viewers_are_kept_warm() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -51,6 +52,7 @@ async fn each_job_is_run_by_one_host_of_two_and_who_is_active_is_kept_warm() {
     }
     let cache = hosts[1].operator().get("/debug/user/7/feed/cache").await;
     let age_s = cache["candidates"]["age_s"].as_f64();
-    // What the feed itself had put there would be as old as the hosts, and gone.
+    // Candidates that the feed itself had cached would be as old as the hosts, and would have
+    // expired.
     assert!(age_s.is_some_and(|age_s| age_s < 45.0), "{cache}");
 }

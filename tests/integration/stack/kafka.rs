@@ -1,4 +1,5 @@
-//! Topics, the producer and the batch reader on a real broker, with a store made for the purpose.
+//! Topics, the producer and the batch reader on a real broker, with an in-memory store for the
+//! tests.
 
 use crate::services::{Servers, delete_topics};
 use nova::clock::unix_ms;
@@ -18,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Topics of this test's own, gone with it.
+/// Topics that belong to one test. They are deleted on drop.
 struct Topics {
     settings: KafkaSettings,
     producer: Producer,
@@ -64,10 +65,10 @@ fn events(posts: std::ops::Range<u64>) -> Vec<AcceptedEvent> {
     posts.map(|post| event(post % 97 + 1, post + 1)).collect()
 }
 
-/// A batch's token and its events, in the order of storing.
+/// The tokens of batches with the events of each, in the order of storing.
 type Stored = Vec<(String, Vec<u64>)>;
 
-/// A store that remembers what it was given, and is down on demand.
+/// A store that records what it is given, and that a test can switch off.
 #[derive(Clone, Default)]
 struct Memory {
     attempts: Arc<Mutex<Vec<String>>>,
@@ -167,7 +168,7 @@ impl Member {
     }
 }
 
-/// The events in batches of so many at most.
+/// A subscription to events, in batches of at most `batch_max`.
 fn portions(batch_max: usize) -> Subscription {
     Subscription {
         group: "nova-test",
@@ -179,7 +180,7 @@ fn portions(batch_max: usize) -> Subscription {
     }
 }
 
-/// A test that fails must not wait for its members.
+/// Stops the member if a test fails, so that the test does not wait for it.
 impl Drop for Member {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -195,7 +196,7 @@ async fn until(what: &str, mut reached: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_are_made_once_and_asking_again_changes_nothing() {
+async fn topics_are_created_once_and_creating_them_again_changes_nothing() {
     let Some(kafka) = topics().await else {
         return;
     };
@@ -203,7 +204,7 @@ async fn topics_are_made_once_and_asking_again_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left() {
+async fn everything_sent_is_stored_once_and_nothing_is_left_for_a_second_member() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     sink.ping().await.unwrap();
@@ -221,13 +222,13 @@ async fn everything_sent_is_stored_once_and_a_second_member_finds_nothing_left()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
+async fn the_next_member_repeats_a_started_batch_unchanged() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     sink.write(&events(0..500), 1).await.unwrap();
     let failing = Memory::default();
     failing.down.store(true, Ordering::Relaxed);
-    // The first round is repeated for as long as the store is down: every partition must be in it.
+    // The first round is repeated while the store is down, so it must contain every partition.
     let patient = Subscription {
         linger: Duration::from_secs(30),
         round_max: 500,
@@ -240,7 +241,7 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
     .await;
     first.stop().await;
     let begun: BTreeSet<String> = failing.attempts().into_iter().collect();
-    assert_eq!(begun.len(), 12, "every attempt was at the same batches");
+    assert_eq!(begun.len(), 12, "every attempt used the same batches");
     sink.write(&events(500..900), 2).await.unwrap();
     let healthy = Memory::default();
     let second = Member::start(&kafka, &healthy, 1_000);
@@ -257,7 +258,7 @@ async fn a_batch_that_was_begun_is_the_same_for_whoever_comes_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
+async fn half_of_a_started_batch_waits_for_the_rest_even_if_it_fills_the_round() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     begin_batches(&kafka.settings, 9);
@@ -271,7 +272,7 @@ async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
         ..portions(3)
     };
     let member = Member::subscribe(&kafka, &memory, small_rounds);
-    // The member has taken the half and gone round many times; a slower one passes as well.
+    // Eight seconds are enough for many rounds. With fewer rounds, the test still passes.
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert!(memory.attempts().is_empty());
     sink.write(&of_one_partition(5..10), 2).await.unwrap();
@@ -281,7 +282,8 @@ async fn half_of_a_begun_batch_waits_for_the_rest_though_it_fills_the_round() {
     assert_eq!(memory.posts(), (1..=10).collect::<Vec<_>>());
 }
 
-/// What a member leaves behind that dies while it stores the first batch of every partition.
+/// Commits the offsets that a member leaves if it dies while it stores the first batch of every
+/// partition. The metadata says that each batch ends at offset `last`.
 fn begin_batches(settings: &KafkaSettings, last: i64) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &settings.brokers)
@@ -299,7 +301,7 @@ fn begin_batches(settings: &KafkaSettings, last: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides() {
+async fn members_join_and_leave_and_no_partition_is_stored_by_two_at_a_time() {
     let Some(kafka) = topics().await else { return };
     let sink = KafkaSink::new(kafka.producer.clone());
     let memory = Memory::default();
@@ -328,12 +330,12 @@ async fn members_come_and_go_and_no_partition_is_stored_by_two_or_from_two_sides
     assert_eq!(
         once,
         (1..=8_000).collect::<Vec<_>>(),
-        "what was stored twice was stored under one token"
+        "posts that were stored twice were stored under one token"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_event_is_put_aside_with_its_reason_and_its_place() {
+async fn a_message_that_is_no_event_is_dead_lettered_with_its_reason_and_position() {
     let Some(kafka) = topics().await else { return };
     let Topics { settings, producer } = &kafka;
     let broken = Outgoing {

@@ -1,5 +1,5 @@
-//! The ledger: every acknowledged event is in ClickHouse exactly once, and the aggregates agree with the raw table,
-//! whatever dies in between.
+//! The ledger of events. Every acknowledged event is in ClickHouse exactly once and the
+//! aggregates agree with the raw table, even if hosts and servers are killed in between.
 
 use crate::harness::{Community, Host, event, eventually};
 use crate::senders::{BATCH_EVENTS, Sender, batch, send_until_the_host_is_gone};
@@ -12,17 +12,17 @@ use std::time::Duration;
 
 const USERS: std::ops::Range<u64> = 100..108;
 const COUNTED_WITHIN: Duration = Duration::from_secs(120);
-/// A round ends by itself after this when nothing killed the host.
+/// A round ends after this time if nothing has killed the host.
 const ROUND: Duration = Duration::from_secs(4);
 
-/// What happens in a round of sending.
+/// Failures to inject during a round of sending.
 #[derive(Debug, Clone, Copy)]
 enum Disaster {
     /// SIGKILL at a random moment.
     Kill,
-    /// The host aborts when it comes to this point for the n-th time.
+    /// The host aborts when it reaches this point for the n-th time.
     At(&'static str, u32),
-    /// A server is killed and started again while the host goes on.
+    /// A server is killed and restarted while the host continues to run.
     Server(&'static str),
 }
 
@@ -80,11 +80,11 @@ async fn round(
         tokio::time::sleep(Duration::from_millis(500)).await;
         stack.service("start", name);
     }
-    // A host that meets its failpoint ends the senders by itself.
+    // If the host aborts at its failpoint, the senders end too.
     let _ = tokio::time::timeout(length, futures::future::join_all(sending)).await;
     if let Disaster::At(point, _) = disaster {
         let met = format!("nova: failpoint {point}");
-        assert!(host.log().contains(&met), "the host never came to {point}");
+        assert!(host.log().contains(&met), "{point} was never reached");
     }
     host.kill();
 }
@@ -110,7 +110,7 @@ async fn ledger(stack: &Stack) -> [u64; 5] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_acknowledged_event_is_stored_and_counted_exactly_once_whatever_dies() {
+async fn every_acknowledged_event_is_stored_and_counted_exactly_once_after_any_kill() {
     let Some(stack) = Stack::alone().await else {
         return;
     };
@@ -124,7 +124,8 @@ async fn every_acknowledged_event_is_stored_and_counted_exactly_once_whatever_di
         round(&stack, &mut host, disaster, &senders, begun).await;
     }
     let host = start(&stack, directory.path(), None);
-    // For each sender the one batch whose fate it never learnt, so that what must be there is known exactly.
+    // Send once more, for each sender, the one batch whose response it never received. Then the
+    // set of accepted events is known exactly.
     let mut accepted = 0;
     for (user, sender) in USERS.zip(&senders) {
         let answered = sender.answered.load(Ordering::SeqCst);
@@ -141,7 +142,7 @@ async fn every_acknowledged_event_is_stored_and_counted_exactly_once_whatever_di
         async || ledger(&stack).await[0] >= all,
     )
     .await;
-    // What is sent again by a spool whose broker's answer was lost may come late.
+    // Events that the spool sends again after a lost acknowledgement may arrive late.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(
         ledger(&stack).await,
@@ -155,7 +156,7 @@ async fn every_acknowledged_event_is_stored_and_counted_exactly_once_whatever_di
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_broker_is_the_spools_business_until_the_spool_is_full() {
+async fn the_spool_accepts_events_without_a_broker_until_it_is_full() {
     let Some(stack) = Stack::alone().await else {
         return;
     };
@@ -182,10 +183,10 @@ async fn a_missing_broker_is_the_spools_business_until_the_spool_is_full() {
         accepted > 0,
         "events are refused although the spool is empty"
     );
-    // Feeds go on.
+    // Feeds are still served.
     assert_eq!(host.feed(7).await["served_by"], "policy");
     stack.service("start", "kafka");
-    eventually(COUNTED_WITHIN, "what was accepted arrives", async || {
+    eventually(COUNTED_WITHIN, "accepted events are stored", async || {
         let rows = stack
             .clickhouse("SELECT count() AS n FROM events WHERE origin = 'kafka'")
             .await;

@@ -1,5 +1,5 @@
-//! The real stack: PostgreSQL, Redis, Kafka and ClickHouse. Where the servers are missing each test says that it was
-//! not run; with `NOVA_REQUIRE_SERVICES=1` that is a failure.
+//! Tests on the real stack: PostgreSQL, Redis, Kafka and ClickHouse. If the servers are missing,
+//! each test prints that it was skipped; with `NOVA_REQUIRE_SERVICES=1` it fails instead.
 
 mod cdc;
 mod conformance;

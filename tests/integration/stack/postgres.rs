@@ -1,4 +1,5 @@
-//! PostgreSQL under the program: the schema, the registry that hosts share, and what remains of both while it is away.
+//! PostgreSQL as the program uses it: the schema, the registry shared by the hosts, and the
+//! service that remains while PostgreSQL is unavailable.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Community, Host, Setup, eventually};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-/// What a host may take until it noticed a change elsewhere, on a machine that is busy.
+/// Longest time that a host on a busy machine may take to notice a change made on another host.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 
 fn on(stack: &Stack) -> Setup {
@@ -143,7 +144,7 @@ async fn hosts_that_start_together_on_an_empty_registry_all_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_starts_while_postgresql_is_away_serves_the_last_good_policies() {
+async fn a_host_that_starts_while_postgresql_is_unavailable_serves_the_last_good_policies() {
     let Some(mut stack) = Stack::migrated().await else {
         return;
     };
@@ -166,7 +167,7 @@ async fn a_host_that_starts_while_postgresql_is_away_serves_the_last_good_polici
         assert_eq!(activate(&host, "baseline@1.0.0").await, 503, "{fault:?}");
         assert_eq!(active(&host).await, "timeline@1.0.0");
         proxy.set(Fault::None);
-        eventually(NOTICED_WITHIN, "changes are made again", async || {
+        eventually(NOTICED_WITHIN, "changes are accepted again", async || {
             activate(&host, "timeline@1.0.0").await == 200
                 && activate(&host, "baseline@1.0.0").await == 200
                 && activate(&host, "timeline@1.0.0").await == 200
@@ -178,7 +179,7 @@ async fn a_host_that_starts_while_postgresql_is_away_serves_the_last_good_polici
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_never_saw_the_registry_serves_the_baseline_and_converges() {
+async fn a_host_that_never_read_the_registry_serves_the_baseline_and_converges() {
     let Some(mut stack) = Stack::migrated().await else {
         return;
     };
@@ -199,14 +200,15 @@ async fn a_host_that_never_saw_the_registry_serves_the_baseline_and_converges() 
     stack.postgres_url = direct;
 }
 
-/// Long enough that no call of a test falls into the time after it, and short enough to wait for.
+/// Long enough that no call of a test falls into the time after it, and short enough to wait
+/// for.
 const CIRCUIT_OPEN: Duration = Duration::from_millis(300);
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// A call that takes so long had no deadline; two busy cores explain the rest.
+/// A call that takes this long had no deadline. Shorter delays are explained by two busy cores.
 const NO_DEADLINE: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_fault_is_a_retryable_error_within_the_deadline_and_leaves_nothing_behind() {
+async fn every_fault_is_a_retryable_error_within_the_deadline_and_has_no_lasting_effect() {
     let Some(stack) = Stack::migrated().await else {
         return;
     };
@@ -232,7 +234,7 @@ async fn every_fault_is_a_retryable_error_within_the_deadline_and_leaves_nothing
         }
         assert_eq!(store.guard().circuit(), Circuit::Open, "{fault:?}");
         proxy.set(Fault::None);
-        eventually(NOTICED_WITHIN, "the store answers again", async || {
+        eventually(NOTICED_WITHIN, "the store responds again", async || {
             store.timeline(1, 1_000_000, 10).await.is_ok()
         })
         .await;

@@ -1,5 +1,5 @@
-//! Redis behind a proxy that misbehaves: every fault is an error or a miss within the deadline, opens the circuit
-//! after three calls, and leaves nothing behind once it is over.
+//! Redis behind a proxy that injects faults. Every fault is an error or a miss within the
+//! deadline, opens the circuit after three calls, and has no lasting effect once it ends.
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::services::redis_url;
@@ -20,12 +20,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const LIFE: Duration = Duration::from_secs(60);
-/// Long enough that no call of a test falls into the time after it, and short enough to wait for.
+/// Long enough that no call of a test falls into the time after it, and short enough to wait
+/// for.
 const CIRCUIT_OPEN: Duration = Duration::from_millis(300);
-/// A call that takes so long had no deadline; two busy cores explain the rest.
+/// A call that takes this long had no deadline. Shorter delays are explained by two busy cores.
 const NO_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Past the proxy there is no hurry: a busy machine answers late.
+/// Time limit for calls that do not go through the proxy. It is generous, because a busy machine
+/// responds late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const FAULTS: [Fault; 6] = [
@@ -43,7 +45,7 @@ struct Faulty {
     cache: RedisCache,
     seen: RedisSeen,
     redis: Redis,
-    /// The same cache past the proxy.
+    /// The same cache, connected directly instead of through the proxy.
     beside: RedisCache,
     viewer: u64,
 }
@@ -61,7 +63,7 @@ impl Faulty {
         Some(Self {
             proxy,
             guard,
-            // Nothing is remembered, so that whatever is found came through the proxy.
+            // No process-local memory, so every value found came through the proxy.
             cache: RedisCache::new(redis.clone(), 0),
             seen: RedisSeen::new(redis.clone()),
             redis,
@@ -70,7 +72,7 @@ impl Faulty {
         })
     }
 
-    /// Fills what the faults are to keep from the reader.
+    /// Stores the values that the faults are meant to hide from the reader.
     async fn fill(&self) {
         let snapshot = snapshot(self.viewer);
         self.beside.put_snapshot(snapshot, Some(0)).await.unwrap();
@@ -89,7 +91,7 @@ impl Faulty {
         found.is_ok_and(|found| found.candidates.is_some())
     }
 
-    /// Without the fault every value is found again, and by itself.
+    /// Ends the fault and asserts that the value is found again, with no other action.
     async fn recovers(&self) {
         self.proxy.set(Fault::None);
         crate::harness::eventually(Duration::from_secs(20), "the circuit closes", || async {
@@ -124,7 +126,7 @@ fn snapshot(viewer: u64) -> Arc<Snapshot> {
 }
 
 #[tokio::test]
-async fn every_fault_is_a_miss_in_time_and_three_open_the_circuit_until_it_is_over() {
+async fn every_fault_is_a_miss_within_the_deadline_and_three_open_the_circuit_until_it_ends() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
@@ -149,7 +151,7 @@ async fn every_fault_is_a_miss_in_time_and_three_open_the_circuit_until_it_is_ov
 }
 
 #[tokio::test]
-async fn callers_at_once_share_the_wait_for_a_silent_redis() {
+async fn concurrent_callers_share_the_wait_for_a_silent_redis() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
@@ -167,13 +169,13 @@ async fn callers_at_once_share_the_wait_for_a_silent_redis() {
 }
 
 #[tokio::test]
-async fn answers_that_come_too_late_reach_nobody_else() {
+async fn late_replies_never_reach_another_caller() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
     faulty.fill().await;
     faulty.recovers().await;
-    // Long enough to be too late, short enough to arrive while others ask.
+    // Long enough to miss the deadline, short enough to arrive while other callers wait.
     faulty.proxy.set(Fault::Slow(CALL_TIMEOUT * 2));
     assert!(!faulty.finds_candidates().await);
     faulty.proxy.set(Fault::None);
@@ -188,14 +190,14 @@ async fn answers_that_come_too_late_reach_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_host_started_while_redis_is_away_finds_it_later() {
+async fn a_cache_created_while_redis_is_unavailable_connects_later() {
     let Some(faulty) = Faulty::start().await else {
         return;
     };
     faulty.proxy.set(Fault::Refuse);
     assert!(faulty.cache.ping().await.is_err());
     faulty.proxy.set(Fault::None);
-    crate::harness::eventually(Duration::from_secs(20), "it answers", || async {
+    crate::harness::eventually(Duration::from_secs(20), "Redis responds", || async {
         faulty.cache.ping().await.is_ok()
     })
     .await;
@@ -211,7 +213,7 @@ fn fate(post_id: u64) -> Fate {
 }
 
 #[tokio::test]
-async fn a_deletion_during_an_outage_is_told_afterwards() {
+async fn a_deletion_during_an_outage_is_published_afterwards() {
     use futures::StreamExt as _;
     let Some(faulty) = Faulty::start().await else {
         return;
@@ -234,7 +236,7 @@ async fn a_deletion_during_an_outage_is_told_afterwards() {
     faulty.proxy.set(Fault::Refuse);
     elsewhere.tell(&[fate(during)]).await.unwrap();
     let outage = tokio::time::timeout(Duration::from_millis(100), followed.next()).await;
-    assert!(outage.is_err(), "nothing can be told");
+    assert!(outage.is_err(), "no deletion can be published");
     faulty.proxy.set(Fault::None);
     while !told.contains(&during) {
         told.extend(
