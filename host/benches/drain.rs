@@ -3,12 +3,12 @@
 //!
 //! Run it with `KAFKA_BROKERS=… cargo bench --bench drain`.
 
-use nova::clock::unix_ms;
 use nova::events::drain::{BROKER_BATCH_EVENTS, Drain};
-use nova::events::spool::Spool;
-use nova::stores::kafka::message;
-use nova::stores::kafka::{KafkaSettings, KafkaSink, Producer, Topic, topics};
-use nova::stores::{AcceptedEvent, Action};
+use nova_model::event::{AcceptedEvent, Action};
+use nova_stores::kafka::message;
+use nova_stores::kafka::{KafkaSettings, KafkaSink, Producer, Topic, topics};
+use nova_stores::spool::Spool;
+use nova_support::clock::unix_ms;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};

@@ -3,15 +3,16 @@
 //! under any load of the machine.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use nova::policy::admission::{NothingKnown, PolicyFiles, admit};
-use nova::policy::artifact::Stage;
-use nova::policy::builtin;
-use nova::policy::engine::Engine;
-use nova::policy::features::{CandidateSet, Sources};
-use nova::policy::loaded::LoadedPolicy;
-use nova::policy::native::Native;
-use nova::policy::ranking::{Columns, RankInput, Ranking, Stages, rank};
-use nova::stores::{Counters, HOUR_MS};
+use nova_model::artifact::Stage;
+use nova_model::features::{CandidateSet, Sources};
+use nova_model::post::Counters;
+use nova_model::time::HOUR_MS;
+use nova_policy::admission::{NothingKnown, PolicyFiles, admit};
+use nova_policy::builtin;
+use nova_policy::engine::Engine;
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::native::Native;
+use nova_policy::ranking::{Columns, RankInput, Ranking, Stages, rank};
 use nova_policy_sdk::Request;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

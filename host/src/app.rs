@@ -4,30 +4,31 @@ use crate::config::{Config, Flags, Live};
 use crate::discover::suggested::Suggestions;
 use crate::discover::trending::Trending;
 use crate::events::drain::Counted;
-use crate::events::spool::Spool;
 use crate::experiments::exposure::Exposures;
-use crate::experiments::routing::Lookup;
 use crate::feed::cursor::CursorKey;
-use crate::feed::deleted::DeletedPosts;
 use crate::feed::shadow::Shadows;
 use crate::http::auth::TokenKeys;
+use crate::http::health::Pings;
 use crate::http::limits::RateLimits;
-use crate::http::machines::Pings;
 use crate::jobs::profile::Profile;
-use crate::metrics::METRICS;
-use crate::policy::deploy::Deploy;
-use crate::policy::pool::CpuPool;
-use crate::policy::watcher::WatchReport;
 use crate::replay::recorder::Recorder;
-use crate::stores::guard;
-use crate::stores::redis::claims::RedisClaims;
-use crate::stores::{
-    CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
-    StoreError, ValueCache, ViewerAttributes,
-};
 use arc_swap::ArcSwap;
 use futures::StreamExt as _;
 use moka::future::Cache;
+use nova_control::deploy::Deploy;
+use nova_control::routing::Lookup;
+use nova_control::watcher::WatchReport;
+use nova_model::deleted::DeletedPosts;
+use nova_model::user::ViewerAttributes;
+use nova_policy::pool::CpuPool;
+use nova_stores::guard;
+use nova_stores::ports::{
+    CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
+    StoreError, ValueCache,
+};
+use nova_stores::redis::claims::RedisClaims;
+use nova_stores::spool::Spool;
+use nova_support::metrics::METRICS;
 use prometheus::IntCounter;
 use std::collections::BTreeSet;
 use std::sync::Arc;

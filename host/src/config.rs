@@ -8,7 +8,7 @@ mod variables;
 
 pub use sections::{
     Auth, FailureBudget, Feed, Flags, Limits, LogFormat, PolicyTrust, Records, Server, Shadow,
-    StackUrls, Stores, Switch, Ttl,
+    Stores, Switch, Ttl,
 };
 pub use variables::{PORT_VARIABLE, VARIABLES};
 

@@ -2,9 +2,12 @@
 //! them.
 
 use crate::app::App;
-use crate::clock::unix_ms;
-use crate::stores::{DAY_MS, DailyCounts, DigestCounts, StoreResult, UnixMs, shared};
 use chrono::{NaiveDate, NaiveTime};
+use nova_model::daily::{DailyCounts, DigestCounts};
+use nova_model::time::{DAY_MS, UnixMs};
+use nova_stores::ports::StoreResult;
+use nova_stores::shared;
+use nova_support::clock::unix_ms;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::sync::Mutex;

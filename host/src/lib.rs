@@ -3,24 +3,18 @@
 
 pub mod app;
 pub mod cdc;
-pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod daily;
 pub mod discover;
-pub mod error;
 pub mod events;
 pub mod experiments;
-pub mod failpoint;
 pub mod feed;
 pub mod host;
 pub mod http;
-pub mod import;
 pub mod jobs;
 pub mod logging;
-pub mod metrics;
-pub mod policy;
 pub mod replay;
+pub mod request_id;
 pub mod secret;
-pub mod stores;
 pub mod wiring;

@@ -2,7 +2,7 @@
 //! be reloaded.
 
 use crate::config::LogFormat;
-use crate::error::request_id;
+use crate::request_id::request_id;
 use std::fmt;
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::WorkerGuard;

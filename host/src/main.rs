@@ -4,9 +4,9 @@ use clap::Parser;
 use nova::commands::Cli;
 use std::process::ExitCode;
 
-/// jemalloc suits this load: many short-lived buffers on many threads.
+/// mimalloc suits this load: many short-lived buffers on many threads.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {

@@ -22,7 +22,7 @@ pub fn run(arguments: &[&str]) -> Output {
 /// Reads a component built from `tests/guests` by file name, e.g. `endless_loop.wasm`.
 pub fn guest(file: &str) -> Vec<u8> {
     std::fs::read(
-        Path::new(env!("NOVA_COMPONENTS_DIR"))
+        Path::new(nova_policy::COMPONENTS_DIR)
             .join("guests")
             .join(file),
     )
@@ -32,7 +32,7 @@ pub fn guest(file: &str) -> Vec<u8> {
 /// Reads a bundled module, e.g. `weighted_scorer.wasm`.
 pub fn shipped_module(file: &str) -> Vec<u8> {
     std::fs::read(
-        Path::new(env!("NOVA_COMPONENTS_DIR"))
+        Path::new(nova_policy::COMPONENTS_DIR)
             .join("policies")
             .join(file),
     )

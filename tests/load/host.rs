@@ -185,7 +185,7 @@ impl Host {
         let directory = tempfile::tempdir()?;
         let file = format!("{guest}.wasm");
         let bytes = std::fs::read(
-            Path::new(env!("NOVA_COMPONENTS_DIR"))
+            Path::new(nova_policy::COMPONENTS_DIR)
                 .join("guests")
                 .join(&file),
         )?;
@@ -217,7 +217,7 @@ impl Host {
     /// in one experiment.
     pub async fn run_policies_of_their_own(&self, count: usize) -> anyhow::Result<()> {
         let shipped = std::fs::read(
-            Path::new(env!("NOVA_COMPONENTS_DIR"))
+            Path::new(nova_policy::COMPONENTS_DIR)
                 .join("policies")
                 .join("weighted_scorer.wasm"),
         )?;

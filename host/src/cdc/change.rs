@@ -6,9 +6,10 @@
 //! wait for each other. The low bit decides if one change ends a row and begins another at the
 //! same position: `posts_by_id` has both rows under one key, and the live one must win.
 
-use super::envelope::{Comment, Follow, Like, Post, Table, User};
-use crate::stores::clickhouse::{CommentRow, FollowRow, LikeRow, PostRow, UserRow};
+use super::envelope::{Comment, Follow, Like, Post, User};
 use chrono::{DateTime, Utc};
+use nova_model::captured::Table;
+use nova_stores::clickhouse::{CommentRow, FollowRow, LikeRow, PostRow, UserRow};
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {

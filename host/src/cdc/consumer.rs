@@ -3,15 +3,16 @@
 //! an invalidation must contain the change.
 
 use super::change::{Change, Rows};
-use super::envelope::{self, Table};
+use super::envelope;
 use super::invalidation::{self, Invalidator};
-use crate::clock::unix_ms;
-use crate::metrics::METRICS;
-use crate::stores::StoreResult;
-use crate::stores::clickhouse::ClickHouseStore;
-use crate::stores::kafka::message::Undecodable;
-use crate::stores::kafka::reader::{BatchHandler, Subscription};
-use crate::stores::kafka::{Batch, KafkaSettings, Topic};
+use nova_model::captured::Table;
+use nova_stores::clickhouse::ClickHouseStore;
+use nova_stores::kafka::message::Undecodable;
+use nova_stores::kafka::reader::{BatchHandler, Subscription};
+use nova_stores::kafka::{Batch, KafkaSettings, Topic};
+use nova_stores::ports::StoreResult;
+use nova_support::clock::unix_ms;
+use nova_support::metrics::METRICS;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -5,45 +5,16 @@
 //! the connector.
 
 use super::change::{Change, Transition};
-use crate::events::event::ID_MAX;
-use crate::stores::kafka::message::Undecodable;
 use chrono::{DateTime, Utc};
+use nova_model::captured::Table;
+use nova_model::event::ID_MAX;
+use nova_stores::kafka::message::Undecodable;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Debezium's placeholder for a large value that an update did not touch. It is sent if
 /// PostgreSQL does not log old rows in full.
 const UNAVAILABLE: &str = "__debezium_unavailable_value";
-
-/// The tables that are captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Table {
-    Users,
-    Posts,
-    Follows,
-    Comments,
-    Likes,
-}
-
-impl Table {
-    pub const ALL: [Table; 5] = [
-        Table::Users,
-        Table::Posts,
-        Table::Follows,
-        Table::Comments,
-        Table::Likes,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Table::Users => "users",
-            Table::Posts => "posts",
-            Table::Follows => "follows",
-            Table::Comments => "comments",
-            Table::Likes => "likes",
-        }
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct User {

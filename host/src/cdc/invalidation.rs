@@ -4,9 +4,10 @@
 use super::change::{Change, Transition};
 use super::envelope::Post;
 use crate::discover::suggested;
-use crate::feed::deleted::Fate;
-use crate::stores::{FeedCache, HOUR_MS, RelationalStore, StoreResult, ValueCache};
 use futures::StreamExt as _;
+use nova_model::deleted::Fate;
+use nova_model::time::HOUR_MS;
+use nova_stores::ports::{FeedCache, RelationalStore, StoreResult, ValueCache};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,29 +6,19 @@
 //! truncated to the 60 bits that fit PostgreSQL's signed numbers. Sums wrap around at 2^64.
 
 use super::consumer::{GROUP, topic_of};
-use super::envelope::Table;
-use crate::clock::unix_ms;
-use crate::stores::clickhouse::ClickHouseStore;
-use crate::stores::kafka::KafkaSettings;
-use crate::stores::kafka::lag::{Behind, behind};
-use anyhow::Context as _;
+use nova_model::captured::{Bucket, Table};
+use nova_stores::clickhouse::ClickHouseStore;
+use nova_stores::kafka::KafkaSettings;
+use nova_stores::kafka::lag::{Behind, behind};
+use nova_stores::postgres::checksums::Checksums;
+use nova_support::clock::unix_ms;
 use serde::Serialize;
-use sqlx::{Connection as _, PgConnection, Row as _};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_secs(1);
 /// Maximum time that a change may be in flight without being visible anywhere.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(5);
-
-/// The rows created on one day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bucket {
-    /// Days since 1970-01-01.
-    pub day: i64,
-    pub rows: u64,
-    pub sum: u64,
-}
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
@@ -108,7 +98,7 @@ impl Still {
 /// Connections and settings of one comparison.
 #[derive(Debug)]
 pub struct Validation {
-    pub postgres: PgConnection,
+    pub postgres: Checksums,
     pub clickhouse: ClickHouseStore,
     pub kafka: KafkaSettings,
     pub slot: String,
@@ -124,7 +114,7 @@ impl Validation {
         for table in Table::ALL {
             tables.push(self.table(table).await?);
         }
-        let slot_lag_bytes = self.slot_lag().await?;
+        let slot_lag_bytes = self.postgres.slot_lag_bytes(&self.slot).await?;
         // The log is written to all the time, so only a slot far behind shows that changes are
         // in flight.
         if slot_lag_bytes.is_some_and(|bytes| bytes > SLOT_AT_REST_BYTES) {
@@ -134,7 +124,7 @@ impl Validation {
                 }
             }
         }
-        let _ = self.postgres.close().await;
+        self.postgres.close().await;
         Ok(Report {
             tables,
             slot_lag_bytes,
@@ -145,7 +135,7 @@ impl Validation {
         let until = Instant::now() + self.patience;
         let mut still = Still::default();
         loop {
-            let postgres = postgres_checksums(&mut self.postgres, table).await?;
+            let postgres = self.postgres.table(table).await?;
             still.look(&postgres, Instant::now());
             let clickhouse = self.clickhouse.captured_checksums(table).await?;
             let behind = self.behind(table).await?;
@@ -164,15 +154,6 @@ impl Validation {
     async fn behind(&self, table: Table) -> anyhow::Result<Behind> {
         let (settings, topic) = (self.kafka.clone(), self.kafka.topic(topic_of(table)));
         tokio::task::spawn_blocking(move || behind(&settings, GROUP, &topic)).await?
-    }
-
-    async fn slot_lag(&mut self) -> anyhow::Result<Option<i64>> {
-        let lag = sqlx::query_scalar(
-            "SELECT (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint FROM pg_replication_slots WHERE slot_name = $1",
-        )
-        .bind(&self.slot)
-        .fetch_optional(&mut self.postgres);
-        Ok(lag.await?)
     }
 }
 
@@ -228,56 +209,6 @@ fn compare(
 fn date(day: i64) -> String {
     let at = chrono::DateTime::from_timestamp(day * 86_400, 0).unwrap_or_default();
     at.format("%Y-%m-%d").to_string()
-}
-
-/// Computes the same checksums as `stores/clickhouse/checksums.rs`, over the rows that are not
-/// deleted.
-macro_rules! checksums {
-    ($from:literal, $columns:literal) => {
-        concat!(
-            "SELECT floor(extract(epoch FROM created_at) / 86400)::bigint AS day, count(*) AS rows, ",
-            "mod(sum(('x' || left(md5(concat_ws('|', ",
-            $columns,
-            ", floor(extract(epoch FROM created_at) * 1000)::bigint)), 15))::bit(60)::bigint::numeric), 18446744073709551616)::text AS sum ",
-            "FROM ",
-            $from,
-            " GROUP BY 1 ORDER BY 1"
-        )
-    };
-}
-
-async fn postgres_checksums(
-    postgres: &mut PgConnection,
-    table: Table,
-) -> anyhow::Result<Vec<Bucket>> {
-    let query = match table {
-        Table::Users => checksums!(
-            "users",
-            "user_id, username, avatar_url, bio, country, language"
-        ),
-        Table::Posts => checksums!("posts WHERE NOT deleted", "post_id, author_id"),
-        Table::Follows => checksums!("follows", "follower_id, following_id"),
-        Table::Comments => checksums!("comments", "comment_id, post_id, user_id"),
-        Table::Likes => checksums!("likes", "like_id, post_id, coalesce(user_id, 0)"),
-    };
-    let rows = sqlx::query(query)
-        .fetch_all(postgres)
-        .await
-        .with_context(|| {
-            format!(
-                "could not compute the checksums of table {} in PostgreSQL",
-                table.name()
-            )
-        })?;
-    rows.iter()
-        .map(|row| {
-            Ok(Bucket {
-                day: row.try_get("day")?,
-                rows: row.try_get::<i64, _>("rows")? as u64,
-                sum: row.try_get::<&str, _>("sum")?.parse()?,
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use super::remote::{Remote, TargetArguments};
 use super::{block_on, table};
-use crate::clock::rfc3339;
 use crate::http::admin_audit::AUDIT_MAX;
-use crate::policy::audit::{AuditEntry, AuditPage, Verified, Verifier};
-use crate::policy::{Digest, registry::Registry};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Subcommand;
+use nova_model::artifact::Digest;
+use nova_model::audit::{AuditEntry, AuditPage, Verified, Verifier};
+use nova_model::time::rfc3339;
+use nova_stores::ports::registry::Registry;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::sync::Arc;

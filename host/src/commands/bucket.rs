@@ -1,6 +1,6 @@
 //! `nova bucket`: prints the bucket of a unit.
 
-use crate::experiments::assignment::bucket;
+use nova_model::experiments::assignment::bucket;
 
 /// Prints the bucket of a unit, 0.0000 … 0.9999, or `null` for an unknown hash version.
 #[derive(Debug, clap::Args)]

@@ -3,11 +3,11 @@
 use super::{ConfigPath, DataDir, block_on, table};
 use crate::cdc::validate::{Report, State, Validation};
 use crate::config::Config;
-use crate::stores::clickhouse::ClickHouseStore;
-use crate::stores::kafka::KafkaSettings;
 use anyhow::Context as _;
 use clap::Subcommand;
-use sqlx::{Connection as _, PgConnection};
+use nova_stores::clickhouse::ClickHouseStore;
+use nova_stores::kafka::KafkaSettings;
+use nova_stores::postgres::checksums::Checksums;
 use std::time::Duration;
 
 /// Checks the copy of PostgreSQL in ClickHouse.
@@ -72,11 +72,8 @@ impl Validate {
         let stack = config.stores.stack().context(
             "the embedded stores have no change data capture; set POSTGRES_URL, CLICKHOUSE_URL, KAFKA_BROKERS and REDIS_URL",
         )?;
-        let postgres = PgConnection::connect(stack.postgres)
-            .await
-            .context("PostgreSQL does not answer; check POSTGRES_URL")?;
         let validation = Validation {
-            postgres,
+            postgres: Checksums::connect(stack.postgres).await?,
             clickhouse: ClickHouseStore::connect(stack.clickhouse)?,
             kafka: KafkaSettings {
                 prefix: config.stores.kafka_prefix.clone(),

@@ -1,13 +1,13 @@
 //! `nova import`: loads CSV files into the configured stores.
 
 use super::{ConfigPath, DataDir, block_on, table};
-use crate::clock::unix_ms;
 use crate::config::Config;
-use crate::import::{
-    ImportOptions, ImportSummary, ImportTarget, Progress, StackTarget, import_dir,
-};
 use crate::wiring::embedded::open_store;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use nova_stores::import::{
+    ImportOptions, ImportSummary, ImportTarget, Progress, StackTarget, import_dir,
+};
+use nova_support::clock::unix_ms;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -2,10 +2,12 @@
 
 use super::{ConfigPath, DataDir, block_on};
 use crate::config::Config;
-use crate::stores::clickhouse::{self, ClickHouseStore};
-use crate::stores::kafka::{self, KafkaSettings};
-use crate::stores::postgres;
 use anyhow::Context as _;
+use nova_stores::clickhouse;
+use nova_stores::clickhouse::ClickHouseStore;
+use nova_stores::kafka;
+use nova_stores::kafka::KafkaSettings;
+use nova_stores::postgres;
 use serde::Serialize;
 
 /// Brings the schemas and topics of the real stack up to date.

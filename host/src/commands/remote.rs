@@ -3,15 +3,15 @@
 
 use super::{ConfigPath, DataDir};
 use crate::http::admin_policies::{PolicyAnswer, PolicyList};
-use crate::policy::PolicyRef;
-use crate::policy::admission::PolicyFiles;
-use crate::policy::admission::signature::TrustedKeys;
-use crate::policy::deploy::{Deploy, DeployError, Reach};
-use crate::policy::engine::Engine;
-use crate::policy::registry::Registry;
 use crate::wiring;
 use anyhow::bail;
 use clap::Args;
+use nova_control::deploy::{Deploy, DeployError, Reach};
+use nova_control::local_changes::HostRegistry;
+use nova_model::artifact::PolicyRef;
+use nova_policy::admission::PolicyFiles;
+use nova_policy::admission::signature::TrustedKeys;
+use nova_policy::engine::Engine;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ impl TargetArguments {
 
 impl TargetArguments {
     /// Opens the registry itself, for reading only, if no host is named.
-    pub async fn registry(&self) -> anyhow::Result<Arc<dyn Registry>> {
+    pub async fn registry(&self) -> anyhow::Result<Arc<dyn HostRegistry>> {
         let config = self.config.load(&self.data_dir)?;
         if config.stores.stack().is_none() && !config.data_dir.is_dir() {
             bail!(

@@ -1,9 +1,9 @@
 //! `nova token`: prints a token signed with the host's key.
 
 use super::{ConfigPath, DataDir};
-use crate::events::event::ID_MAX;
 use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
+use nova_model::event::ID_MAX;
 use std::time::Duration;
 
 /// Prints a token signed with the host's key.

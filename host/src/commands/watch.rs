@@ -4,13 +4,13 @@
 use super::table;
 use crate::app::App;
 use crate::feed::preview::{Preview, PreviewPost};
-use crate::policy::deploy::{DeployError, Published};
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::project::sources::{Sources, change_code, is_source};
-use crate::policy::project::{Project, Purpose};
-use crate::policy::watcher::read_policy_directory;
 use anyhow::{Context as _, anyhow};
 use notify::{RecursiveMode, Watcher as _};
+use nova_control::deploy::{DeployError, Published};
+use nova_control::watcher::read_policy_directory;
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::project::sources::{Sources, change_code, is_source};
+use nova_policy::project::{Project, Purpose};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

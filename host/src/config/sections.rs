@@ -1,7 +1,8 @@
 //! Sections of the configuration, with their defaults.
 
 use super::Config;
-use crate::policy::budget::{Thresholds, WINDOW_MAX_S};
+use nova_model::budget::{Thresholds, WINDOW_MAX_S};
+use nova_stores::StackUrls;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,15 +33,6 @@ pub struct Stores {
     /// Prefix of the names of all topics and consumer groups, so that two Nova installations can
     /// share a broker. Default empty.
     pub kafka_prefix: String,
-}
-
-/// URLs of the real stack, all of them set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StackUrls<'a> {
-    pub postgres: &'a str,
-    pub clickhouse: &'a str,
-    pub kafka: &'a str,
-    pub redis: &'a str,
 }
 
 impl Stores {

@@ -1,9 +1,11 @@
 //! Suggested users: for each viewer, a cached list of users to follow.
 
-use crate::clock::unix_ms;
-use crate::stores::guard;
-use crate::stores::shared::{self, Shared};
-use crate::stores::{CandidateStore, StoreError, SuggestedUser, ValueCache};
+use nova_model::user::SuggestedUser;
+use nova_stores::guard;
+use nova_stores::ports::{CandidateStore, StoreError, ValueCache};
+use nova_stores::shared;
+use nova_stores::shared::Shared;
+use nova_support::clock::unix_ms;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -2,11 +2,13 @@
 //! a refresh fails, the last list is served and marked as degraded; if there has never been one,
 //! the request fails.
 
-use crate::clock::{rfc3339, unix_ms};
-use crate::stores::guard;
-use crate::stores::shared::{self, Shared};
-use crate::stores::{CandidateStore, StoreError, ValueCache};
 use arc_swap::ArcSwapOption;
+use nova_model::time::rfc3339;
+use nova_stores::guard;
+use nova_stores::ports::{CandidateStore, StoreError, ValueCache};
+use nova_stores::shared;
+use nova_stores::shared::Shared;
+use nova_support::clock::unix_ms;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -245,7 +247,7 @@ impl Trending {
                 retryable: true,
                 source: anyhow::anyhow!("no answer within {} ms", timeout.as_millis()),
             })??;
-        let item = |post: crate::stores::TrendingPost| TrendingItem {
+        let item = |post: nova_model::post::TrendingPost| TrendingItem {
             post_id: post.post_id,
             author_id: post.author_id,
             engagement_count: post.counters.engagement(),

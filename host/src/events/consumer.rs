@@ -8,13 +8,14 @@
 //! token.
 
 use super::drain::{Counted, overtaking};
-use crate::failpoint;
-use crate::stores::clickhouse::{ClickHouseStore, PartitionRun};
-use crate::stores::kafka::message::{Undecodable, decode_event};
-use crate::stores::kafka::reader::{BatchHandler, Subscription};
-use crate::stores::kafka::{Batch, Topic};
-use crate::stores::{AcceptedEvent, StoreResult};
 use futures::StreamExt as _;
+use nova_model::event::AcceptedEvent;
+use nova_stores::clickhouse::{ClickHouseStore, PartitionRun};
+use nova_stores::kafka::message::{Undecodable, decode_event};
+use nova_stores::kafka::reader::{BatchHandler, Subscription};
+use nova_stores::kafka::{Batch, Topic};
+use nova_stores::ports::StoreResult;
+use nova_support::failpoint;
 use std::time::Duration;
 
 pub const GROUP: &str = "nova-events";

@@ -3,11 +3,12 @@
 //! real stack. A crash between any two steps repeats a step. The sink, or the consumer behind
 //! the broker, drops the events that it already has.
 
-use super::spool::{Entry, Spool};
-use crate::clock::unix_ms;
-use crate::failpoint;
-use crate::metrics::METRICS;
-use crate::stores::{AcceptedEvent, Action, EventSink};
+use nova_model::event::{AcceptedEvent, Action};
+use nova_stores::ports::EventSink;
+use nova_stores::spool::{Entry, Spool};
+use nova_support::clock::unix_ms;
+use nova_support::failpoint;
+use nova_support::metrics::METRICS;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

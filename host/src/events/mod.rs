@@ -6,5 +6,3 @@
 
 pub mod consumer;
 pub mod drain;
-pub mod event;
-pub mod spool;

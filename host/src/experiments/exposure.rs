@@ -1,9 +1,10 @@
 //! Exposures: the records of served rankings. They are written in the background, so a viewer's
 //! request never waits for them.
 
-use crate::feed::snapshot::Snapshot;
-use crate::metrics::METRICS;
-use crate::stores::{Exposure, ExposureStore};
+use nova_model::exposure::Exposure;
+use nova_model::snapshot::Snapshot;
+use nova_stores::ports::ExposureStore;
+use nova_support::metrics::METRICS;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;

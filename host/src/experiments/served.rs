@@ -1,10 +1,11 @@
 //! Consumer that writes exposures from the topic `served` to ClickHouse. It needs no
 //! deduplication, because a ranking that is recorded again replaces itself.
 
-use crate::stores::kafka::message::{Undecodable, decode_exposure};
-use crate::stores::kafka::reader::{BatchHandler, Subscription};
-use crate::stores::kafka::{Batch, Topic};
-use crate::stores::{Exposure, ExposureStore, StoreResult};
+use nova_model::exposure::Exposure;
+use nova_stores::kafka::message::{Undecodable, decode_exposure};
+use nova_stores::kafka::reader::{BatchHandler, Subscription};
+use nova_stores::kafka::{Batch, Topic};
+use nova_stores::ports::{ExposureStore, StoreResult};
 use std::sync::Arc;
 use std::time::Duration;
 

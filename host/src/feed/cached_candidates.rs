@@ -2,11 +2,11 @@
 //! several requests miss together, only one of them fetches.
 
 use super::candidates::{Fetched, fetch};
-use super::snapshot::CachedCandidates;
 use crate::app::App;
-use crate::clock::unix_ms;
-use crate::policy::features::CandidateSet;
-use crate::stores::StoreResult;
+use nova_model::features::CandidateSet;
+use nova_model::snapshot::CachedCandidates;
+use nova_stores::ports::StoreResult;
+use nova_support::clock::unix_ms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,11 @@
 //! Fetching of candidates: queries all sources in parallel, each with its own deadline, merges
 //! the results to one row per post, and then adds the features.
 
-use crate::policy::features::{CandidateSet, Sources};
-use crate::stores::guard;
-use crate::stores::{CandidateStore, DAY_MS, Post, StoreError, StoreResult, UnixMs};
+use nova_model::features::{CandidateSet, Sources};
+use nova_model::post::Post;
+use nova_model::time::{DAY_MS, UnixMs};
+use nova_stores::guard;
+use nova_stores::ports::{CandidateStore, StoreError, StoreResult};
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -2,8 +2,8 @@
 //! shadow policies rank the same inputs for comparison.
 
 use super::ladder::{Job, Ranked};
-use crate::experiments::routing::Assignment;
-use crate::policy::loaded::LoadedPolicy;
+use nova_model::experiments::Assignment;
+use nova_policy::loaded::LoadedPolicy;
 use std::sync::Arc;
 use uuid::Uuid;
 

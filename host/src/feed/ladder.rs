@@ -2,18 +2,19 @@
 //! native ranker. The order is pure and fixed before the first step. All steps run on one
 //! worker, so that a failure does not wait for a worker a second time.
 
-use super::snapshot::{Algo, ServedBy, ServedPolicy};
-use crate::error::{REQUEST_ID, request_id};
-use crate::policy::Stage;
-use crate::policy::budget::Call;
-use crate::policy::deploy::Serving;
-use crate::policy::failure::{FailureKind, PolicyFailure};
-use crate::policy::features::CandidateSet;
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::native::{Native, guarded};
-use crate::policy::pool::CpuPool;
-use crate::policy::ranking::{RankInput, Ranking, rank};
+use super::ranked_feed::served_policy;
+use crate::request_id::{REQUEST_ID, request_id};
 use cpu_time::ThreadTime;
+use nova_control::deploy::Serving;
+use nova_model::artifact::Stage;
+use nova_model::budget::Call;
+use nova_model::failure::{FailureKind, PolicyFailure};
+use nova_model::features::CandidateSet;
+use nova_model::snapshot::{Algo, ServedBy, ServedPolicy};
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::native::{Native, guarded};
+use nova_policy::pool::CpuPool;
+use nova_policy::ranking::{RankInput, Ranking, rank};
 use nova_policy_sdk::Request;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -112,7 +113,7 @@ fn climb_down(
             Ok(ranking) => {
                 return Some(Ranked {
                     ranking,
-                    policy: ServedPolicy::of(policy),
+                    policy: served_policy(policy),
                     served_by,
                 });
             }

@@ -2,10 +2,10 @@
 //! response, so that a repeated first page costs a copy and not fifty serialisations.
 
 use super::cursor::{Cursor, CursorKey};
-use super::deleted::Deleted;
-use super::snapshot::{FirstPage, Snapshot, SnapshotPost};
-use crate::clock::rfc3339;
 use bytes::Bytes;
+use nova_model::deleted::Deleted;
+use nova_model::snapshot::{FirstPage, Snapshot, SnapshotPost};
+use nova_model::time::rfc3339;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -144,10 +144,10 @@ fn render(
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::feed::deleted::DeletedPosts;
-    use crate::feed::snapshot::{Algo, ServedBy, ServedPolicy};
-    use crate::policy::features::Sources;
-    use crate::stores::Counters;
+    use nova_model::deleted::DeletedPosts;
+    use nova_model::features::Sources;
+    use nova_model::post::Counters;
+    use nova_model::snapshot::{Algo, ServedBy, ServedPolicy};
     use std::sync::OnceLock;
     use std::sync::atomic::AtomicU64;
     use std::time::Instant;

@@ -3,12 +3,12 @@
 
 use super::candidates::fetch;
 use crate::app::App;
-use crate::clock::unix_ms;
-use crate::policy::failure::PolicyFailure;
-use crate::policy::features::CandidateSet;
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::ranking::{RankInput, rank};
+use nova_model::failure::PolicyFailure;
+use nova_model::features::CandidateSet;
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::ranking::{RankInput, rank};
 use nova_policy_sdk::Request;
+use nova_support::clock::unix_ms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -6,19 +6,21 @@ use super::cursor::Cursor;
 use super::decision::Decision;
 use super::ladder::{Job, Ranked, last_good, rank_down};
 use super::page::{FeedPage, page};
-use super::snapshot::{Algo, ServedBy, ServedPolicy, Snapshot, ranked_posts};
+use super::ranked_feed::ranked_posts;
 use super::timeline;
 use crate::app::App;
-use crate::clock::unix_ms;
 use crate::experiments::exposure;
-use crate::experiments::routing::{Assignment, Lookup as Attributes, Route, route};
-use crate::metrics::METRICS;
-use crate::policy::Digest;
-use crate::policy::deploy::Serving;
-use crate::policy::features::CandidateSet;
-use crate::stores::SeenAmong;
-use crate::stores::guard;
+use nova_control::deploy::Serving;
+use nova_control::routing::{Lookup as Attributes, Route, route};
+use nova_model::artifact::Digest;
+use nova_model::experiments::Assignment;
+use nova_model::features::CandidateSet;
+use nova_model::snapshot::{Algo, ServedBy, ServedPolicy, Snapshot};
 use nova_policy_sdk::Request;
+use nova_stores::guard;
+use nova_stores::ports::SeenAmong;
+use nova_support::clock::unix_ms;
+use nova_support::metrics::METRICS;
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -52,7 +54,7 @@ struct Made {
     fallback: bool,
     policy: ServedPolicy,
     assignment: Option<Assignment>,
-    posts: Vec<super::snapshot::SnapshotPost>,
+    posts: Vec<nova_model::snapshot::SnapshotPost>,
     degraded: Vec<String>,
     seen_version: u64,
     /// The viewer's cache epoch, read before any store was queried. `None` if it could not be

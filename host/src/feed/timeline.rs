@@ -4,14 +4,15 @@
 use super::candidates::within;
 use super::ladder::Job;
 use crate::app::StoreSet;
-use crate::policy::artifact::Stage;
-use crate::policy::failure::PolicyFailure;
-use crate::policy::features::{CandidateSet, Feature, Sources};
-use crate::policy::native::{Native, guarded};
-use crate::policy::ranking::{Ranking, Stages, rank as rank_stages};
-use crate::stores::guard;
-use crate::stores::{TimelinePost, UnixMs};
+use nova_model::artifact::Stage;
+use nova_model::failure::PolicyFailure;
+use nova_model::features::{CandidateSet, Feature, Sources};
+use nova_model::post::TimelinePost;
+use nova_model::time::UnixMs;
+use nova_policy::native::{Native, guarded};
+use nova_policy::ranking::{Ranking, Stages, rank as rank_stages};
 use nova_policy_sdk::{Candidates, Ranked, Request};
+use nova_stores::guard;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 

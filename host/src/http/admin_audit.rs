@@ -3,14 +3,14 @@
 use super::auth::{Admin, Read};
 use super::extract::Query;
 use crate::app::App;
-use crate::error::Problem;
-use crate::policy::audit::{AuditEntry, AuditPage};
-use crate::policy::deploy::{Deploy, DeployError};
-use crate::policy::local::{Intent, LocalChange};
-use crate::policy::registry::RegistryError;
+use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
+use nova_control::deploy::{Deploy, DeployError};
+use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::local_change::{Intent, LocalChange};
+use nova_stores::ports::registry::RegistryError;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl LocalChangeEntry {
     pub fn all(deploy: &Deploy) -> Vec<Self> {
         let entry = |local: LocalChange| Self {
             id: local.id,
-            at: crate::clock::utc(local.made_at_ms),
+            at: nova_model::time::utc(local.made_at_ms),
             actor: local.actor,
             subject: local.intent.subject(),
             change: local.intent,

@@ -3,15 +3,15 @@
 use super::auth::{Admin, Experiment as MayExperiment, Read};
 use super::extract::{Json as JsonBody, Path};
 use crate::app::App;
-use crate::error::Problem;
-use crate::experiments::cohort::Rule;
-use crate::experiments::spec::{ExperimentSpec, ExperimentState};
-use crate::policy::deploy::Reach;
-use crate::policy::registry::Experiment;
-use crate::stores::VariationCount;
+use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use nova_control::deploy::Reach;
+use nova_model::experiments::cohort::Rule;
+use nova_model::experiments::spec::{ExperimentSpec, ExperimentState};
+use nova_model::exposure::VariationCount;
+use nova_model::registry::Experiment;
 use serde::Serialize;
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use super::auth::{Admin, Operate, Read};
 use super::extract::{Json as JsonBody, Path};
 use crate::app::App;
 use crate::config::Flags;
-use crate::error::Problem;
+use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};

@@ -4,18 +4,18 @@ use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read, Upload};
 use super::extract::{Json as JsonBody, Path, read_body};
 use crate::app::App;
-use crate::error::Problem;
-use crate::policy::PolicyRef;
-use crate::policy::admission::PolicyFiles;
-use crate::policy::artifact::{Limits, PerStage, StageSpec};
-use crate::policy::deploy::{Deploy, PolicyState, Published, Reach, Serving, ServingStatus};
-use crate::policy::lifecycle::{rollback_targets, state_of};
-use crate::policy::registry::{PublishedPolicy, Quarantine};
+use crate::http::problem::Problem;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
+use nova_control::deploy::{Deploy, PolicyState, Published, Reach, Serving, ServingStatus};
+use nova_model::artifact::PolicyRef;
+use nova_model::artifact::{Limits, PerStage, StageSpec};
+use nova_model::lifecycle::{rollback_targets, state_of};
+use nova_model::registry::{PublishedPolicy, Quarantine};
+use nova_policy::admission::PolicyFiles;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
@@ -104,7 +104,7 @@ impl PolicyEntry {
             percent: canary.map(|canary| canary.percent),
             quarantine: state.quarantined.get(&published.digest).cloned(),
             description: spec.description.clone(),
-            published_at: crate::clock::utc(published.published_at_ms),
+            published_at: nova_model::time::utc(published.published_at_ms),
             limits: spec.limits,
             stages: spec.stages.clone(),
         }

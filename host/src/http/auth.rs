@@ -2,14 +2,14 @@
 //! caller it accepts, so no handler can be called without its check.
 
 use crate::app::App;
-use crate::clock::unix_ms;
-use crate::error::Problem;
-use crate::events::event::ID_MAX;
+use crate::http::problem::Problem;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use moka::sync::Cache;
+use nova_model::event::ID_MAX;
+use nova_support::clock::unix_ms;
 use serde::{Deserialize, Serialize};
 use std::marker::PhantomData;
 use std::net::SocketAddr;

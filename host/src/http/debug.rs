@@ -4,13 +4,14 @@ use super::admin_audit::LocalChangeEntry;
 use super::auth::{Admin, Operate, Read};
 use super::extract::Id;
 use crate::app::App;
-use crate::clock::{rfc3339, unix_ms};
-use crate::error::Problem;
-use crate::feed::snapshot::{Algo, ServedBy};
+use crate::http::problem::Problem;
 use crate::jobs::profile::ProfileReport;
-use crate::metrics::METRICS;
 use axum::Json;
 use axum::extract::State;
+use nova_model::snapshot::{Algo, ServedBy};
+use nova_model::time::rfc3339;
+use nova_stores::breaker::circuits;
+use nova_support::clock::unix_ms;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -151,8 +152,7 @@ pub async fn system_state(
             Some(_) => "stack",
         },
         profile: app.profile.report(),
-        circuits: METRICS
-            .circuits()
+        circuits: circuits()
             .into_iter()
             .map(|(name, circuit)| (name, circuit.as_str()))
             .collect(),

@@ -1,12 +1,12 @@
 //! Request parsing: query strings, path segments and bodies, with errors that name the field.
 
 use crate::app::App;
-use crate::error::Problem;
-use crate::events::event::ID_MAX;
+use crate::http::problem::Problem;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use nova_model::event::ID_MAX;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;

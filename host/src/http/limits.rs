@@ -2,7 +2,7 @@
 //! routes.
 
 use crate::config::{Limits, Switch};
-use crate::error::Problem;
+use crate::http::problem::Problem;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use std::hash::Hash;

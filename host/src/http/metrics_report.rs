@@ -3,12 +3,12 @@
 use super::auth::{Admin, Read};
 use super::extract::Query;
 use crate::app::App;
-use crate::clock::unix_ms;
 use crate::daily::{DailyMetrics, metrics};
-use crate::error::Problem;
+use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use chrono::NaiveDate;
+use nova_support::clock::unix_ms;
 use std::sync::Arc;
 
 /// Returns the metrics of one UTC day, by default today.
@@ -20,7 +20,7 @@ pub async fn daily(
     _admin: Admin<Read>,
     query: Query,
 ) -> Result<Json<DailyMetrics>, Problem> {
-    let today = crate::clock::utc(unix_ms()).date_naive();
+    let today = nova_model::time::utc(unix_ms()).date_naive();
     let date = match query.get("date") {
         None => today,
         Some(text) => NaiveDate::parse_from_str(text, "%Y-%m-%d")

@@ -2,14 +2,15 @@
 //! `observe`, which assigns the request id, counts the request and times it.
 
 use crate::app::App;
-use crate::error::{Problem, ProblemKind, REQUEST_ID};
-use crate::metrics::METRICS;
+use crate::http::problem::{Problem, ProblemKind};
+use crate::request_id::REQUEST_ID;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use nova_support::metrics::METRICS;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

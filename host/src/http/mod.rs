@@ -13,10 +13,11 @@ pub mod events;
 pub mod explain;
 pub mod extract;
 pub mod feed;
+pub mod health;
 pub mod limits;
-pub mod machines;
 pub mod metrics_report;
 pub mod middleware;
+pub mod problem;
 pub mod server;
 
 use crate::app::App;
@@ -92,10 +93,10 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(debug::post_metrics))
         .routes(routes!(debug::system_state));
     let machines = OpenApiRouter::new()
-        .routes(routes!(machines::health))
-        .routes(routes!(machines::livez))
-        .routes(routes!(machines::readyz))
-        .routes(routes!(machines::metrics));
+        .routes(routes!(health::health))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics));
     let (router, openapi) = OpenApiRouter::with_openapi(Api::openapi())
         .merge(clients)
         .merge(admin)

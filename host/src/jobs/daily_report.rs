@@ -3,10 +3,11 @@
 
 use super::Outcome;
 use crate::app::App;
-use crate::clock::{unix_ms, utc};
 use crate::daily::{DailyMetrics, Ratios, metrics};
 use anyhow::Context;
 use chrono::{Days, Timelike};
+use nova_model::time::utc;
+use nova_support::clock::unix_ms;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

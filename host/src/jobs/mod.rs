@@ -18,9 +18,9 @@ pub use pools::PoolSample;
 
 use crate::app::App;
 use crate::logging::Logging;
-use crate::metrics::METRICS;
-use crate::stores::Lease;
-use crate::stores::embedded::EmbeddedStore;
+use nova_stores::embedded::EmbeddedStore;
+use nova_stores::ports::Lease;
+use nova_support::metrics::METRICS;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

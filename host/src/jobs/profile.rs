@@ -3,11 +3,11 @@
 
 use super::pools::{PoolReport, PoolSample, PoolWindow};
 use crate::app::App;
-use crate::metrics::METRICS;
-use crate::stores::Lease;
-use crate::stores::redis::Redis;
-use crate::stores::redis::scan::{ScanReport, scan_report};
 use arc_swap::ArcSwap;
+use nova_stores::ports::Lease;
+use nova_stores::redis::Redis;
+use nova_stores::redis::scan::{ScanReport, scan_report};
+use nova_support::metrics::METRICS;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;

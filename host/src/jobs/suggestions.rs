@@ -2,7 +2,7 @@
 
 use super::ACTIVE_MS;
 use crate::app::App;
-use crate::clock::unix_ms;
+use nova_support::clock::unix_ms;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -2,9 +2,9 @@
 
 use super::ACTIVE_MS;
 use crate::app::App;
-use crate::clock::unix_ms;
 use crate::feed::cached_candidates::warm;
 use futures::StreamExt as _;
+use nova_support::clock::unix_ms;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -3,11 +3,11 @@
 
 use super::policies::{Contender, Library, Server};
 use super::record::Record;
-use crate::policy::Digest;
-use crate::policy::artifact::Stage;
-use crate::policy::compare::{Distribution, Samples};
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::ranking::{RankInput, rank};
+use nova_model::artifact::Digest;
+use nova_model::artifact::Stage;
+use nova_policy::compare::{Distribution, Samples};
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::ranking::{RankInput, rank};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

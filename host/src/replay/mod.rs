@@ -12,4 +12,3 @@ pub mod record;
 pub mod recorder;
 pub mod report;
 pub mod run;
-pub mod store;

@@ -3,19 +3,19 @@
 //! directory or a `.wasm` file.
 
 use super::record::PolicyIdentity;
-use super::store::RecordStore;
-use crate::feed::snapshot::{Algo, ServedPolicy};
-use crate::policy::admission::{KnownModules, PolicyFiles, Reason, admit};
-use crate::policy::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
-use crate::policy::builtin;
-use crate::policy::class::{Class, MEMORY_MB_MAX};
-use crate::policy::engine::Engine;
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::module::Module;
-use crate::policy::native::Native;
-use crate::policy::registry::Registry;
-use crate::policy::watcher::read_policy_directory;
 use anyhow::{Context, anyhow, bail};
+use nova_control::watcher::read_policy_directory;
+use nova_model::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
+use nova_model::snapshot::{Algo, ServedPolicy};
+use nova_policy::admission::{KnownModules, PolicyFiles, Reason, admit};
+use nova_policy::builtin;
+use nova_policy::class::{Class, MEMORY_MB_MAX};
+use nova_policy::engine::Engine;
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::module::Module;
+use nova_policy::native::Native;
+use nova_stores::ports::registry::Registry;
+use nova_stores::records::RecordStore;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;

@@ -4,14 +4,15 @@
 //! Records are not compressed: their columns already use varints, and a replay should spend its
 //! time in policies.
 
-use crate::experiments::routing::Assignment;
 use crate::feed::decision::Decision;
-use crate::feed::snapshot::ServedBy;
-use crate::policy::Digest;
-use crate::policy::features::CandidateSet;
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::ranking::RankInput;
+use nova_model::artifact::Digest;
+use nova_model::experiments::Assignment;
+use nova_model::features::CandidateSet;
+use nova_model::snapshot::ServedBy;
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::ranking::RankInput;
 use nova_policy_sdk::Request;
+use nova_stores::records::Encoded;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -155,6 +156,20 @@ impl Record {
         }
     }
 
+    /// The record as it is stored, with the columns that it is found by.
+    pub fn to_encoded(&self) -> Encoded {
+        let served = &self.answer.policy;
+        let routed = self.routed.as_ref().unwrap_or(served);
+        Encoded {
+            recorded_ms: self.now_ms,
+            user_id: self.user_id,
+            why: self.why.as_str(),
+            routed: routed.effective_digest,
+            served: served.effective_digest,
+            bytes: self.encode(),
+        }
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![FORMAT];
         bytes.extend([0; CHECKSUM_BYTES]);
@@ -222,8 +237,8 @@ fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
 #[expect(clippy::unwrap_used, reason = "tests")]
 pub mod tests {
     use super::*;
-    use crate::policy::features::Sources;
-    use crate::stores::Counters;
+    use nova_model::features::Sources;
+    use nova_model::post::Counters;
     use proptest::prelude::*;
 
     /// Returns a record of `n` candidates, shown in their own order.

@@ -3,17 +3,17 @@
 //! record is dropped and counted, so no viewer waits for a record.
 
 use super::record::{Record, Why};
-use super::store::{Bounds, Encoded, RecordStore};
-use crate::clock::unix_ms;
 use crate::config::Records;
 use crate::feed::decision::Decision;
-use crate::feed::snapshot::ServedBy;
-use crate::metrics::METRICS;
-use crate::policy::Digest;
-use crate::policy::artifact::Stage;
-use crate::policy::loaded::LoadedPolicy;
-use crate::policy::registry::Registry;
 use arc_swap::ArcSwap;
+use nova_control::local_changes::HostRegistry;
+use nova_model::artifact::Digest;
+use nova_model::artifact::Stage;
+use nova_model::snapshot::ServedBy;
+use nova_policy::loaded::LoadedPolicy;
+use nova_stores::records::{Bounds, Encoded, RecordStore};
+use nova_support::clock::unix_ms;
+use nova_support::metrics::METRICS;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,7 +76,7 @@ impl Recorder {
     pub fn start(
         data_dir: PathBuf,
         settings: Records,
-        registry: Arc<dyn Registry>,
+        registry: Arc<dyn HostRegistry>,
         stop: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, decisions) = mpsc::channel(QUEUE_MAX);
@@ -161,7 +161,7 @@ async fn refuse(mut decisions: mpsc::Receiver<(Why, Arc<Decision>)>, stop: Cance
 
 struct Writer {
     store: RecordStore,
-    registry: Arc<dyn Registry>,
+    registry: Arc<dyn HostRegistry>,
     settings: Arc<ArcSwap<Records>>,
     /// Effective digests of policies that are in the store.
     known: HashSet<Digest>,
@@ -213,7 +213,7 @@ impl Writer {
         let records = batch.len() as u64;
         let encode = move || {
             let of =
-                |(why, decision): &(Why, Arc<Decision>)| Encoded::of(&Record::of(*why, decision));
+                |(why, decision): &(Why, Arc<Decision>)| Record::of(*why, decision).to_encoded();
             batch.iter().map(of).collect::<Vec<Encoded>>()
         };
         let written = match tokio::task::spawn_blocking(encode).await {

@@ -4,10 +4,10 @@
 
 use super::fuel::Fuel;
 use super::record::Record;
-use crate::policy::Digest;
-use crate::policy::compare::{Comparison, ComparisonSummary, Comparisons, Distribution, Samples};
-use crate::policy::failure::PolicyFailure;
-use crate::policy::ranking::Ranking;
+use nova_model::artifact::Digest;
+use nova_model::failure::PolicyFailure;
+use nova_policy::compare::{Comparison, ComparisonSummary, Comparisons, Distribution, Samples};
+use nova_policy::ranking::Ranking;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,11 +2,11 @@
 //! and are published to all other hosts; those published by other hosts are applied here.
 
 use crate::app::App;
-use crate::clock::unix_ms;
-use crate::feed::deleted::Fate;
-use crate::stores::UnixMs;
-use crate::stores::redis::tombstones::Tombstones;
 use futures::StreamExt as _;
+use nova_model::deleted::Fate;
+use nova_model::time::UnixMs;
+use nova_stores::redis::tombstones::Tombstones;
+use nova_support::clock::unix_ms;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

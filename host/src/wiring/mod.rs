@@ -7,10 +7,10 @@ mod stack;
 
 use crate::app::{App, StoreSet};
 use crate::config::Config;
-use crate::events::spool::Spool;
-use crate::policy::registry::Registry;
-use crate::stores::embedded::EmbeddedStore;
-use crate::stores::embedded::registry::SqliteRegistry;
+use nova_control::local_changes::HostRegistry;
+use nova_stores::embedded::EmbeddedStore;
+use nova_stores::embedded::registry::SqliteRegistry;
+use nova_stores::spool::Spool;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ pub type Beside =
 /// One complete set of stores.
 pub struct Wired {
     pub stores: StoreSet,
-    pub registry: Arc<dyn Registry>,
+    pub registry: Arc<dyn HostRegistry>,
     pub spool: Spool,
     /// The embedded store, if there is one. This process deletes its expired rows.
     pub embedded: Option<EmbeddedStore>,
@@ -53,7 +53,7 @@ pub async fn connect(config: &Config) -> anyhow::Result<Wired> {
 ///
 /// # Errors
 /// Same as [`connect`].
-pub async fn registry(config: &Config) -> anyhow::Result<Arc<dyn Registry>> {
+pub async fn registry(config: &Config) -> anyhow::Result<Arc<dyn HostRegistry>> {
     match config.stores.stack() {
         None => {
             let store = embedded::open_store(&config.data_dir).await?;

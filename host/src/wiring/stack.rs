@@ -7,30 +7,32 @@ use super::{Beside, Wired};
 use crate::app::{App, StoreSet};
 use crate::cdc::consumer::{self as capture, Capture};
 use crate::cdc::invalidation::Invalidator;
-use crate::config::{Config, StackUrls};
+use crate::config::Config;
 use crate::events::consumer::{self as judge, Judge};
-use crate::events::spool::Spool;
 use crate::experiments::served::{self, ServedRecorder};
 use crate::jobs::PoolSample;
 use crate::jobs::profile::{watch_cache, watch_pool};
-use crate::policy::last_good::LastGood;
-use crate::policy::registry::Registry;
-use crate::stores::breaker::Breaker;
-use crate::stores::clickhouse::ClickHouseStore;
-use crate::stores::guard::Guard;
-use crate::stores::kafka::exposures::KafkaExposures;
-use crate::stores::kafka::{KafkaSettings, KafkaSink, Producer, Reader};
-use crate::stores::postgres;
-use crate::stores::postgres::PostgresStore;
-use crate::stores::postgres::registry::PostgresRegistry;
-use crate::stores::redis::cache::RedisCache;
-use crate::stores::redis::claims::RedisClaims;
-use crate::stores::redis::lease::RedisLease;
-use crate::stores::redis::seen::RedisSeen;
-use crate::stores::redis::tombstones::Tombstones;
-use crate::stores::redis::values::RedisValues;
-use crate::stores::redis::{self, Redis};
 use anyhow::Context as _;
+use nova_control::last_good::LastGood;
+use nova_control::local_changes::HostRegistry;
+use nova_stores::StackUrls;
+use nova_stores::breaker::Breaker;
+use nova_stores::clickhouse::ClickHouseStore;
+use nova_stores::guard::Guard;
+use nova_stores::kafka::exposures::KafkaExposures;
+use nova_stores::kafka::{KafkaSettings, KafkaSink, Producer, Reader};
+use nova_stores::postgres;
+use nova_stores::postgres::PostgresStore;
+use nova_stores::postgres::registry::PostgresRegistry;
+use nova_stores::redis;
+use nova_stores::redis::Redis;
+use nova_stores::redis::cache::RedisCache;
+use nova_stores::redis::claims::RedisClaims;
+use nova_stores::redis::lease::RedisLease;
+use nova_stores::redis::seen::RedisSeen;
+use nova_stores::redis::tombstones::Tombstones;
+use nova_stores::redis::values::RedisValues;
+use nova_stores::spool::Spool;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +78,10 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
 }
 
 /// Opens the registry that all hosts share, for a command.
-pub(super) fn registry(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Arc<dyn Registry>> {
+pub(super) fn registry(
+    config: &Config,
+    urls: StackUrls<'_>,
+) -> anyhow::Result<Arc<dyn HostRegistry>> {
     let registry = PostgresRegistry::new(urls.postgres)?;
     Ok(Arc::new(LastGood::new(registry, &config.data_dir)?))
 }

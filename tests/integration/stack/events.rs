@@ -6,16 +6,16 @@ use crate::harness::{self, Community, Host, eventually};
 use crate::services::Stack;
 use nova::events::consumer::{self, Judge};
 use nova::events::drain::{BROKER_BATCH_EVENTS, Drain};
-use nova::events::spool::Spool;
 use nova::experiments::served::{self, ServedRecorder};
-use nova::stores::clickhouse::ClickHouseStore;
-use nova::stores::kafka::exposures::KafkaExposures;
-use nova::stores::kafka::message::Undecodable;
-use nova::stores::kafka::reader::{BatchHandler, Subscription};
-use nova::stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader};
-use nova::stores::{
-    AcceptedEvent, EventSink, Exposure, ExposureStore, StoreError, StoreResult, VariationCount,
-};
+use nova_model::event::AcceptedEvent;
+use nova_model::exposure::{Exposure, VariationCount};
+use nova_stores::clickhouse::ClickHouseStore;
+use nova_stores::kafka::exposures::KafkaExposures;
+use nova_stores::kafka::message::Undecodable;
+use nova_stores::kafka::reader::{BatchHandler, Subscription};
+use nova_stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader};
+use nova_stores::ports::{EventSink, ExposureStore, StoreError, StoreResult};
+use nova_stores::spool::Spool;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -219,7 +219,7 @@ async fn exposures_pass_through_the_broker_and_a_repeated_one_counts_once() {
         ranking_id: Uuid::from_u128(u128::from(user_id)),
         request_id: "r".to_owned(),
         user_id,
-        served_at_ms: nova::clock::unix_ms(),
+        served_at_ms: nova_support::clock::unix_ms(),
         served_by: "policy".to_owned(),
         policy: "baseline@1.0.0".to_owned(),
         effective_digest: "d".to_owned(),

@@ -2,12 +2,13 @@
 //! tests.
 
 use crate::services::{Servers, delete_topics};
-use nova::clock::unix_ms;
-use nova::stores::kafka::message::{Undecodable, decode_event};
-use nova::stores::kafka::producer::Outgoing;
-use nova::stores::kafka::reader::{BatchHandler, Subscription};
-use nova::stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader, Topic, topics};
-use nova::stores::{AcceptedEvent, Action, EventSink, StoreError, StoreResult};
+use nova_model::event::{AcceptedEvent, Action};
+use nova_stores::kafka::message::{Undecodable, decode_event};
+use nova_stores::kafka::producer::Outgoing;
+use nova_stores::kafka::reader::{BatchHandler, Subscription};
+use nova_stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader, Topic, topics};
+use nova_stores::ports::{EventSink, StoreError, StoreResult};
+use nova_support::clock::unix_ms;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Headers;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};

@@ -4,9 +4,9 @@
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::harness::{Community, Host, Setup, eventually};
 use crate::services::Stack;
-use nova::stores::RelationalStore as _;
-use nova::stores::breaker::{Breaker, Circuit};
-use nova::stores::postgres::PostgresStore;
+use nova_stores::breaker::{Breaker, Circuit};
+use nova_stores::ports::RelationalStore as _;
+use nova_stores::postgres::PostgresStore;
 use serde_json::{Value, json};
 use std::process::Output;
 use std::time::{Duration, Instant};

@@ -3,17 +3,17 @@
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::services::redis_url;
-use nova::clock::unix_ms;
-use nova::feed::deleted::Fate;
-use nova::feed::snapshot::{Algo, CachedCandidates, ServedBy, ServedPolicy, Snapshot};
-use nova::policy::features::CandidateSet;
-use nova::stores::breaker::{Breaker, Circuit};
-use nova::stores::guard::Guard;
-use nova::stores::redis::cache::RedisCache;
-use nova::stores::redis::seen::RedisSeen;
-use nova::stores::redis::tombstones::Tombstones;
-use nova::stores::redis::{CALL_TIMEOUT, Redis};
-use nova::stores::{FeedCache, SeenPosts};
+use nova_model::deleted::Fate;
+use nova_model::features::CandidateSet;
+use nova_model::snapshot::{Algo, CachedCandidates, ServedBy, ServedPolicy, Snapshot};
+use nova_stores::breaker::{Breaker, Circuit};
+use nova_stores::guard::Guard;
+use nova_stores::ports::{FeedCache, SeenPosts};
+use nova_stores::redis::cache::RedisCache;
+use nova_stores::redis::seen::RedisSeen;
+use nova_stores::redis::tombstones::Tombstones;
+use nova_stores::redis::{CALL_TIMEOUT, Redis};
+use nova_support::clock::unix_ms;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

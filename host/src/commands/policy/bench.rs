@@ -3,17 +3,17 @@
 
 use super::{built_files, print};
 use crate::commands::{block_on, table};
-use crate::policy::admission::golden::Golden;
-use crate::policy::admission::{Admitted, KnownModules, PolicyFiles, admit};
-use crate::policy::artifact::{Digest, PerStage, Stage};
-use crate::policy::bench::{Measured, Pair, Report, Sets, Times, measure, total};
-use crate::policy::builtin;
-use crate::policy::class::{Class, MEMORY_MB_MAX};
-use crate::policy::engine::Engine;
-use crate::policy::module::Module;
 use crate::replay::record::Record;
-use crate::replay::store::{RecordStore, Selection};
 use anyhow::{Context as _, anyhow};
+use nova_model::artifact::{Digest, PerStage, Stage};
+use nova_policy::admission::golden::Golden;
+use nova_policy::admission::{Admitted, KnownModules, PolicyFiles, admit};
+use nova_policy::bench::{Measured, Pair, Report, Sets, Times, measure, total};
+use nova_policy::builtin;
+use nova_policy::class::{Class, MEMORY_MB_MAX};
+use nova_policy::engine::Engine;
+use nova_policy::module::Module;
+use nova_stores::records::{RecordStore, Selection};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -2,13 +2,13 @@
 
 use super::{built_files, print};
 use crate::commands::table;
-use crate::policy::admission::golden::{CANDIDATES_MAX, OVERSIZE};
-use crate::policy::admission::record::StageRecord;
-use crate::policy::admission::{NothingKnown, Refusal, admit, admit_module};
-use crate::policy::artifact::Stage;
-use crate::policy::engine::Engine;
-use crate::policy::module::{Description, Module};
 use anyhow::{Context, anyhow};
+use nova_model::artifact::Stage;
+use nova_model::measured::StageRecord;
+use nova_policy::admission::golden::{CANDIDATES_MAX, OVERSIZE};
+use nova_policy::admission::{NothingKnown, Refusal, admit, admit_module};
+use nova_policy::engine::Engine;
+use nova_policy::module::{Description, Module};
 use serde_json::json;
 use std::path::Path;
 

@@ -4,9 +4,9 @@
 use super::{print, text_of};
 use crate::commands::remote::TargetArguments;
 use crate::commands::{block_on, table};
-use crate::policy::PolicyRef;
 use anyhow::anyhow;
 use clap::Args;
+use nova_model::artifact::PolicyRef;
 use reqwest::Method;
 use serde_json::Value;
 use std::collections::HashMap;

@@ -4,9 +4,9 @@
 use super::{name_of, print, text_of, where_of};
 use crate::commands::block_on;
 use crate::commands::remote::{Step, TargetArguments};
-use crate::policy::PolicyRef;
 use anyhow::bail;
 use clap::Args;
+use nova_model::artifact::PolicyRef;
 
 /// Puts a policy into shadow: it ranks the same candidates as the active policy, but serves no
 /// viewer.

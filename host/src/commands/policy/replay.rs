@@ -2,17 +2,17 @@
 //! under others.
 
 use super::super::{ConfigPath, DataDir, block_on, table};
-use crate::policy::compare::Distribution;
-use crate::policy::engine::Engine;
-use crate::policy::registry::Registry;
 use crate::replay::html;
 use crate::replay::policies::{Contender, Library};
 use crate::replay::report::Report;
 use crate::replay::run::{Progress, run};
-use crate::replay::store::{RecordStore, Selection};
 use crate::wiring;
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use nova_policy::compare::Distribution;
+use nova_policy::engine::Engine;
+use nova_stores::ports::registry::Registry;
+use nova_stores::records::{RecordStore, Selection};
 use std::path::PathBuf;
 use std::sync::Arc;
 

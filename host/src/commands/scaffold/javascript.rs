@@ -1,7 +1,7 @@
 //! Template files of a new JavaScript policy.
 
 use super::Files;
-use crate::policy::artifact::Stage;
+use nova_model::artifact::Stage;
 
 macro_rules! files {
     ($($file:literal from $from:literal),+ $(,)?) => {

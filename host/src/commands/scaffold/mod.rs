@@ -5,9 +5,9 @@ mod javascript;
 mod python;
 mod rust;
 
-use crate::policy::artifact::{Stage, check_name};
-use crate::policy::project::{Language, module_file};
 use anyhow::{Context, bail};
+use nova_model::artifact::{Stage, check_name};
+use nova_policy::project::{Language, module_file};
 use std::path::{Path, PathBuf};
 
 /// Paths and contents of files.
@@ -117,8 +117,8 @@ fn write(path: &Path, content: &str) -> anyhow::Result<()> {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::policy::artifact::Manifest;
-    use crate::policy::project::{COMPONENTIZE_JS, COMPONENTIZE_PY};
+    use nova_model::artifact::Manifest;
+    use nova_policy::project::{COMPONENTIZE_JS, COMPONENTIZE_PY};
 
     const LANGUAGES: [Language; 3] = [Language::Rust, Language::Python, Language::Javascript];
 

@@ -1,7 +1,7 @@
 //! Template files of a new Rust policy.
 
 use super::Files;
-use crate::policy::artifact::Stage;
+use nova_model::artifact::Stage;
 
 macro_rules! sdk {
     ($($file:literal),+ $(,)?) => {

@@ -1,13 +1,13 @@
 //! Statistics of one policy in shadow: its runs, and the differences between its rankings and
 //! the served ones. Pure; time is passed in.
 
-use crate::clock::utc;
-use crate::policy::artifact::{Digest, PolicyRef};
-use crate::policy::budget::{Call, Counts, Thresholds, Window};
-use crate::policy::compare::{Comparison, ComparisonSummary, Comparisons};
-use crate::policy::loaded::LoadedPolicy;
-use crate::stores::UnixMs;
 use chrono::{DateTime, Utc};
+use nova_model::artifact::{Digest, PolicyRef};
+use nova_model::budget::{Call, Counts, Thresholds, Window};
+use nova_model::time::UnixMs;
+use nova_model::time::utc;
+use nova_policy::compare::{Comparison, ComparisonSummary, Comparisons};
+use nova_policy::loaded::LoadedPolicy;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;

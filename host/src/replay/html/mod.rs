@@ -5,7 +5,7 @@ mod pages;
 mod plot;
 
 use super::report::{CheckReport, PolicyReport, Report};
-use crate::policy::compare::{AuthorsSummary, Distribution, Samples};
+use nova_policy::compare::{AuthorsSummary, Distribution, Samples};
 use plot::{Axis, Series, histogram};
 
 const STYLE: &str = include_str!("style.css");

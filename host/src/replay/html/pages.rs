@@ -1,8 +1,8 @@
 //! Two pages side by side, with a line from each post's served position to its new one.
 
 use super::escaped;
-use crate::clock::rfc3339;
 use crate::replay::report::{PageMove, PagePost};
+use nova_model::time::rfc3339;
 
 /// Row height in pixels, the same as in the style sheet.
 const ROW_PX: usize = 20;

@@ -1,10 +1,10 @@
 //! Tests of the reported differences between rankings.
 
 use super::*;
-use crate::policy::Stage;
-use crate::policy::compare::compare;
-use crate::policy::failure::FailureKind;
 use crate::replay::record::tests::record;
+use nova_model::artifact::Stage;
+use nova_model::failure::FailureKind;
+use nova_policy::compare::compare;
 
 fn ranking(rows: &[u32], scores: &[f32]) -> Ranking {
     Ranking {

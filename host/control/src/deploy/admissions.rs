@@ -1,0 +1,98 @@
+//! Queue for policy trials. One policy is tried at a time, on a thread with a lower priority
+//! than the threads that serve requests. A trial takes a few seconds of computation at best and
+//! some minutes at worst, so an upload must not take the processors from viewers.
+
+use super::DeployError;
+use nova_policy::compiler::lower_priority;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// Maximum number of uploads that wait for the one being tried. Each of them holds its bytes in
+/// memory.
+const WAITING_MAX: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Admissions {
+    places: Arc<Semaphore>,
+    turn: Arc<Semaphore>,
+}
+
+impl Default for Admissions {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(1 + WAITING_MAX)),
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+/// Permit to try a policy, held during the trial.
+pub(super) struct Turn {
+    _place: OwnedSemaphorePermit,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Admissions {
+    /// Waits for the permit to try a policy.
+    ///
+    /// # Errors
+    /// Returns [`DeployError::Busy`] if too many uploads are waiting already.
+    pub async fn turn(&self) -> Result<Turn, DeployError> {
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| DeployError::Busy)?;
+        let turn = self.turn.clone().acquire_owned().await;
+        Ok(Turn {
+            _place: place,
+            _turn: turn.map_err(|_| DeployError::Busy)?,
+        })
+    }
+}
+
+impl Turn {
+    /// Runs the trial on its own thread. Returns `None` if the trial panicked. The permit is
+    /// released when the trial ends, even if the caller no longer waits for it.
+    pub async fn run<T: Send + 'static>(
+        self,
+        trial: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, answer) = oneshot::channel();
+        let run = move || {
+            lower_priority();
+            let tried = trial();
+            drop(self);
+            let _ = done.send(tried);
+        };
+        std::thread::Builder::new()
+            .name("admission".into())
+            .spawn(run)
+            .ok()?;
+        answer.await.ok()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_upload_is_tried_at_a_time_a_few_wait_and_the_rest_are_refused() {
+        let admissions = Arc::new(Admissions::default());
+        let first = admissions.turn().await.unwrap();
+        let waiting: Vec<_> = (0..WAITING_MAX)
+            .map(|_| {
+                let admissions = admissions.clone();
+                tokio::spawn(async move { admissions.turn().await.unwrap().run(|| 1).await })
+            })
+            .collect();
+        while admissions.places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(admissions.turn().await, Err(DeployError::Busy)));
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+        assert_eq!(first.run(|| panic!("a trial")).await, None::<()>);
+        for waiting in waiting {
+            assert_eq!(waiting.await.unwrap(), Some(1));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Synchronisation with the registry: prepares an empty registry so that a host can serve by it,
+//! and follows the changes that other processes make.
+
+use super::{Deploy, DeployError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Interval at which a host checks if another process changed the registry.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Attempts to prepare the registry. Hosts that start at the same time on an empty registry
+/// conflict a few times.
+const PREPARE_ATTEMPTS: u32 = 16;
+
+impl Deploy {
+    /// Prepares the registry so that a host can serve by it. If another host does this at the
+    /// same time, the two share the work.
+    pub(super) async fn prepare(&self) -> Result<(), DeployError> {
+        for _ in 0..PREPARE_ATTEMPTS {
+            match self.try_to_prepare().await {
+                Err(DeployError::Conflict(_)) => {}
+                other => return other,
+            }
+        }
+        let busy = anyhow::anyhow!("other hosts keep changing the registry");
+        Err(DeployError::Unavailable(busy))
+    }
+
+    async fn try_to_prepare(&self) -> Result<(), DeployError> {
+        {
+            let _changing = self.begin_change().await;
+            self.refresh().await.map_err(DeployError::Unavailable)?;
+        }
+        self.publish_shipped().await?;
+        if self.serving().state.activations.is_empty() {
+            self.activate(&nova_model::artifact::baseline(), "host")
+                .await?;
+        }
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Follows changes that other processes make, until the host ends.
+    pub async fn follow_registry(self: Arc<Self>) {
+        let mut failing = self.away.load(Ordering::Acquire);
+        loop {
+            tokio::select! {
+                () = self.registry.changed() => {}
+                () = self.settle_soon.notified() => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+            }
+            let looked = self.look().await;
+            if let Err(error) = &looked
+                && !failing
+            {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the registry does not answer; serving the policies that were loaded last"
+                );
+            }
+            if failing && looked.is_ok() {
+                tracing::info!("the registry answers again");
+            }
+            failing = looked.is_err();
+            self.away.store(failing, Ordering::Release);
+            let _changing = self.changing.lock().await;
+            if failing && let Err(error) = self.keep_quarantines().await {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "could not save a quarantine on this host's disk; a restart would lose it"
+                );
+            }
+        }
+    }
+
+    /// Checks the registry once and makes the changes that this requires.
+    pub(super) async fn look(&self) -> anyhow::Result<()> {
+        let revision = self.registry.revision().await?;
+        self.away.store(false, Ordering::Release);
+        if !self.prepared.load(Ordering::Acquire) {
+            return Ok(self.prepare().await?);
+        }
+        let retry = self.is_retry_due();
+        let is_behind = self.is_ahead() || self.is_unsettled() || retry;
+        if revision == self.serving().state.revision && !is_behind {
+            return Ok(());
+        }
+        // A policy can take long to compile, so it is loaded before the lock is taken that other
+        // changes wait for.
+        let _active = if revision == self.serving().state.revision {
+            None
+        } else {
+            let state = self.with_local_changes(self.registry.load().await?);
+            self.load_active(&self.with_withdrawn(state)).await
+        };
+        let _changing = self.changing.lock().await;
+        if self.is_ahead() {
+            self.settle_local_changes().await?;
+        }
+        // The new revision may come from this host's own change. That change may have been
+        // loaded since the check.
+        if revision != self.serving().state.revision || retry {
+            let refreshed = self.refresh().await;
+            self.late.release();
+            refreshed?;
+        }
+        if self.is_unsettled() {
+            self.settle().await?;
+        }
+        Ok(())
+    }
+}

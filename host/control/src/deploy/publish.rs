@@ -1,0 +1,236 @@
+//! Publication of policies: the bundled ones, uploads and a watched directory.
+
+use super::change::standing;
+use super::modules::{CompiledModules, Known, Tried};
+use super::{Deploy, DeployError, PolicyState, Published, Serving};
+use nova_model::artifact::{Digest, Manifest, ModuleSource, PolicyRef, Stage};
+use nova_model::registry::{Change, PublishedPolicy};
+use nova_policy::admission::{Admitted, PolicyFiles, Refusal, admit};
+use nova_policy::builtin;
+use nova_policy::engine::Engine;
+use nova_policy::loaded::LoadedPolicy;
+use nova_support::clock::unix_ms;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+impl Deploy {
+    pub(super) async fn publish_shipped(&self) -> Result<(), DeployError> {
+        for files in builtin::recipes() {
+            let admitted = shipped(&self.engine, &self.compiled, files.clone())
+                .await
+                .map_err(|error| Refusal::one(format!("{error:#}")))?;
+            let policy = admitted.loaded.spec.policy.clone();
+            let published = self
+                .serving()
+                .state
+                .policy(&policy)
+                .map(|published| published.digest);
+            match published {
+                None => drop(self.publish(files, "host").await?),
+                Some(digest) if digest == admitted.loaded.digest => {}
+                Some(_) => {
+                    tracing::info!(%policy, "this binary bundles other bytes for a policy that is published already; keeping the published bytes")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Admits and publishes a policy. If this version is published already with the same digest,
+    /// returns its current state.
+    ///
+    /// # Errors
+    /// Returns every reason for a refusal. Also fails if the registry does not answer.
+    pub async fn publish(&self, files: PolicyFiles, actor: &str) -> Result<Published, DeployError> {
+        let admitted = self.admit(files).await?;
+        let _changing = self.begin_change().await;
+        if admitted.follow {
+            return self.follow_source(admitted, actor).await;
+        }
+        let loaded = &admitted.loaded;
+        let policy = loaded.spec.policy.clone();
+        let serving = self.serving.load_full();
+        if let Some(published) = serving.state.policy(&policy) {
+            return already_published(&serving, published, loaded.digest);
+        }
+        self.publish_admitted(&admitted, actor).await
+    }
+
+    /// Runs only the admission of [`Deploy::publish`], without publishing.
+    ///
+    /// # Errors
+    /// The same as for `publish`.
+    pub async fn admit(&self, files: PolicyFiles) -> Result<Admitted, DeployError> {
+        let turn = self.admissions.turn().await?;
+        let known = Known {
+            compiled: self.compiled.clone(),
+            bytes: self.published_bytes(&files).await?,
+            tried: self.tried(&files),
+        };
+        let engine = self.engine.clone();
+        let admitted = turn
+            .run(move || admit(&engine, &known, &files))
+            .await
+            .ok_or_else(|| Refusal::one("the compiler panicked on this policy"))??;
+        if admitted.follow && !self.development {
+            let reason = "follow = true works only on a host started for development (nova demo, nova serve --watch)";
+            return Err(Refusal::one(reason).into());
+        }
+        for stage in Stage::ALL {
+            self.compiled.keep(admitted.loaded.modules.get(stage));
+        }
+        Ok(admitted)
+    }
+
+    fn tried(&self, files: &PolicyFiles) -> Tried {
+        if builtin::recipes().any(|shipped| shipped == *files) {
+            return Tried::Shipped;
+        }
+        let serving = self.serving();
+        let published = serving.state.policies.iter();
+        Tried::Digests(published.map(|published| published.digest).collect())
+    }
+
+    async fn published_bytes(
+        &self,
+        files: &PolicyFiles,
+    ) -> Result<HashMap<Digest, Vec<u8>>, DeployError> {
+        let mut bytes = HashMap::new();
+        // Admission refuses a manifest that cannot be read, so this ignores it.
+        let Ok(manifest) = Manifest::parse(&files.manifest) else {
+            return Ok(bytes);
+        };
+        for stage in Stage::ALL {
+            if let ModuleSource::Published(digest) = manifest.stage(stage).module
+                && let Some(module) = self.registry.module(digest).await?
+            {
+                bytes.insert(digest, module);
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn publish_admitted(
+        &self,
+        admitted: &Admitted,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let loaded = &admitted.loaded;
+        let change = Change::Publish {
+            spec: loaded.spec.clone(),
+            digest: loaded.digest,
+            modules: admitted.module_bytes.clone(),
+            at_ms: unix_ms(),
+            measured: admitted.record.clone().map(Box::new),
+        };
+        self.carry_out(change, actor).await?;
+        let policy = loaded.spec.policy.clone();
+        tracing::info!(%policy, digest = %loaded.digest, actor, "policy published");
+        Ok(Published {
+            policy,
+            digest: loaded.digest,
+            state: PolicyState::Published,
+            percent: None,
+            new: true,
+        })
+    }
+
+    /// Publishes a changed policy as the next free `-dev.N` version and activates it at once.
+    /// Used on development hosts only.
+    async fn follow_source(
+        &self,
+        admitted: Admitted,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
+        let serving = self.serving.load_full();
+        let digest = admitted.loaded.digest;
+        let PolicyRef { name, version } = admitted.loaded.spec.policy.clone();
+        if serving.active.digest == digest && serving.active.spec.policy.name == name {
+            return Ok(Published {
+                policy: serving.active.spec.policy.clone(),
+                digest,
+                state: PolicyState::Active,
+                percent: None,
+                new: false,
+            });
+        }
+        let taken = |n: usize| {
+            dev_version(&version, n).is_none_or(|version| {
+                serving
+                    .state
+                    .policy(&PolicyRef {
+                        name: name.clone(),
+                        version,
+                    })
+                    .is_some()
+            })
+        };
+        let next = (1..=serving.state.policies.len() + 1)
+            .find(|&n| !taken(n))
+            .and_then(|n| dev_version(&version, n));
+        let Some(version) = next else {
+            return Err(
+                Refusal::one(format!("version {version} cannot carry a -dev.N suffix")).into(),
+            );
+        };
+        let mut spec = admitted.loaded.spec.clone();
+        spec.policy.version = version;
+        let loaded = LoadedPolicy::bind(digest, spec, admitted.loaded.modules.clone())
+            .map_err(|reasons| Refusal { reasons })?;
+        let admitted = Admitted {
+            loaded: Arc::new(loaded),
+            ..admitted
+        };
+        let published = self.publish_admitted(&admitted, actor).await?;
+        self.activate_locked(&published.policy, actor).await?;
+        Ok(Published {
+            state: PolicyState::Active,
+            ..published
+        })
+    }
+}
+
+fn dev_version(version: &semver::Version, n: usize) -> Option<semver::Version> {
+    let pre = semver::Prerelease::new(&format!("dev.{n}")).ok()?;
+    Some(semver::Version {
+        pre,
+        ..version.clone()
+    })
+}
+
+fn already_published(
+    serving: &Serving,
+    published: &PublishedPolicy,
+    digest: Digest,
+) -> Result<Published, DeployError> {
+    let policy = published.spec.policy.clone();
+    if published.digest != digest {
+        let reason = format!(
+            "{policy} is published already with other content; a published version never changes, choose a new version"
+        );
+        return Err(Refusal::one(reason).into());
+    }
+    standing(&serving.state, &policy)
+}
+
+/// Admits a policy that is bundled with this binary.
+pub(super) async fn shipped(
+    engine: &Engine,
+    compiled: &CompiledModules,
+    files: PolicyFiles,
+) -> anyhow::Result<Admitted> {
+    let (engine, compiled) = (engine.clone(), compiled.clone());
+    let admitted = tokio::task::spawn_blocking(move || {
+        let known = Known {
+            compiled: compiled.clone(),
+            bytes: HashMap::new(),
+            tried: Tried::Shipped,
+        };
+        let admitted = admit(&engine, &known, &files)?;
+        for stage in Stage::ALL {
+            compiled.keep(admitted.loaded.modules.get(stage));
+        }
+        Ok::<_, Refusal>(admitted)
+    });
+    Ok(admitted.await??)
+}

@@ -1,0 +1,438 @@
+//! Data model of a policy: the manifest that an author writes, the immutable published version,
+//! and the digests that identify behaviour.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// A sha256 digest, written as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|_| format!("`{text}` is not a sha256 digest (64 hexadecimal digits)"))?;
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// The three decisions that a policy makes, in the order in which they are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Dedup,
+    Score,
+    Saturation,
+}
+
+impl Stage {
+    pub const ALL: [Stage; 3] = [Stage::Dedup, Stage::Score, Stage::Saturation];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stage::Dedup => "dedup",
+            Stage::Score => "score",
+            Stage::Saturation => "saturation",
+        }
+    }
+
+    /// Returns the exported interface that makes a component a module of this stage.
+    pub fn interface(self) -> &'static str {
+        match self {
+            Stage::Dedup => "nova:policy/dedup@1.0.0",
+            Stage::Score => "nova:policy/score@1.0.0",
+            Stage::Saturation => "nova:policy/saturation@1.0.0",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One value for each stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PerStage<T> {
+    pub dedup: T,
+    pub score: T,
+    pub saturation: T,
+}
+
+impl<T> PerStage<T> {
+    pub fn get(&self, stage: Stage) -> &T {
+        match stage {
+            Stage::Dedup => &self.dedup,
+            Stage::Score => &self.score,
+            Stage::Saturation => &self.saturation,
+        }
+    }
+
+    pub fn get_mut(&mut self, stage: Stage) -> &mut T {
+        match stage {
+            Stage::Dedup => &mut self.dedup,
+            Stage::Score => &mut self.score,
+            Stage::Saturation => &mut self.saturation,
+        }
+    }
+
+    pub fn try_build<E>(mut make: impl FnMut(Stage) -> Result<T, E>) -> Result<Self, E> {
+        Ok(Self {
+            dedup: make(Stage::Dedup)?,
+            score: make(Stage::Score)?,
+            saturation: make(Stage::Saturation)?,
+        })
+    }
+}
+
+/// Name and version of a policy, written `name@version`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyRef {
+    pub name: String,
+    pub version: semver::Version,
+}
+
+impl fmt::Display for PolicyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.version)
+    }
+}
+
+impl FromStr for PolicyRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed =
+            || format!("`{text}` does not name a policy: write name@version, e.g. baseline@1.0.0");
+        let (name, version) = text.split_once('@').ok_or_else(malformed)?;
+        let version = semver::Version::parse(version).map_err(|_| malformed())?;
+        check_name(name).map_err(|_| malformed())?;
+        Ok(Self {
+            name: name.to_owned(),
+            version,
+        })
+    }
+}
+
+impl Serialize for PolicyRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyRef {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Checks a policy name: lower-case letters, digits and inner hyphens, at most 64. The rule is
+/// strict because the name appears in URLs, labels and file names.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let plain = !name.is_empty()
+        && name.len() <= 64
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if plain {
+        Ok(())
+    } else {
+        Err(format!(
+            "name `{name}`: use 1–64 of a–z, 0–9 and inner hyphens"
+        ))
+    }
+}
+
+/// Content of `policy.toml`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub name: String,
+    pub version: semver::Version,
+    #[serde(default)]
+    pub description: String,
+    pub dedup: StageManifest,
+    pub score: StageManifest,
+    pub saturation: StageManifest,
+    #[serde(default)]
+    pub limits: Limits,
+    /// Development only: every valid change becomes active at once.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageManifest {
+    pub module: ModuleSource,
+    #[serde(default)]
+    pub params: BTreeMap<String, f64>,
+}
+
+impl Manifest {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let manifest: Self =
+            toml::from_str(text).map_err(|error| format!("policy.toml: {error}"))?;
+        check_name(&manifest.name).map_err(|reason| format!("policy.toml: {reason}"))?;
+        Ok(manifest)
+    }
+
+    pub fn stage(&self, stage: Stage) -> &StageManifest {
+        match stage {
+            Stage::Dedup => &self.dedup,
+            Stage::Score => &self.score,
+            Stage::Saturation => &self.saturation,
+        }
+    }
+
+    pub fn policy_ref(&self) -> PolicyRef {
+        PolicyRef {
+            name: self.name.clone(),
+            version: self.version.clone(),
+        }
+    }
+}
+
+/// Source of a stage's module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModuleSource {
+    /// A file in the directory of the manifest.
+    File(String),
+    /// A module that the registry has already.
+    Published(Digest),
+    /// A module compiled into the host.
+    Builtin(String),
+}
+
+impl<'de> Deserialize<'de> for ModuleSource {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let text = String::deserialize(deserializer)?;
+        if let Some(digest) = text.strip_prefix("sha256:") {
+            return digest
+                .parse()
+                .map(Self::Published)
+                .map_err(D::Error::custom);
+        }
+        if let Some(name) = text.strip_prefix("builtin:") {
+            return Ok(Self::Builtin(name.to_owned()));
+        }
+        let plain =
+            text.ends_with(".wasm") && !text.contains(['/', '\\']) && !text.starts_with('.');
+        if !plain {
+            return Err(D::Error::custom(format!(
+                "module `{text}`: use a .wasm file in the directory of policy.toml, \"sha256:<digest>\" or \"builtin:<name>\""
+            )));
+        }
+        Ok(Self::File(text))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Milliseconds for the three stages together.
+    pub deadline_ms: u32,
+    /// MiB of linear memory for each instance.
+    pub memory_mb: u32,
+    pub instance: InstanceMode,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            deadline_ms: 20,
+            memory_mb: 16,
+            instance: InstanceMode::Fresh,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum InstanceMode {
+    /// A new instance for every call, so that no data leaks from one viewer to the next.
+    Fresh,
+    /// Instances serve many calls. This is faster, but data is only as private as the module's
+    /// code keeps it.
+    Reuse,
+}
+
+/// One stage of a published policy: a module and the values of all its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageSpec {
+    pub module: Digest,
+    pub params: BTreeMap<String, f64>,
+}
+
+/// A published policy version. `stages` and `limits` contain everything that determines
+/// behaviour.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicySpec {
+    pub policy: PolicyRef,
+    pub description: String,
+    pub stages: PerStage<StageSpec>,
+    pub limits: Limits,
+    /// Digest of the proof that a trusted key signed the policy. The proof is stored with the
+    /// modules. It does not affect behaviour, so no digest includes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Digest>,
+}
+
+impl PolicySpec {
+    /// Returns the sha256 of the canonical form: modules by digest, every parameter resolved,
+    /// and limits. Name and version are not included, so policies with equal behaviour have
+    /// equal digests.
+    ///
+    /// The canonical form is JSON without white space. Its keys are in the order of these
+    /// structs, its parameters are sorted by name, and its numbers have the shortest form that
+    /// reads back exactly.
+    pub fn digest(&self) -> Digest {
+        #[derive(Serialize)]
+        struct Canonical<'a> {
+            stages: &'a PerStage<StageSpec>,
+            limits: &'a Limits,
+        }
+        let canonical = Canonical {
+            stages: &self.stages,
+            limits: &self.limits,
+        };
+        // Serialising plain data to memory cannot fail. Even the digest of an empty form would
+        // be valid.
+        Digest::of(&serde_json::to_vec(&canonical).unwrap_or_default())
+    }
+
+    /// Returns the same policy with an experiment's parameter values. Its digest is the
+    /// effective digest.
+    pub fn with_overrides(&self, overrides: &PerStage<BTreeMap<String, f64>>) -> Self {
+        let mut spec = self.clone();
+        spec.stages.dedup.params.extend(overrides.dedup.clone());
+        spec.stages.score.params.extend(overrides.score.clone());
+        spec.stages
+            .saturation
+            .params
+            .extend(overrides.saturation.clone());
+        spec
+    }
+}
+
+/// Returns the policy that a host ranks with until another one is activated.
+pub fn baseline() -> PolicyRef {
+    PolicyRef {
+        name: "baseline".to_owned(),
+        version: semver::Version::new(1, 0, 0),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        name = "fresh-first"
+        version = "1.0.0"
+        [dedup]
+        module = "builtin:seen-dedup"
+        [score]
+        module = "weighted_scorer.wasm"
+        params = { w_freshness = 0.60 }
+        [saturation]
+        module = "builtin:author-saturation"
+    "#;
+
+    #[test]
+    fn an_unknown_key_is_refused_and_named() {
+        let error = Manifest::parse(&format!("{MINIMAL}\n[limits]\ndeadline = 3")).unwrap_err();
+        assert!(error.contains("unknown field `deadline`"), "{error}");
+    }
+
+    #[test]
+    fn a_module_path_cannot_leave_the_directory() {
+        for path in ["../x.wasm", "/etc/x.wasm", "a/b.wasm", "x.txt", ".x.wasm"] {
+            let text = MINIMAL.replace("weighted_scorer.wasm", path);
+            assert!(Manifest::parse(&text).is_err(), "{path}");
+        }
+    }
+
+    fn spec(w_freshness: f64, version: &str) -> PolicySpec {
+        let stage = |value| StageSpec {
+            module: Digest::of(b"m"),
+            params: BTreeMap::from([("w".to_owned(), value)]),
+        };
+        PolicySpec {
+            policy: format!("p@{version}").parse().unwrap(),
+            description: String::new(),
+            stages: PerStage {
+                dedup: stage(1.0),
+                score: stage(w_freshness),
+                saturation: stage(2.0),
+            },
+            limits: Limits::default(),
+            signature: None,
+        }
+    }
+
+    #[test]
+    fn equal_behaviour_has_an_equal_digest_in_every_version() {
+        assert_eq!(spec(0.3, "1.0.0").digest(), spec(0.3, "2.0.0").digest());
+        assert_ne!(spec(0.3, "1.0.0").digest(), spec(0.6, "1.0.0").digest());
+    }
+
+    #[test]
+    fn overrides_change_the_effective_digest_as_a_new_version_would() {
+        let mut overrides = PerStage::<BTreeMap<String, f64>>::default();
+        overrides.score.insert("w".to_owned(), 0.6);
+        assert_eq!(
+            spec(0.3, "1.0.0").with_overrides(&overrides).digest(),
+            spec(0.6, "1.0.0").digest()
+        );
+    }
+}

@@ -1,0 +1,426 @@
+//! The hash chain of the audit log. Every entry contains the hash of the entry before it, so
+//! that a change by a person with write access to the database is detected.
+//!
+//! The chain alone cannot show that its newest entries were removed or that the whole log was
+//! rewritten. To detect this, note the hash of the newest entry outside the database and compare
+//! it later.
+
+use super::artifact::Digest;
+use super::registry::Change;
+use crate::time::UnixMs;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// First value of the hashed form. A different form would get a different name.
+const FORMAT: &str = "nova-audit-1";
+/// First value of the hashed form for entries that are older than the chain. It has its own name
+/// so that an entry whose hash was removed is not mistaken for one that never had a hash.
+const OLDER_FORMAT: &str = "nova-audit-0";
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AuditEntry {
+    pub id: i64,
+    pub at: DateTime<Utc>,
+    /// The token's subject, or `watcher`, `cli`, `host`.
+    pub actor: String,
+    pub action: String,
+    pub subject: String,
+    pub detail: serde_json::Value,
+    /// The hash of the entry before; null in the first.
+    #[schema(value_type = Option<String>)]
+    pub previous_hash: Option<Digest>,
+    /// sha256 of `["nova-audit-1", previous_hash, id, at (ms), actor, action, subject, detail]`
+    /// as canonical JSON (RFC 8785). Null in entries that are older than the chain.
+    #[schema(value_type = Option<String>)]
+    pub hash: Option<Digest>,
+}
+
+/// Part of the log to read, and its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditPage {
+    /// Entries older than this id, newest first.
+    Before(i64),
+    /// Entries newer than this id, oldest first.
+    After(i64),
+}
+
+impl AuditPage {
+    pub const NEWEST: Self = Self::Before(i64::MAX);
+    pub const OLDEST: Self = Self::After(i64::MIN);
+}
+
+impl AuditEntry {
+    /// Creates the entry of a change. `previous` is the hash of the entry before it.
+    ///
+    /// # Errors
+    /// Fails if the detail has no canonical form.
+    pub fn of(
+        change: &Change,
+        actor: &str,
+        id: i64,
+        at_ms: UnixMs,
+        previous: Option<Digest>,
+    ) -> serde_json::Result<Self> {
+        let mut entry = Self {
+            id,
+            at: crate::time::utc(at_ms),
+            actor: actor.to_owned(),
+            action: change.action().to_owned(),
+            subject: change.subject(),
+            detail: change.detail(),
+            previous_hash: previous,
+            hash: None,
+        };
+        entry.hash = Some(entry.hash_after(previous)?);
+        Ok(entry)
+    }
+
+    /// Returns the hash of this entry if `previous` is the hash of the entry before it.
+    fn hash_after(&self, previous: Option<Digest>) -> serde_json::Result<Digest> {
+        self.hash_as(FORMAT, previous)
+    }
+
+    fn hash_as(
+        &self,
+        format: &'static str,
+        previous: Option<Digest>,
+    ) -> serde_json::Result<Digest> {
+        let hashed = (
+            format,
+            previous,
+            self.id,
+            self.at.timestamp_millis(),
+            &self.actor,
+            &self.action,
+            &self.subject,
+            &self.detail,
+        );
+        Ok(Digest::of(&serde_json_canonicalizer::to_vec(&hashed)?))
+    }
+}
+
+/// Returns the `previous_hash` for the first entry with a hash in a log that is older than the
+/// chain. The older entries, oldest first, are hashed as if they had always been in a chain. So
+/// the first entry with a hash attests all of them in their present form.
+///
+/// # Errors
+/// Fails if an entry has no canonical form.
+pub fn head_of_unhashed(entries: &[AuditEntry]) -> serde_json::Result<Option<Digest>> {
+    entries.iter().try_fold(None, |head, entry| {
+        entry.hash_as(OLDER_FORMAT, head).map(Some)
+    })
+}
+
+/// Result for an unbroken chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    pub entries: u64,
+    /// Number of the newest entries that no hash attests yet. It is above 0 if the log has not
+    /// changed since the chain was introduced.
+    pub unattested: u64,
+    /// The hash of the newest entry. A person who notes it can check later if entries were
+    /// removed.
+    pub head: Option<Digest>,
+}
+
+/// The first entry that does not continue the chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the chain breaks at entry {id}: {why}")]
+pub struct Broken {
+    pub id: i64,
+    pub why: &'static str,
+}
+
+/// Checks a log entry by entry, oldest first.
+#[derive(Debug, Default)]
+pub struct Verifier {
+    verified: Verified,
+    newest_id: Option<i64>,
+    is_chained: bool,
+    expected: Option<Digest>,
+    found_expected: bool,
+}
+
+impl Verifier {
+    /// Creates a verifier that also looks for the entry with this hash.
+    pub fn expecting(hash: Option<Digest>) -> Self {
+        Self {
+            expected: hash,
+            ..Self::default()
+        }
+    }
+
+    /// Checks the next entry.
+    ///
+    /// # Errors
+    /// Fails if `entry` does not continue the chain.
+    pub fn push(&mut self, entry: &AuditEntry) -> Result<(), Broken> {
+        let broken = |why| Err(Broken { id: entry.id, why });
+        if self.newest_id.is_some_and(|newest| newest >= entry.id) {
+            return broken("it does not come after the entry before it");
+        }
+        let before = self.verified.head;
+        let format = entry.hash.map_or(OLDER_FORMAT, |_| FORMAT);
+        let Ok(hash) = entry.hash_as(format, before) else {
+            return broken("its detail has no canonical form");
+        };
+        match entry.hash {
+            None if self.is_chained || entry.previous_hash.is_some() => {
+                return broken("its hash is missing");
+            }
+            None => self.verified.unattested += 1,
+            Some(_) if entry.previous_hash != before => {
+                return broken("an entry before it was changed, removed or added");
+            }
+            Some(stored) if stored != hash => return broken("it was changed"),
+            Some(_) => {
+                self.is_chained = true;
+                self.verified.unattested = 0;
+            }
+        }
+        self.newest_id = Some(entry.id);
+        self.found_expected |= self.expected == Some(hash);
+        self.verified.entries += 1;
+        self.verified.head = Some(hash);
+        Ok(())
+    }
+
+    /// Returns the result, or `None` if the expected hash was not found.
+    pub fn finish(self) -> Option<Verified> {
+        (self.expected.is_none() || self.found_expected).then_some(self.verified)
+    }
+}
+
+/// Checks a whole log, oldest entry first.
+///
+/// # Errors
+/// Returns the first entry that does not continue the chain.
+pub fn verify<'a>(entries: impl IntoIterator<Item = &'a AuditEntry>) -> Result<Verified, Broken> {
+    let mut verifier = Verifier::default();
+    for entry in entries {
+        verifier.push(entry)?;
+    }
+    Ok(verifier.verified)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// Content of an entry without its place in the log.
+    #[derive(Debug, Clone)]
+    struct Said {
+        actor: String,
+        action: &'static str,
+        subject: String,
+        detail: serde_json::Value,
+        at_ms: u64,
+    }
+
+    fn said() -> impl Strategy<Value = Said> {
+        let numbers = any::<f64>().prop_filter("JSON has finite numbers only", |n| n.is_finite());
+        let detail = ("\\PC{0,8}", numbers, any::<bool>())
+            .prop_map(|(text, number, flag)| json!({"reason": text, "weight": number, "b": {"on": flag}, "a": null}));
+        let action = prop_oneof![Just("activate"), Just("rollback"), Just("set_flag")];
+        ("[a-z]{1,3}", action, "\\PC{0,8}", detail, 0_u64..1 << 42).prop_map(
+            |(actor, action, subject, detail, at_ms)| Said {
+                actor,
+                action,
+                subject,
+                detail,
+                at_ms,
+            },
+        )
+    }
+
+    /// Creates a log whose first `old` entries were written before the chain was introduced.
+    fn log(said: &[Said], old: usize) -> Vec<AuditEntry> {
+        let mut log: Vec<AuditEntry> = Vec::new();
+        for (at, said) in said.iter().enumerate() {
+            let mut entry = AuditEntry {
+                id: at as i64 + 1,
+                at: crate::time::utc(said.at_ms),
+                actor: said.actor.clone(),
+                action: said.action.to_owned(),
+                subject: said.subject.clone(),
+                detail: said.detail.clone(),
+                previous_hash: None,
+                hash: None,
+            };
+            if at >= old {
+                entry.previous_hash = match log.last() {
+                    Some(last) if last.hash.is_some() => last.hash,
+                    _ => head_of_unhashed(&log).unwrap(),
+                };
+                entry.hash = Some(entry.hash_after(entry.previous_hash).unwrap());
+            }
+            log.push(entry);
+        }
+        log
+    }
+
+    #[derive(Debug, Clone)]
+    enum Tampering {
+        Actor(usize, String),
+        Detail(usize),
+        Time(usize),
+        Id(usize),
+        Hash(usize),
+        NoHash(usize),
+        Remove(usize),
+        Repeat(usize),
+        Swap(usize, usize),
+        /// A forged entry whose hash is correct for its content.
+        Insert(usize, Said),
+        /// A changed entry whose own hash was computed again.
+        Rewrite(usize, String),
+    }
+
+    fn tampering() -> impl Strategy<Value = Tampering> {
+        let at = 0_usize..100;
+        prop_oneof![
+            (at.clone(), "[A-Z]{1,3}").prop_map(|(at, actor)| Tampering::Actor(at, actor)),
+            at.clone().prop_map(Tampering::Detail),
+            at.clone().prop_map(Tampering::Time),
+            at.clone().prop_map(Tampering::Id),
+            at.clone().prop_map(Tampering::Hash),
+            at.clone().prop_map(Tampering::NoHash),
+            at.clone().prop_map(Tampering::Remove),
+            at.clone().prop_map(Tampering::Repeat),
+            (at.clone(), 1_usize..100).prop_map(|(at, step)| Tampering::Swap(at, step)),
+            (at.clone(), said()).prop_map(|(at, said)| Tampering::Insert(at, said)),
+            (at, "[A-Z]{1,3}").prop_map(|(at, actor)| Tampering::Rewrite(at, actor)),
+        ]
+    }
+
+    impl Tampering {
+        /// Returns the changed log and the first position that may differ.
+        fn tamper(self, mut log: Vec<AuditEntry>) -> (Vec<AuditEntry>, usize) {
+            let length = log.len();
+            let at = match self {
+                Self::Actor(at, actor) => {
+                    log[at % length].actor = actor;
+                    at % length
+                }
+                Self::Detail(at) => {
+                    log[at % length].detail["b"]["on"] = json!("perhaps");
+                    at % length
+                }
+                Self::Time(at) => {
+                    log[at % length].at += chrono::Duration::milliseconds(1);
+                    at % length
+                }
+                Self::Id(at) => {
+                    log[at % length].id += 1;
+                    at % length
+                }
+                Self::Hash(at) => {
+                    log[at % length].hash = Some(Digest::of(b"forged"));
+                    at % length
+                }
+                Self::NoHash(at) => {
+                    log[at % length].hash = None;
+                    at % length
+                }
+                Self::Remove(at) => {
+                    log.remove(at % length);
+                    at % length
+                }
+                Self::Repeat(at) => {
+                    log.insert(at % length, log[at % length].clone());
+                    at % length
+                }
+                Self::Swap(at, step) => {
+                    let (at, other) = (at % length, (at + step) % length);
+                    log.swap(at, other);
+                    at.min(other)
+                }
+                Self::Insert(at, said) => {
+                    let at = at % length;
+                    let mut forged = self::log(&[said], 0).remove(0);
+                    forged.id = log[at].id;
+                    forged.previous_hash = log[at].previous_hash;
+                    forged.hash = Some(forged.hash_after(forged.previous_hash).unwrap());
+                    for entry in &mut log[at..] {
+                        entry.id += 1;
+                    }
+                    log.insert(at, forged);
+                    at
+                }
+                Self::Rewrite(at, actor) => {
+                    let entry = &mut log[at % length];
+                    entry.actor = actor;
+                    entry.hash = Some(entry.hash_after(entry.previous_hash).unwrap());
+                    at % length
+                }
+            };
+            (log, at)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_unchanged_log_is_unbroken_also_after_json(said in prop::collection::vec(said(), 0..12), old in 0_usize..12) {
+            let log = log(&said, old);
+            let verified = verify(&log).unwrap();
+            prop_assert_eq!(verified.entries, said.len() as u64);
+            prop_assert_eq!(verified.unattested, if old >= said.len() { said.len() as u64 } else { 0 });
+            let text = serde_json::to_string(&log).unwrap();
+            let read: Vec<AuditEntry> = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(verify(&read).unwrap(), verified);
+        }
+
+        /// Only a noted hash of the head attests the newest entry. So a change of the newest
+        /// entry may pass the check, but then the head is different.
+        #[test]
+        fn every_changed_removed_added_or_moved_entry_is_found(
+            said in prop::collection::vec(said(), 1..12), old in 0_usize..12, tampering in tampering(),
+        ) {
+            let log = log(&said, old);
+            let (tampered, at) = tampering.tamper(log.clone());
+            prop_assume!(tampered != log);
+            let head = verify(&log).unwrap().head;
+            match verify(&tampered) {
+                Err(broken) => prop_assert!(broken.id > 0),
+                Ok(verified) => {
+                    let is_attested = old < log.len() && at + 1 < log.len();
+                    prop_assert!(!is_attested, "not found: {:?}", tampered);
+                    prop_assert_ne!(verified.head, head);
+                }
+            }
+        }
+
+        #[test]
+        fn removed_newest_entries_are_found_with_the_noted_head(
+            said in prop::collection::vec(said(), 1..12), old in 0_usize..12, kept in 0_usize..12,
+        ) {
+            let log = log(&said, old);
+            let head = verify(&log).unwrap().head;
+            let read = |entries: &[AuditEntry]| {
+                let mut verifier = Verifier::expecting(head);
+                entries.iter().for_each(|entry| verifier.push(entry).unwrap());
+                verifier.finish()
+            };
+            prop_assert!(read(&log).is_some());
+            let kept = kept.min(log.len() - 1);
+            prop_assert_eq!(read(&log[..kept]), None);
+        }
+    }
+
+    #[test]
+    fn the_hash_is_the_documented_sha256_of_canonical_json() {
+        let said = Said {
+            actor: "ada".into(),
+            action: "rollback",
+            subject: "p@1.0.0".into(),
+            detail: json!({"to": "p@0.9.0", "reason": "complaints"}),
+            at_ms: 1_700_000_000_123,
+        };
+        let entry = log(&[said], 0).remove(0);
+        let canonical = r#"["nova-audit-1",null,1,1700000000123,"ada","rollback","p@1.0.0",{"reason":"complaints","to":"p@0.9.0"}]"#;
+        assert_eq!(entry.hash, Some(Digest::of(canonical.as_bytes())));
+    }
+}

@@ -1,0 +1,319 @@
+//! The registry interface: the published policies, the active policy, experiments, cohorts,
+//! flags, and the audit log of all changes. All hosts that share a registry take its state as
+//! authoritative.
+
+use super::artifact::{Digest, PolicyRef, PolicySpec};
+use crate::experiments::cohort::Rule;
+use crate::experiments::spec::{ExperimentSpec, ExperimentState};
+use crate::local_change::LocalChange;
+use crate::measured::Record as Measured;
+use crate::time::UnixMs;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The whole registry except the module bytes and the audit log. It is small enough to be read
+/// as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+// The last good state on a host's disk may have been written before a field existed.
+#[serde(default)]
+pub struct RegistryState {
+    /// Grows with every change.
+    pub revision: i64,
+    pub policies: Vec<PublishedPolicy>,
+    /// Stack of activations, the active policy last. A rollback removes entries from the end.
+    pub activations: Vec<PolicyRef>,
+    pub canary: Option<Canary>,
+    pub shadows: BTreeSet<PolicyRef>,
+    pub retired: BTreeSet<PolicyRef>,
+    /// Quarantines by effective digest, so that a policy with the same behaviour is quarantined
+    /// under every name.
+    pub quarantined: BTreeMap<Digest, Quarantine>,
+    pub experiments: BTreeMap<String, Experiment>,
+    pub cohorts: BTreeMap<String, Rule>,
+    /// Flags that an operator has set. The others have their configured values.
+    pub flags: BTreeMap<String, bool>,
+}
+
+impl RegistryState {
+    pub fn policy(&self, policy: &PolicyRef) -> Option<&PublishedPolicy> {
+        self.policies
+            .iter()
+            .find(|published| published.spec.policy == *policy)
+    }
+
+    /// Applies a change to the state. Every store implements the same rules in its own query
+    /// language, and a test checks that they agree. The store sets the revision.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Publish {
+                spec,
+                digest,
+                at_ms,
+                ..
+            } => self.publish(PublishedPolicy {
+                spec: spec.clone(),
+                digest: *digest,
+                published_at_ms: *at_ms,
+            }),
+            Change::Activate { policy } => {
+                self.end_trial(policy);
+                self.activations.push(policy.clone());
+            }
+            Change::Rollback { to, .. } => {
+                self.end_trial(to);
+                self.return_to(to);
+            }
+            Change::Shadow { policy } => {
+                self.end_trial(policy);
+                self.retired.remove(policy);
+                self.shadows.insert(policy.clone());
+            }
+            Change::Canary { policy, percent } => {
+                self.end_trial(policy);
+                if *percent > 0.0 {
+                    self.retired.remove(policy);
+                    self.canary = Some(Canary {
+                        policy: policy.clone(),
+                        percent: *percent,
+                    });
+                }
+            }
+            Change::Retire { policy } => {
+                self.end_trial(policy);
+                self.retired.insert(policy.clone());
+            }
+            Change::Quarantine { digest, quarantine } => {
+                let equal = self.policies.iter().filter(|p| p.digest == *digest);
+                for policy in equal.map(|p| p.spec.policy.clone()).collect::<Vec<_>>() {
+                    self.end_trial(&policy);
+                }
+                self.quarantined
+                    .entry(*digest)
+                    .or_insert_with(|| quarantine.clone());
+            }
+            Change::PutExperiment { key, experiment } => {
+                self.experiments.insert(key.clone(), experiment.clone());
+            }
+            Change::PutCohort { key, rule } => {
+                self.cohorts.insert(key.clone(), rule.clone());
+            }
+            Change::SetFlag { name, enabled } => {
+                self.flags.insert(name.clone(), *enabled);
+            }
+            Change::Reconciled { change, .. } => self.apply(change),
+            Change::Dropped { .. } => {}
+        }
+    }
+
+    fn publish(&mut self, published: PublishedPolicy) {
+        self.policies.push(published);
+        self.policies.sort_by_cached_key(|p| {
+            let PolicyRef { name, version } = &p.spec.policy;
+            (p.published_at_ms, name.clone(), version.to_string())
+        });
+    }
+
+    fn end_trial(&mut self, policy: &PolicyRef) {
+        self.shadows.remove(policy);
+        self.canary.take_if(|canary| canary.policy == *policy);
+    }
+
+    /// Truncates the stack after the newest activation of `to` below the active policy.
+    fn return_to(&mut self, to: &PolicyRef) {
+        let below = self.activations.len().saturating_sub(1);
+        let at = self.activations[..below].iter().rposition(|p| p == to);
+        if let Some(at) = at {
+            self.activations.truncate(at + 1);
+        }
+    }
+}
+
+/// A policy that some viewers get instead of the active one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Canary {
+    pub policy: PolicyRef,
+    /// Share of the viewers who are in no experiment, above 0 and at most 100.
+    pub percent: f64,
+}
+
+/// Restores the stage of a policy from its stored form.
+///
+/// # Errors
+/// Fails if the stage is unknown, because a newer host wrote it.
+pub fn put_stage(
+    state: &mut RegistryState,
+    policy: PolicyRef,
+    stage: &str,
+    percent: Option<f64>,
+) -> Result<(), String> {
+    match (stage, percent) {
+        ("shadow", None) => drop(state.shadows.insert(policy)),
+        ("retired", None) => drop(state.retired.insert(policy)),
+        ("canary", Some(percent)) => state.canary = Some(Canary { policy, percent }),
+        _ => return Err(format!("{policy} is in the unknown stage `{stage}`")),
+    }
+    Ok(())
+}
+
+/// Quarantine of a digest, with its reason. It is final: changed behaviour has another digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Quarantine {
+    /// Name under which the policy failed or was quarantined.
+    #[schema(value_type = String)]
+    pub policy: PolicyRef,
+    pub reason: String,
+    /// The token's subject, `cli`, or `host`.
+    pub by: String,
+    pub at_ms: UnixMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PublishedPolicy {
+    pub spec: PolicySpec,
+    pub digest: Digest,
+    pub published_at_ms: UnixMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Experiment {
+    pub spec: ExperimentSpec,
+    pub state: ExperimentState,
+}
+
+/// Actor of changes that a host makes without a request.
+pub const HOST: &str = "host";
+
+/// One change, applied and audited in one transaction.
+#[derive(Debug, Clone)]
+pub enum Change {
+    Publish {
+        spec: PolicySpec,
+        digest: Digest,
+        modules: Vec<(Digest, Vec<u8>)>,
+        at_ms: UnixMs,
+        /// Measurements of the admission, for the audit log. `None` if the policy needed no
+        /// trial because the same one was tried before.
+        measured: Option<Box<Measured>>,
+    },
+    Activate {
+        policy: PolicyRef,
+    },
+    /// Removes the active policy from the stack.
+    Rollback {
+        from: PolicyRef,
+        to: PolicyRef,
+        reason: String,
+    },
+    /// Ranks the same live candidates as the active policy and serves no viewer.
+    Shadow {
+        policy: PolicyRef,
+    },
+    /// Serves this share of viewers. 0 ends a canary or a shadow.
+    Canary {
+        policy: PolicyRef,
+        percent: f64,
+    },
+    Retire {
+        policy: PolicyRef,
+    },
+    /// Takes the digest out of service, under every name.
+    Quarantine {
+        digest: Digest,
+        quarantine: Quarantine,
+    },
+    PutExperiment {
+        key: String,
+        experiment: Experiment,
+    },
+    PutCohort {
+        key: String,
+        rule: Rule,
+    },
+    SetFlag {
+        name: String,
+        enabled: bool,
+    },
+    /// A local change of a host, recorded after the registry was unavailable.
+    Reconciled {
+        change: Box<Change>,
+        local: LocalChange,
+    },
+    /// A local change of a host that no longer applies. It changes only the audit log.
+    Dropped {
+        local: LocalChange,
+        why: String,
+    },
+}
+
+impl Change {
+    /// `action` of a local change that was dropped.
+    pub const DROPPED: &str = "dropped";
+
+    /// Returns the `action` of the audit entry.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Change::Publish { .. } => "publish",
+            Change::Activate { .. } => "activate",
+            Change::Rollback { .. } => "rollback",
+            Change::Shadow { .. } => "shadow",
+            Change::Canary { .. } => "canary",
+            Change::Retire { .. } => "retire",
+            Change::Quarantine { .. } => "quarantine",
+            Change::PutExperiment { .. } => "put_experiment",
+            Change::PutCohort { .. } => "put_cohort",
+            Change::SetFlag { .. } => "set_flag",
+            Change::Reconciled { change, .. } => change.action(),
+            Change::Dropped { .. } => Self::DROPPED,
+        }
+    }
+
+    /// Returns the `subject` of the audit entry: the changed object.
+    pub fn subject(&self) -> String {
+        match self {
+            Change::Publish { spec, .. } => spec.policy.to_string(),
+            Change::Activate { policy }
+            | Change::Shadow { policy }
+            | Change::Canary { policy, .. }
+            | Change::Retire { policy } => policy.to_string(),
+            Change::Quarantine { quarantine, .. } => quarantine.policy.to_string(),
+            Change::Rollback { from, .. } => from.to_string(),
+            Change::PutExperiment { key, .. } | Change::PutCohort { key, .. } => key.clone(),
+            Change::SetFlag { name, .. } => name.clone(),
+            Change::Reconciled { change, .. } => change.subject(),
+            Change::Dropped { local, .. } => local.intent.subject(),
+        }
+    }
+
+    /// Returns the `detail` of the audit entry.
+    pub fn detail(&self) -> serde_json::Value {
+        match self {
+            Change::Publish {
+                digest, measured, ..
+            } => match measured {
+                None => serde_json::json!({ "digest": digest }),
+                Some(measured) => serde_json::json!({ "digest": digest, "measured": measured }),
+            },
+            Change::Activate { .. } | Change::Shadow { .. } | Change::Retire { .. } => {
+                serde_json::json!({})
+            }
+            Change::Canary { percent, .. } => serde_json::json!({ "percent": percent }),
+            Change::Quarantine { digest, quarantine } => {
+                serde_json::json!({ "digest": digest, "reason": quarantine.reason })
+            }
+            Change::Rollback { to, reason, .. } => {
+                serde_json::json!({ "to": to, "reason": reason })
+            }
+            Change::PutExperiment { experiment, .. } => serde_json::json!(experiment),
+            Change::PutCohort { rule, .. } => serde_json::json!(rule),
+            Change::SetFlag { enabled, .. } => serde_json::json!({ "enabled": enabled }),
+            Change::Reconciled { change, local } => {
+                let mut detail = change.detail();
+                detail["local"] = local.mark();
+                detail
+            }
+            Change::Dropped { local, why } => {
+                serde_json::json!({ "change": local.intent, "why": why, "local": local.mark() })
+            }
+        }
+    }
+}

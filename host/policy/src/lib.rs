@@ -1,0 +1,31 @@
+//! Policies as WebAssembly: how they are admitted (`admission`) and measured (`bench`, `meter`),
+//! compiled (`compiler`, `compile_cache`, `sealed`), run (`shape`, `class`, `engine`, `module`,
+//! `loaded`, `pool`, `sandbox`, `bindings`, `ranking`), compared (`compare`) and built from sources
+//! (`project`, `toolchain`).
+//!
+//! Nothing here knows viewers, stores or HTTP. wasmtime is a dependency of this crate alone.
+
+pub mod admission;
+pub mod bench;
+pub mod bindings;
+pub mod builtin;
+pub mod class;
+pub mod compare;
+pub mod compile_cache;
+pub mod compiler;
+pub mod engine;
+pub mod explain;
+pub mod loaded;
+pub mod meter;
+pub mod module;
+pub mod native;
+pub mod pool;
+pub mod project;
+pub mod ranking;
+pub mod sandbox;
+pub mod sealed;
+pub mod shape;
+pub mod toolchain;
+
+/// Directory with the components that the build script made: `policies/` and, for tests, `guests/`.
+pub const COMPONENTS_DIR: &str = env!("NOVA_COMPONENTS_DIR");

@@ -1,0 +1,197 @@
+//! A published policy, compiled and ready to rank.
+
+use super::admission::Reason;
+use super::module::{CallBudget, Module};
+use super::ranking::Stages;
+use nova_model::artifact::{Digest, PerStage, PolicySpec, Stage};
+use nova_model::budget::Outcomes;
+use nova_model::failure::{FailureKind, PolicyFailure};
+use nova_model::features::Feature;
+use nova_policy_sdk::{Candidates, Ranked, Request};
+use nova_support::metrics::{METRICS, PolicyMetrics};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    pub spec: PolicySpec,
+    /// The digest of the published version.
+    pub digest: Digest,
+    /// The digest of what runs. It differs from `digest` when an experiment overrides parameters.
+    pub effective_digest: Digest,
+    /// `effective_digest` as hexadecimal text.
+    pub digest_hex: Arc<str>,
+    pub modules: PerStage<Arc<Module>>,
+    /// Outcomes of its calls, shared by all policies with the same effective digest.
+    pub outcomes: Arc<Outcomes>,
+    /// Parameter values in the order that each module declares.
+    params: PerStage<Vec<f64>>,
+    metrics: PolicyMetrics,
+}
+
+impl LoadedPolicy {
+    /// Binds a spec to its compiled modules.
+    ///
+    /// # Errors
+    /// Returns one reason for each module of the wrong stage and for each parameter that its
+    /// module does not declare or whose value is out of range.
+    pub fn bind(
+        published: Digest,
+        spec: PolicySpec,
+        modules: PerStage<Arc<Module>>,
+    ) -> Result<Self, Vec<Reason>> {
+        let misfits = |stage| misfits(stage, modules.get(stage), &spec.stages.get(stage).params);
+        let reasons: Vec<Reason> = Stage::ALL.into_iter().flat_map(misfits).collect();
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let ordered = |stage| {
+            let values = &spec.stages.get(stage).params;
+            let declared = modules.get(stage).description.parameters.iter();
+            declared
+                .map(|p| values.get(&p.name).copied().unwrap_or(p.default))
+                .collect()
+        };
+        let params = PerStage {
+            dedup: ordered(Stage::Dedup),
+            score: ordered(Stage::Score),
+            saturation: ordered(Stage::Saturation),
+        };
+        let effective_digest = spec.digest();
+        let metrics = METRICS.policy(&spec.policy.to_string());
+        Ok(Self {
+            digest: published,
+            effective_digest,
+            digest_hex: effective_digest.to_string().into(),
+            spec,
+            modules,
+            outcomes: Arc::default(),
+            params,
+            metrics,
+        })
+    }
+
+    pub fn params(&self, stage: Stage) -> &[f64] {
+        self.params.get(stage)
+    }
+
+    /// Returns the time limit of the three stages together.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.spec.limits.deadline_ms.into())
+    }
+
+    /// Returns the budget of the three stages together, starting now. `left` is the time that the
+    /// request has left and caps the deadline.
+    pub fn budget(&self, left: Duration) -> CallBudget {
+        self.budget_without_deadline(self.deadline().min(left))
+    }
+
+    /// Returns a budget of `time`, without the policy's own deadline, for runs that serve no
+    /// viewer. Explaining a ranking takes many more calls than making it, and the policy's
+    /// deadline applies to the latter.
+    pub fn budget_without_deadline(&self, time: Duration) -> CallBudget {
+        CallBudget {
+            deadline: Instant::now() + time,
+            memory_bytes: (self.spec.limits.memory_mb as usize) << 20,
+            mode: self.spec.limits.instance,
+        }
+    }
+
+    /// Returns the stages of one ranking, which share one deadline.
+    pub fn running(&self, budget: CallBudget) -> Running<'_> {
+        Running {
+            policy: self,
+            budget,
+        }
+    }
+
+    /// Counts a failure that happened before any stage could run.
+    pub fn observe_unrun(&self, failure: &PolicyFailure) {
+        self.metrics
+            .observe(failure.stage, Duration::ZERO, Some(failure.kind));
+    }
+}
+
+/// Returns the reasons that prevent `module` from serving `stage` with these values: it is of
+/// another stage, does not declare a parameter, or declares a range that excludes a value.
+pub fn misfits(stage: Stage, module: &Module, values: &BTreeMap<String, f64>) -> Vec<Reason> {
+    if module.stage != stage {
+        let message = format!("{stage}: the module is a {} module", module.stage);
+        return vec![Reason::new("wrong_stage", stage, message)];
+    }
+    let declared = &module.description.parameters;
+    let misfit = |(name, value): (&String, &f64)| match declared.iter().find(|p| p.name == *name) {
+        None => Some(unknown_parameter(stage, name, module)),
+        Some(p) if !(p.min..=p.max).contains(value) => Some(format!(
+            "{stage}.params.{name}: {value} is not within {} … {}",
+            p.min, p.max
+        )),
+        Some(_) => None,
+    };
+    let messages = values.iter().filter_map(misfit);
+    messages
+        .map(|message| Reason::new("parameter", stage, message))
+        .collect()
+}
+
+fn unknown_parameter(stage: Stage, name: &str, module: &Module) -> String {
+    let declared = module
+        .description
+        .parameters
+        .iter()
+        .map(|p| p.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
+    format!(
+        "{stage}.params.{name}: unknown parameter; {} takes {declared}",
+        module.description.name
+    )
+}
+
+#[derive(Debug)]
+pub struct Running<'a> {
+    policy: &'a LoadedPolicy,
+    budget: CallBudget,
+}
+
+impl Stages for Running<'_> {
+    fn features(&self, stage: Stage) -> &[Feature] {
+        &self.policy.modules.get(stage).features
+    }
+
+    fn dedup(
+        &self,
+        request: &Request,
+        candidates: &Candidates<'_>,
+    ) -> Result<Vec<u32>, PolicyFailure> {
+        self.policy
+            .modules
+            .dedup
+            .dedup(self.budget, request, &self.policy.params.dedup, candidates)
+    }
+
+    fn score(
+        &self,
+        request: &Request,
+        candidates: &Candidates<'_>,
+    ) -> Result<Vec<f32>, PolicyFailure> {
+        self.policy
+            .modules
+            .score
+            .score(self.budget, request, &self.policy.params.score, candidates)
+    }
+
+    fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
+        self.policy.modules.saturation.saturate(
+            self.budget,
+            request,
+            &self.policy.params.saturation,
+            ranked,
+        )
+    }
+
+    fn observe(&self, stage: Stage, took: Duration, failure: Option<FailureKind>) {
+        self.policy.metrics.observe(stage, took, failure);
+    }
+}

@@ -1,0 +1,123 @@
+//! Import into the embedded store. A file is first staged in a temporary table, which locks
+//! nothing, so a running host waits only for the load itself.
+
+mod statements;
+
+use super::files::ImportFile;
+use super::offset::Shift;
+use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
+use crate::embedded::{EmbeddedStore, aggregate_after, last_event_row, to_sql};
+use crate::ports::StoreResult;
+use async_trait::async_trait;
+use nova_model::time::UnixMs;
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection as _, Sqlite, SqliteConnection};
+use statements::Statements;
+
+const STAGE_SCHEMA: &str = include_str!("stage.sql");
+
+struct Load {
+    store: EmbeddedStore,
+    /// The staging tables belong to the connection, so one connection serves the whole file.
+    connection: PoolConnection<Sqlite>,
+    file: &'static ImportFile,
+    statements: &'static Statements,
+}
+
+#[async_trait]
+impl ImportTarget for EmbeddedStore {
+    async fn offset_ms(&self, newest_ms: UnixMs) -> StoreResult<Option<i64>> {
+        self.observed("import_offset", async {
+            let sql = "SELECT offset_ms FROM import_offsets WHERE newest_ms = ?1";
+            let find = sqlx::query_scalar(sql).bind(to_sql(newest_ms));
+            Ok(find.fetch_optional(self.reader()).await?)
+        })
+        .await
+    }
+
+    async fn begin(&self, file: &'static ImportFile) -> StoreResult<Box<dyn FileLoad>> {
+        let connection = self.observed("import_begin", async {
+            let mut connection = self.writer().acquire().await?;
+            sqlx::raw_sql(STAGE_SCHEMA)
+                .execute(&mut *connection)
+                .await?;
+            Ok(connection)
+        });
+        Ok(Box::new(Load {
+            store: self.clone(),
+            connection: connection.await?,
+            file,
+            statements: Statements::of(file.kind),
+        }))
+    }
+}
+
+#[async_trait]
+impl FileLoad for Load {
+    async fn stage(&mut self, rows: String) -> StoreResult<()> {
+        let stage = sqlx::query(self.statements.stage).bind(rows);
+        let staged = async {
+            stage.execute(&mut *self.connection).await?;
+            Ok(())
+        };
+        self.store.observed("import_stage", staged).await
+    }
+
+    async fn finish(
+        mut self: Box<Self>,
+        unreadable: Option<BadRow>,
+        shift: &Shift,
+    ) -> StoreResult<Loaded> {
+        let load = async {
+            let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+            let mut first_bad = unreadable;
+            for check in self.file.checks {
+                let found = sqlx::query_as(*check).fetch_optional(&mut *tx).await?;
+                first_bad = BadRow::first(first_bad, found);
+            }
+            if let Some(bad) = first_bad {
+                return Ok(Loaded::Refused(bad));
+            }
+            let new = load_staged(&mut tx, self.file, self.statements).await?;
+            remember(&mut tx, shift).await?;
+            tx.commit().await?;
+            Ok(Loaded::Rows { new })
+        };
+        self.store.observed("import_load", load).await
+    }
+}
+
+async fn load_staged(
+    connection: &mut SqliteConnection,
+    file: &ImportFile,
+    statements: &Statements,
+) -> Result<u64, sqlx::Error> {
+    sqlx::query(file.leave_out_known)
+        .execute(&mut *connection)
+        .await?;
+    let events_before = last_event_row(connection).await?;
+    let new = sqlx::query(statements.insert)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+    for effect in statements.effects {
+        sqlx::query(*effect).execute(&mut *connection).await?;
+    }
+    // Only events.csv adds raw events. For the other files this adds nothing.
+    aggregate_after(connection, events_before).await?;
+    Ok(new)
+}
+
+async fn remember(connection: &mut SqliteConnection, shift: &Shift) -> Result<(), sqlx::Error> {
+    let Some(newest_ms) = shift.newest_ms else {
+        return Ok(());
+    };
+    let insert =
+        "INSERT INTO import_offsets (newest_ms, offset_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+    sqlx::query(insert)
+        .bind(to_sql(newest_ms))
+        .bind(shift.offset_ms)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

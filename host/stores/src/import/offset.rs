@@ -1,0 +1,77 @@
+//! The single offset by which `--shift-to-now` moves all times.
+//!
+//! The store remembers the offset under the newest time in the files, together with the first
+//! file that loads. The same files therefore always get the same offset, from any path, even if
+//! an import stopped at a bad row that was corrected later. Files that grew get a new offset
+//! for their new rows. Two directories with the same newest time count as parts of one export,
+//! which must move together.
+
+use super::files::ImportFile;
+use super::rows::parse_time_ms;
+use super::target::ImportTarget;
+use super::{ImportError, ImportOptions};
+use nova_model::time::UnixMs;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shift {
+    pub offset_ms: i64,
+    /// The newest time under which the offset is remembered. `None` if no time is moved.
+    pub newest_ms: Option<UnixMs>,
+}
+
+impl Shift {
+    pub(super) async fn choose(
+        target: &dyn ImportTarget,
+        files: &[(&'static ImportFile, PathBuf)],
+        options: &ImportOptions,
+    ) -> Result<Self, ImportError> {
+        if !options.shift_to_now {
+            return Ok(Self::default());
+        }
+        let mut newest_ms = None;
+        for (file, path) in files {
+            newest_ms = newest_ms.max(newest_time_ms(file, path)?);
+        }
+        let Some(newest_ms) = newest_ms else {
+            return Ok(Self::default());
+        };
+        let remembered = target
+            .offset_ms(newest_ms)
+            .await
+            .map_err(|error| ImportError::store("import_offsets", error))?;
+        let offset_ms =
+            remembered.unwrap_or(options.now_ms.cast_signed() - newest_ms.cast_signed());
+        Ok(Self {
+            offset_ms,
+            newest_ms: Some(newest_ms),
+        })
+    }
+}
+
+/// Returns the newest time in the file. A value that is not a time is skipped, because loading
+/// the file reports it with its line.
+fn newest_time_ms(file: &ImportFile, path: &Path) -> Result<Option<UnixMs>, ImportError> {
+    let unreadable = |error| ImportError::unreadable(file.name, error);
+    let opened = std::fs::File::open(path).map_err(unreadable)?;
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(opened);
+    let header = reader
+        .byte_headers()
+        .map_err(|error| unreadable(error.into()))?;
+    let named = |field: &[u8]| field.trim_ascii() == file.time_column.as_bytes();
+    let Some(place) = header.iter().position(named) else {
+        return Ok(None);
+    };
+    let mut record = csv::ByteRecord::new();
+    let mut newest_ms = None;
+    while reader
+        .read_byte_record(&mut record)
+        .map_err(|error| unreadable(error.into()))?
+    {
+        let text = record
+            .get(place)
+            .and_then(|field| std::str::from_utf8(field).ok());
+        newest_ms = newest_ms.max(text.and_then(parse_time_ms));
+    }
+    Ok(newest_ms)
+}

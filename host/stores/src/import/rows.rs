@@ -1,0 +1,135 @@
+//! A CSV row and its values, with a reason for each invalid value.
+
+use chrono::DateTime;
+use csv::StringRecord;
+use nova_model::time::UnixMs;
+
+/// The largest id, 2^53 − 1, which a JavaScript client can still read exactly.
+const MAX_ID: u64 = (1 << 53) - 1;
+
+/// The position of each column in a record.
+#[derive(Debug)]
+pub(super) struct Columns {
+    /// `None` for an optional column that is missing.
+    places: Vec<(&'static str, Option<usize>)>,
+    /// Number of fields that every record must have.
+    pub fields: usize,
+}
+
+impl Columns {
+    /// # Errors
+    /// The name of the first required column that the header lacks.
+    pub fn of_header(
+        header: &StringRecord,
+        required: &[&'static str],
+        optional: &[&'static str],
+    ) -> Result<Self, &'static str> {
+        let place = |name: &str| header.iter().position(|field| field.trim() == name);
+        let mut columns = Vec::with_capacity(required.len() + optional.len());
+        for name in required {
+            columns.push((*name, Some(place(name).ok_or(*name)?)));
+        }
+        columns.extend(optional.iter().map(|name| (*name, place(name))));
+        Ok(Self {
+            places: columns,
+            fields: header.len(),
+        })
+    }
+
+    fn place(&self, column: &str) -> Option<usize> {
+        self.places
+            .iter()
+            .find(|(name, _)| *name == column)
+            .and_then(|(_, place)| *place)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub columns: &'a Columns,
+    pub record: &'a StringRecord,
+    /// The line in the file. The header is line 1.
+    pub line: u64,
+    /// The offset added to every time, in milliseconds.
+    pub offset_ms: i64,
+}
+
+impl<'a> Row<'a> {
+    /// Returns the text of a column, which is empty if the column is missing.
+    pub fn text(&self, column: &str) -> &'a str {
+        let Some(place) = self.columns.place(column) else {
+            return "";
+        };
+        let field = self.record.get(place).unwrap_or("");
+        // A file with `\r\n` leaves a `\r` at the end of each line.
+        let last = place + 1 == self.columns.fields;
+        if last {
+            field.strip_suffix('\r').unwrap_or(field)
+        } else {
+            field
+        }
+    }
+
+    pub fn id(&self, column: &str) -> Result<u64, String> {
+        parse_id(self.text(column)).map_err(|reason| format!("{column}: {reason}"))
+    }
+
+    pub fn optional_id(&self, column: &str) -> Result<Option<u64>, String> {
+        if self.text(column).is_empty() {
+            Ok(None)
+        } else {
+            self.id(column).map(Some)
+        }
+    }
+
+    /// Returns an unsigned number up to `max`, or `None` if the field is empty.
+    pub fn optional_number(&self, column: &str, max: u64) -> Result<Option<u64>, String> {
+        let text = self.text(column);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        match parse_digits(text) {
+            Some(number) if number <= max => Ok(Some(number)),
+            _ => Err(format!(
+                "{column}: {text:?} is not a number from 0 to {max}"
+            )),
+        }
+    }
+
+    /// Returns the time in this column, moved by the offset.
+    pub fn time_ms(&self, column: &str) -> Result<UnixMs, String> {
+        let text = self.text(column);
+        let Some(at_ms) = parse_time_ms(text) else {
+            return Err(format!(
+                "{column}: {text:?} is not an RFC 3339 time from 1970 on, such as 2026-01-31T12:00:00Z"
+            ));
+        };
+        (i64::try_from(at_ms).ok())
+            .and_then(|at_ms| at_ms.checked_add(self.offset_ms))
+            .and_then(|moved| UnixMs::try_from(moved).ok())
+            .ok_or_else(|| format!("{column}: {text} is before 1970 after the offset is added"))
+    }
+}
+
+fn parse_digits(text: &str) -> Option<u64> {
+    // `parse` alone would accept a plus sign.
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
+    }
+}
+
+pub(super) fn parse_id(text: &str) -> Result<u64, String> {
+    match parse_digits(text) {
+        Some(id) if (1..=MAX_ID).contains(&id) => Ok(id),
+        _ => Err(format!("{text:?} is not an id from 1 to {MAX_ID}")),
+    }
+}
+
+/// Converts RFC 3339 to milliseconds. Returns `None` for anything else and for times before
+/// 1970.
+pub(super) fn parse_time_ms(text: &str) -> Option<UnixMs> {
+    let time = DateTime::parse_from_rfc3339(text).ok()?;
+    UnixMs::try_from(time.timestamp_millis()).ok()
+}
