@@ -12,9 +12,11 @@ pub use sections::{
 };
 pub use variables::{PORT_VARIABLE, VARIABLES};
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use variables::{read_value, set};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +58,24 @@ pub struct Live {
     pub records: Records,
     pub shadow: Shadow,
     pub flags: Flags,
+}
+
+/// The live settings, shared by everything that reads them.
+#[derive(Debug, Clone)]
+pub struct SharedLive(Arc<ArcSwap<Live>>);
+
+impl SharedLive {
+    pub fn new(live: Live) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(live)))
+    }
+
+    pub fn load(&self) -> arc_swap::Guard<Arc<Live>> {
+        self.0.load()
+    }
+
+    pub fn store(&self, live: Live) {
+        self.0.store(Arc::new(live));
+    }
 }
 
 impl Default for Config {

@@ -5,6 +5,7 @@ use crate::app::{App, Parts};
 use crate::config::Config;
 use crate::events::drain::{self, Drain};
 use crate::experiments::exposure::Exposures;
+use crate::feed::FeedParts;
 use crate::feed::cursor::CursorKey;
 use crate::feed::shadow::Shadows;
 use crate::http;
@@ -117,19 +118,23 @@ impl Host {
                 policies_dir.display()
             )
         })?;
-        let parts = Parts {
-            policy_pool: CpuPool::start(config.worker_threads())?,
-            token_keys: TokenKeys::new(&secret, &config.auth.issuer),
-            cursor_key: CursorKey::derive(&secret),
-            watch_report: watch_report.clone(),
-            spool: spool.clone(),
+        let feed = FeedParts {
+            stores: stores.of_feed(),
             deploy: deploy.clone(),
+            policy_pool: CpuPool::start(config.worker_threads())?,
             exposures,
             recorder,
             shadows: Shadows::start(&config.live)?,
-            config,
+            cursor_key: CursorKey::derive(&secret),
         };
-        let app = App::new(parts, stores);
+        let app = App::new(Parts {
+            token_keys: TokenKeys::new(&secret, &config.auth.issuer),
+            watch_report: watch_report.clone(),
+            spool: spool.clone(),
+            stores,
+            feed,
+            config,
+        });
         tokio::spawn(watcher::watch(deploy.clone(), policies_dir, watch_report));
         tokio::spawn(deploy.follow_registry());
         jobs::start(Jobs {

@@ -180,14 +180,14 @@ impl Watch {
             Some(viewer) => viewer,
             None => self.some_viewer().await?,
         };
-        let preview = Preview::of(&self.app, viewer, POSTS_SHOWN).await?;
+        let preview = Preview::fetch(&self.app.feed, viewer, POSTS_SHOWN).await?;
         let active = self.app.deploy.serving().active.clone();
         let now = preview
-            .ranked_by(&self.app, active.clone())
+            .ranked_by(&self.app.feed, active.clone())
             .await
             .context("the new policy fails, so viewers are served by the fallback chain")?;
         // The previous policy may fail here, and the edit may have fixed that.
-        let before = preview.ranked_by(&self.app, before).await;
+        let before = preview.ranked_by(&self.app.feed, before).await;
         let before = before.unwrap_or_default().posts;
         say(&format!("viewer {viewer} now sees{since}"));
         print!("{}", order_table(&before, &now.posts));

@@ -25,7 +25,7 @@ pub struct Exposures {
     queue: mpsc::Sender<Exposure>,
 }
 
-pub fn of(snapshot: &Snapshot, request_id: &str) -> Exposure {
+pub fn from_snapshot(snapshot: &Snapshot, request_id: &str) -> Exposure {
     let assignment = snapshot.assignment.as_ref();
     Exposure {
         ranking_id: snapshot.ranking_id,

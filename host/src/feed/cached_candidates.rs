@@ -1,10 +1,12 @@
 //! A viewer's candidates: read from the cache, or fetched from the stores and then cached. If
 //! several requests miss together, only one of them fetches.
 
+use super::Feed;
 use super::candidates::{Fetched, fetch};
-use crate::app::App;
+use super::degraded::DegradedParts;
 use nova_model::features::CandidateSet;
 use nova_model::snapshot::CachedCandidates;
+use nova_stores::guard;
 use nova_stores::ports::StoreResult;
 use nova_support::clock::unix_ms;
 use std::sync::Arc;
@@ -15,63 +17,96 @@ use std::time::{Duration, Instant};
 pub struct Candidates {
     /// `None` if no source answered.
     pub set: Option<Arc<CandidateSet>>,
-    pub degraded: Vec<&'static str>,
+    pub degraded: DegradedParts,
     /// The viewer's cache epoch, read before any store was queried. `None` if it could not be
     /// read.
     pub epoch: Option<u64>,
     pub cache_hit: bool,
 }
 
-/// Returns a viewer's candidates. Never fails: `degraded` names the parts that did not answer.
-pub async fn candidates(app: &App, viewer: u64, use_cache: bool) -> Candidates {
-    if !use_cache {
-        let epoch = app.stores.cache.epoch(viewer).await.ok();
-        return fetched(app, viewer, epoch).await.0;
+impl Candidates {
+    #[must_use]
+    pub fn with_degraded(self, parts: DegradedParts) -> Self {
+        Self {
+            degraded: self.degraded.union(parts),
+            ..self
+        }
     }
-    match look_up(app, viewer).await {
+}
+
+/// One lock for each viewer whose candidates are being fetched.
+#[derive(Debug)]
+pub struct Flights(moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>);
+
+/// Time after which an unused lock is removed. A fetch ends within the deadlines of its sources,
+/// so a lock that is idle for longer protects nothing.
+const FLIGHT_IDLE: Duration = Duration::from_secs(60);
+const FLIGHTS_MAX: u64 = 1_000_000;
+
+impl Default for Flights {
+    fn default() -> Self {
+        let locks = moka::sync::Cache::builder().max_capacity(FLIGHTS_MAX);
+        Self(locks.time_to_idle(FLIGHT_IDLE).build())
+    }
+}
+
+impl Flights {
+    fn of_viewer(&self, viewer: u64) -> Arc<tokio::sync::Mutex<()>> {
+        self.0.get_with(viewer, Arc::default)
+    }
+}
+
+/// Returns a viewer's candidates. Never fails: `degraded` names the parts that did not answer.
+pub async fn candidates(feed: &Feed, viewer: u64, use_cache: bool) -> Candidates {
+    if !use_cache {
+        let epoch = feed.stores().cache.epoch(viewer).await.ok();
+        return fetched(feed, viewer, epoch).await.0;
+    }
+    match look_up(feed, viewer).await {
         // Without the cache, requests cannot share one fetch, so each request queries the stores
         // itself.
         Err(_) => {
-            app.candidates_cache.count(false);
-            let (mut candidates, _) = fetched(app, viewer, None).await;
-            candidates.degraded.push(app.stores.cache.name());
+            feed.candidates_cache.count(false);
+            let (mut candidates, _) = fetched(feed, viewer, None).await;
+            candidates = candidates.with_degraded(feed.stores().cache.name().into());
             candidates
         }
         Ok(Lookup::Hit(candidates)) => {
-            app.candidates_cache.count(true);
+            feed.candidates_cache.count(true);
             candidates
         }
-        Ok(Lookup::Miss { .. }) => candidates_in_turn(app, viewer).await,
+        Ok(Lookup::Miss { .. }) => candidates_fetched_once(feed, viewer).await,
     }
 }
 
 /// Lets one of several requests that miss together query the stores; the others use its result.
-async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
-    let flight = app.flights.get_with(viewer, Arc::default);
+async fn candidates_fetched_once(feed: &Feed, viewer: u64) -> Candidates {
+    let flight = feed.flights.of_viewer(viewer);
     // A request waits for the others at most as long as a source may take. After that it fetches
     // for itself, so that it does not also wait for the next holder of the lock.
-    let patience = Duration::from_millis(app.live().feed.source_timeout_ms);
-    let _turn = tokio::time::timeout(patience, flight.lock()).await.ok();
-    let epoch = match look_up(app, viewer).await {
+    let _flight = guard::within(feed.source_timeout(), flight.lock())
+        .await
+        .ok();
+    let epoch = match look_up(feed, viewer).await {
         Ok(Lookup::Hit(candidates)) => {
-            app.candidates_cache.count(true);
+            feed.candidates_cache.count(true);
             return candidates;
         }
         Ok(Lookup::Miss { epoch }) => Some(epoch),
         Err(_) => None,
     };
-    app.candidates_cache.count(false);
-    let (mut candidates, cacheable) = fetched(app, viewer, epoch).await;
+    feed.candidates_cache.count(false);
+    let (mut candidates, cacheable) = fetched(feed, viewer, epoch).await;
     if epoch.is_none() {
-        candidates.degraded.push(app.stores.cache.name());
+        candidates = candidates.with_degraded(feed.stores().cache.name().into());
     }
     // A like that was accepted during the fetch may be missing from the result. It also changed
     // the viewer's epoch, so the cache refuses this write.
     if let (Some(cacheable), Some(epoch)) = (cacheable, epoch)
-        && let Err(error) = app
-            .stores
+        && let Err(error) = feed
+            .stores()
             .cache
-            .put_candidates(viewer, epoch, cacheable, app.live().ttl.candidates())
+            .put_candidates(viewer, epoch, cacheable, feed.live().ttl.candidates())
             .await
     {
         tracing::warn!(%error, "could not write the candidate cache; serving without it");
@@ -82,20 +117,20 @@ async fn candidates_in_turn(app: &App, viewer: u64) -> Candidates {
 /// Refreshes a viewer's cached candidates once they have reached half of their TTL. Ranks
 /// nothing and records nothing. Returns `false` if the complete candidates could not be fetched
 /// or cached.
-pub async fn warm(app: &App, viewer: u64) -> bool {
-    let ttl = app.live().ttl.candidates();
-    let Ok(found) = app.stores.cache.candidates(viewer).await else {
+pub async fn warm(feed: &Feed, viewer: u64) -> bool {
+    let ttl = feed.live().ttl.candidates();
+    let Ok(found) = feed.stores().cache.candidates(viewer).await else {
         return false;
     };
     let fresh = |cached: &Arc<CachedCandidates>| cached.fetched.elapsed() <= ttl / 2;
     if found.candidates.as_ref().is_some_and(fresh) {
         return true;
     }
-    let (_, cacheable) = fetched(app, viewer, Some(found.epoch)).await;
+    let (_, cacheable) = fetched(feed, viewer, Some(found.epoch)).await;
     match cacheable {
         None => false,
         Some(cacheable) => {
-            let cache = &app.stores.cache;
+            let cache = &feed.stores().cache;
             cache
                 .put_candidates(viewer, found.epoch, cacheable, ttl)
                 .await
@@ -109,10 +144,10 @@ enum Lookup {
     Miss { epoch: u64 },
 }
 
-async fn look_up(app: &App, viewer: u64) -> StoreResult<Lookup> {
-    let ttl = app.live().ttl.candidates();
-    let found = app
-        .stores
+async fn look_up(feed: &Feed, viewer: u64) -> StoreResult<Lookup> {
+    let ttl = feed.live().ttl.candidates();
+    let found = feed
+        .stores()
         .cache
         .candidates(viewer)
         .await
@@ -125,7 +160,7 @@ async fn look_up(app: &App, viewer: u64) -> StoreResult<Lookup> {
     Ok(match fresh {
         Some(cached) => Lookup::Hit(Candidates {
             set: Some(cached.set.clone()),
-            degraded: Vec::new(),
+            degraded: DegradedParts::default(),
             epoch: Some(found.epoch),
             cache_hit: true,
         }),
@@ -135,17 +170,23 @@ async fn look_up(app: &App, viewer: u64) -> StoreResult<Lookup> {
 
 /// Fetches from the stores. The result is cacheable only if no part is missing.
 async fn fetched(
-    app: &App,
+    feed: &Feed,
     viewer: u64,
     epoch: Option<u64>,
 ) -> (Candidates, Option<Arc<CachedCandidates>>) {
-    let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
+    let timeout = feed.source_timeout();
     let fetched_at = Instant::now();
     let Fetched {
         set,
         degraded,
         failed,
-    } = fetch(app.stores.candidates.as_ref(), viewer, unix_ms(), timeout).await;
+    } = fetch(
+        feed.stores().candidates.as_ref(),
+        viewer,
+        unix_ms(),
+        timeout,
+    )
+    .await;
     let set = Arc::new(set);
     let cacheable = degraded.is_empty().then(|| {
         Arc::new(CachedCandidates {

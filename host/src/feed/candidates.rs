@@ -1,6 +1,7 @@
 //! Fetching of candidates: queries all sources in parallel, each with its own deadline, merges
 //! the results to one row per post, and then adds the features.
 
+use super::degraded::DegradedParts;
 use nova_model::features::{CandidateSet, Sources};
 use nova_model::post::Post;
 use nova_model::time::{DAY_MS, UnixMs};
@@ -23,8 +24,8 @@ pub const RECENT_FILL: usize = 200;
 #[derive(Debug)]
 pub struct Fetched {
     pub set: CandidateSet,
-    /// Names of the stores that failed. Empty if the candidates are complete.
-    pub degraded: Vec<&'static str>,
+    /// The stores that failed. Empty if the candidates are complete.
+    pub degraded: DegradedParts,
     /// Set if no source answered, if a source failed and the others returned no post, or if the
     /// counters are missing, so that the posts cannot be valued. The request then counts as
     /// failed, not as an empty feed.
@@ -96,11 +97,7 @@ pub async fn fetch(
     failures += merge.failures;
     Fetched {
         set,
-        degraded: if failures > 0 {
-            vec![store.name()]
-        } else {
-            Vec::new()
-        },
+        degraded: (failures > 0).then(|| store.name()).into(),
         // Without counters, every post would rank like a post without any engagement. An older
         // ranking is better than that.
         failed: no_source || without_counters,

@@ -1,7 +1,7 @@
 //! A ranking that was just made, together with all of its inputs. The recorder stores it, and
 //! shadow policies rank the same inputs for comparison.
 
-use super::ladder::{Job, Ranked};
+use super::fallback_chain::{Ranked, RankingTask};
 use nova_model::experiments::Assignment;
 use nova_policy::loaded::LoadedPolicy;
 use std::sync::Arc;
@@ -16,6 +16,6 @@ pub struct Decision {
     /// The policy to try next if the routed one fails.
     pub last_good: Option<Arc<LoadedPolicy>>,
     pub assignment: Option<Assignment>,
-    pub job: Job,
+    pub task: RankingTask,
     pub ranked: Ranked,
 }

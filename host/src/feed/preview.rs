@@ -1,8 +1,8 @@
 //! Preview of a policy for its author: shows the ranking of one viewer. Caches nothing and
 //! records nothing.
 
+use super::Feed;
 use super::candidates::fetch;
-use crate::app::App;
 use nova_model::failure::PolicyFailure;
 use nova_model::features::CandidateSet;
 use nova_policy::loaded::LoadedPolicy;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Time limit of a preview. A policy that misses its own deadline is shown anyway, with the time
 /// that it took.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Candidates of one viewer at one moment, for ranking by several policies.
 #[derive(Debug, Clone)]
@@ -45,13 +45,13 @@ impl Preview {
     ///
     /// # Errors
     /// No candidate source answers, or the seen posts cannot be read.
-    pub async fn of(app: &App, viewer: u64, limit: u32) -> anyhow::Result<Self> {
+    pub async fn fetch(feed: &Feed, viewer: u64, limit: u32) -> anyhow::Result<Self> {
         let now_ms = unix_ms();
-        let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
-        let fetched = fetch(app.stores.candidates.as_ref(), viewer, now_ms, timeout).await;
+        let timeout = feed.source_timeout();
+        let fetched = fetch(feed.stores().candidates.as_ref(), viewer, now_ms, timeout).await;
         anyhow::ensure!(!fetched.failed, "no candidate source answers");
-        let seen = app
-            .stores
+        let seen = feed
+            .stores()
             .seen
             .among(viewer, &fetched.set.post_ids, now_ms)
             .await?
@@ -72,7 +72,11 @@ impl Preview {
     ///
     /// # Errors
     /// The reason why the policy failed, or that no worker was free.
-    pub async fn ranked_by(&self, app: &App, policy: Arc<LoadedPolicy>) -> anyhow::Result<Ranked> {
+    pub async fn ranked_by(
+        &self,
+        feed: &Feed,
+        policy: Arc<LoadedPolicy>,
+    ) -> anyhow::Result<Ranked> {
         let preview = self.clone();
         let run = move || -> Result<Ranked, PolicyFailure> {
             let input = RankInput {
@@ -82,7 +86,7 @@ impl Preview {
             };
             let began = Instant::now();
             let ranking = rank(
-                &policy.running(policy.budget_without_deadline(PATIENCE)),
+                &policy.running(policy.budget_without_deadline(TIME_LIMIT)),
                 input,
             )?;
             let took = began.elapsed();
@@ -93,7 +97,7 @@ impl Preview {
                 .collect();
             Ok(Ranked { posts, took })
         };
-        Ok(app.policy_pool.run(PATIENCE, run).await??)
+        Ok(feed.parts.policy_pool.run(TIME_LIMIT, run).await??)
     }
 
     fn post(&self, row: usize, score: f32) -> PreviewPost {

@@ -1,9 +1,10 @@
 //! The timeline: posts of followees and recent posts, newest first, read from the relational
 //! store alone, with native dedup and saturation. It is the last step of the fallback chain.
 
+use super::FeedStores;
 use super::candidates::within;
-use super::ladder::Job;
-use crate::app::StoreSet;
+use super::degraded::DegradedParts;
+use super::fallback_chain::RankingTask;
 use nova_model::artifact::Stage;
 use nova_model::failure::PolicyFailure;
 use nova_model::features::{CandidateSet, Feature, Sources};
@@ -24,15 +25,14 @@ const POSTS_MAX: u32 = 500;
 #[derive(Debug)]
 pub struct Timeline {
     pub set: CandidateSet,
-    /// Name of the counter store if it did not answer. The order does not depend on the
-    /// counters.
-    pub degraded: Option<&'static str>,
+    /// The counter store if it did not answer. The order does not depend on the counters.
+    pub degraded: DegradedParts,
 }
 
 /// Fetches the timeline of a viewer. Returns `None` if the relational store fails or does not
 /// answer in time. `timeout` covers both stores together.
 pub async fn fetch(
-    stores: &StoreSet,
+    stores: &FeedStores,
     viewer: u64,
     now_ms: UnixMs,
     timeout: Duration,
@@ -81,13 +81,16 @@ pub async fn fetch(
         author_recent_impressions: vec![0; ids.len()],
         post_ids: ids,
     };
-    Some(Timeline { set, degraded })
+    Some(Timeline {
+        set,
+        degraded: degraded.into(),
+    })
 }
 
 /// Ranks newest first, then by higher post id, with native dedup and saturation.
-pub fn rank(job: &Job) -> Option<Ranking> {
+pub fn rank(task: &RankingTask) -> Option<Ranking> {
     guarded(AssertUnwindSafe(|| {
-        rank_stages(&NewestFirst(Native::get()), job.input())
+        rank_stages(&NewestFirst(Native::get()), task.input())
     }))
     .inspect_err(|failure| {
         tracing::error!(%failure, "could not rank the timeline; no feed can be served from it");

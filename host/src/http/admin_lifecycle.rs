@@ -54,7 +54,7 @@ pub async fn shadow_report(
     let serving = app.deploy.serving();
     let shadow = serving.shadows.iter().find(|p| p.spec.policy == policy);
     let shadow = shadow.ok_or_else(|| Problem::not_found(format!("{policy} is not in shadow")))?;
-    Ok(Json(app.shadows.report(shadow)))
+    Ok(Json(app.feed.parts.shadows.report(shadow)))
 }
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]

@@ -47,7 +47,7 @@ pub async fn trending(
         )
     };
     let list = app.trending.list(window, ttl, timeout).await?;
-    let deleted = app.deleted.current();
+    let deleted = app.feed.deleted.current();
     let posts: Vec<TrendingItem> = list
         .posts
         .iter()

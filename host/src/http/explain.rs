@@ -5,7 +5,7 @@ use super::auth::{Admin, Read};
 use super::extract::{Id, Query};
 use crate::app::App;
 use crate::feed::candidates::fetch;
-use crate::feed::ladder::Job;
+use crate::feed::fallback_chain::RankingTask;
 use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
@@ -31,7 +31,7 @@ pub struct ExplainAnswer {
     pub user_id: u64,
     /// Time for which the ranking was computed.
     pub now: String,
-    pub degraded: Vec<&'static str>,
+    pub degraded: Vec<String>,
     #[serde(flatten)]
     pub explained: ExplainedRanking,
     /// The same candidates at the same time under the other policy. Null if no comparison was
@@ -78,7 +78,7 @@ pub async fn explain(
         ));
     }
     let posts = &fetched.set.post_ids;
-    let job = Job {
+    let task = RankingTask {
         seen: app.stores.seen.among(id, posts, now_ms).await?.seen,
         request: Request {
             user_id: id,
@@ -88,15 +88,15 @@ pub async fn explain(
         },
         set: Arc::new(fetched.set),
     };
-    let explained = explained(&app, policy, job.clone()).await?;
+    let explained = explained(&app, policy, task.clone()).await?;
     let compare = match other {
         None => None,
-        Some(other) => Some(self::explained(&app, other, job).await?),
+        Some(other) => Some(self::explained(&app, other, task).await?),
     };
     Ok(Json(ExplainAnswer {
         user_id: id,
         now: rfc3339(now_ms),
-        degraded: fetched.degraded,
+        degraded: fetched.degraded.names(),
         explained,
         compare,
     }))
@@ -121,12 +121,12 @@ async fn named(
 async fn explained(
     app: &App,
     policy: Arc<LoadedPolicy>,
-    job: Job,
+    task: RankingTask,
 ) -> Result<ExplainedRanking, Problem> {
     let running = policy.clone();
-    let run = app.policy_pool.run(EXPLAIN_BUDGET, move || {
+    let run = app.feed.parts.policy_pool.run(EXPLAIN_BUDGET, move || {
         let budget = running.budget_without_deadline(EXPLAIN_BUDGET);
-        explain_ranking(&running, budget, job.input())
+        explain_ranking(&running, budget, task.input())
     });
     let run = run
         .await

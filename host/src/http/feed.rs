@@ -3,8 +3,9 @@
 use super::auth::Viewer;
 use super::extract::Query;
 use crate::app::App;
+use crate::feed::Feed;
 use crate::feed::page::{FeedPage, FeedPost};
-use crate::feed::story::{Ask, serve};
+use crate::feed::story::{FeedRequest, serve};
 use crate::http::problem::Problem;
 use crate::request_id::request_id;
 use axum::body::Body;
@@ -79,14 +80,14 @@ pub async fn feed(
     query: Query,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
-    let ask = read_ask(&app, viewer, &query)?;
-    let page = serve(&app, &ask).await?;
+    let request = read_request(&app.feed, viewer, &query)?;
+    let page = serve(&app.feed, &request).await?;
     let took = started.elapsed();
-    observe(&app, &page, took);
-    Ok(render(&page, &ask.request_id, took))
+    observe(&app.feed, &page, took);
+    Ok(render(&page, &request.request_id, took))
 }
 
-fn read_ask(app: &App, viewer: u64, query: &Query) -> Result<Ask, Problem> {
+fn read_request(feed: &Feed, viewer: u64, query: &Query) -> Result<FeedRequest, Problem> {
     let algo = match query.get("algo") {
         None | Some("ch") => Algo::Ch,
         Some("timeline") => Algo::Timeline,
@@ -96,10 +97,10 @@ fn read_ask(app: &App, viewer: u64, query: &Query) -> Result<Ask, Problem> {
     let cursor = query
         .get("cursor")
         .filter(|text| !text.is_empty())
-        .map(|text| app.cursor_key.decode(viewer, text))
+        .map(|text| feed.parts.cursor_key.decode(viewer, text))
         .transpose()
         .map_err(|error| Problem::invalid_field("cursor", error.to_string()))?;
-    Ok(Ask {
+    Ok(FeedRequest {
         viewer,
         algo,
         limit,
@@ -116,7 +117,7 @@ fn served_by(page: &FeedPage) -> ServedBy {
     }
 }
 
-fn observe(app: &App, page: &FeedPage, took: Duration) {
+fn observe(feed: &Feed, page: &FeedPage, took: Duration) {
     let snapshot = &page.snapshot;
     let (served_by, cache) = (
         served_by(page).as_str(),
@@ -130,7 +131,7 @@ fn observe(app: &App, page: &FeedPage, took: Duration) {
         .feed_duration_seconds
         .with_label_values(&[served_by, cache])
         .observe(took.as_secs_f64());
-    app.fallbacks.count(snapshot.fallback);
+    feed.fallbacks.count(snapshot.fallback);
     let took_ms = took.as_secs_f64() * 1_000.0;
     // Complete responses from the cache are the common case and say nothing new, so they are
     // logged at debug level.

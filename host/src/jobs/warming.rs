@@ -28,7 +28,7 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<()> {
         .for_each_concurrent(CONCURRENT, |viewer| {
             let (app, failed) = (app.clone(), &failed);
             async move {
-                if !warm(&app, viewer).await {
+                if !warm(&app.feed, viewer).await {
                     failed.fetch_add(1, Ordering::Relaxed);
                 }
             }

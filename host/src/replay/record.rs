@@ -100,13 +100,13 @@ pub enum RecordError {
 }
 
 impl Record {
-    pub fn of(why: Why, decision: &Decision) -> Self {
+    pub fn from_decision(why: Why, decision: &Decision) -> Self {
         let Decision {
             ranking_id,
             request_id,
             routed,
             assignment,
-            job,
+            task,
             ranked,
             ..
         } = decision;
@@ -119,10 +119,10 @@ impl Record {
             why,
             ranking_id: *ranking_id,
             request_id: request_id.to_string(),
-            user_id: job.request.user_id,
-            now_ms: job.request.now_ms,
-            seed: job.request.seed,
-            limit: job.request.limit,
+            user_id: task.request.user_id,
+            now_ms: task.request.now_ms,
+            seed: task.request.seed,
+            limit: task.request.limit,
             routed: routed.as_deref().map(PolicyIdentity::of),
             assignment: assignment.as_ref().map(pair),
             answer: Answer {
@@ -134,8 +134,8 @@ impl Record {
                 rows: ranked.ranking.rows.clone(),
                 scores: ranked.ranking.scores.clone(),
             },
-            candidates: job.set.as_ref().clone(),
-            seen: job.seen.clone(),
+            candidates: task.set.as_ref().clone(),
+            seen: task.seen.clone(),
         }
     }
 

@@ -123,7 +123,7 @@ impl Recorder {
             return;
         };
         let chosen = || {
-            let viewer = decision.job.request.user_id;
+            let viewer = decision.task.request.user_id;
             self.settings.load().viewers.contains(&viewer)
         };
         if why == Why::Failure && !self.failures.admit(Instant::now()) && !chosen() {
@@ -137,7 +137,7 @@ impl Recorder {
         let settings = self.settings.load();
         if decision.ranked.served_by != ServedBy::Policy {
             Some(Why::Failure)
-        } else if settings.viewers.contains(&decision.job.request.user_id) {
+        } else if settings.viewers.contains(&decision.task.request.user_id) {
             Some(Why::Viewer)
         } else {
             let ratio = settings.sample_ratio;
@@ -212,8 +212,9 @@ impl Writer {
         }
         let records = batch.len() as u64;
         let encode = move || {
-            let of =
-                |(why, decision): &(Why, Arc<Decision>)| Record::of(*why, decision).to_encoded();
+            let of = |(why, decision): &(Why, Arc<Decision>)| {
+                Record::from_decision(*why, decision).to_encoded()
+            };
             batch.iter().map(of).collect::<Vec<Encoded>>()
         };
         let written = match tokio::task::spawn_blocking(encode).await {

@@ -123,8 +123,8 @@ fn settle(app: &App, fates: impl Iterator<Item = (u64, bool, UnixMs)>) {
             back.push(post);
         }
     }
-    app.deleted.add(&gone, unix_ms());
-    app.deleted.remove(&back);
+    app.feed.deleted.add(&gone, unix_ms());
+    app.feed.deleted.remove(&back);
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ impl Shadows {
 
     /// Queues a served ranking for these policies. Drops and counts it if the queue is full.
     pub fn offer(&self, shadows: &[Arc<LoadedPolicy>], decision: &Arc<Decision>) {
-        if shadows.is_empty() || decision.job.set.is_empty() {
+        if shadows.is_empty() || decision.task.set.is_empty() {
             return;
         }
         let job = (decision.clone(), shadows.to_vec());
@@ -187,7 +187,7 @@ impl Shared {
         let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
         let deadline = policy.deadline();
         let budget = policy.budget_without_deadline(deadline * PATIENCE);
-        let answer = rank(&Uncounted(policy.running(budget)), decision.job.input());
+        let answer = rank(&Uncounted(policy.running(budget)), decision.task.input());
         let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
         let cpu = cpu.unwrap_or_else(|_| begun.elapsed());
         let failure = match &answer {
@@ -221,9 +221,9 @@ impl Shared {
         thresholds: &Thresholds,
     ) {
         let compared = ranking.map(|ranking| {
-            let authors = &decision.job.set.author_ids;
+            let authors = &decision.task.set.author_ids;
             let served = &decision.ranked.ranking.rows;
-            let page = decision.job.request.limit as usize;
+            let page = decision.task.request.limit as usize;
             compare(authors, served, &ranking.rows, page)
         });
         let mut watches = self.watches();

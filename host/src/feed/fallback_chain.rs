@@ -29,13 +29,13 @@ pub struct Ranked {
 
 /// Input of a ranking. It owns its data because it is sent to another thread.
 #[derive(Debug, Clone)]
-pub struct Job {
+pub struct RankingTask {
     pub request: Request,
     pub set: Arc<CandidateSet>,
     pub seen: Vec<bool>,
 }
 
-impl Job {
+impl RankingTask {
     pub fn input(&self) -> RankInput<'_> {
         RankInput {
             request: &self.request,
@@ -59,19 +59,19 @@ pub fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc
 
 /// Ranks on a worker, within `budget`. Uses the native ranker if no policy is in service.
 /// Returns `None` only if the native ranker failed too.
-pub async fn rank_down(
+pub async fn rank_in_order(
     pool: &CpuPool,
     routed: Option<Arc<LoadedPolicy>>,
     last_good: Option<Arc<LoadedPolicy>>,
-    job: Job,
+    task: RankingTask,
     budget: Duration,
 ) -> Option<Ranked> {
     let deadline = Instant::now() + budget;
-    let (on_worker, wanted) = (job.clone(), routed.clone());
+    let (on_worker, wanted) = (task.clone(), routed.clone());
     let request_id = request_id();
-    let climb = move || {
+    let steps_on_worker = move || {
         REQUEST_ID.sync_scope(request_id, || {
-            climb_down(
+            try_in_order(
                 routed.as_deref(),
                 last_good.as_deref(),
                 &on_worker,
@@ -80,7 +80,7 @@ pub async fn rank_down(
             )
         })
     };
-    match pool.run(budget, climb).await {
+    match pool.run(budget, steps_on_worker).await {
         Ok(ranked) => ranked,
         // No worker became free within the whole budget. The native ranker takes less than a
         // millisecond, so it may run on the async runtime's thread; the alternative is an error
@@ -91,25 +91,25 @@ pub async fn rank_down(
                 let failure = PolicyFailure::new(Stage::Dedup, FailureKind::Pool, busy.to_string());
                 wanted.observe_unrun(&failure);
             }
-            rank_native(&job)
+            rank_native(&task)
         }
     }
 }
 
-fn climb_down(
+fn try_in_order(
     routed: Option<&LoadedPolicy>,
     last_good: Option<&LoadedPolicy>,
-    job: &Job,
+    task: &RankingTask,
     deadline: Instant,
     budget: Duration,
 ) -> Option<Ranked> {
-    let rungs = [(routed, ServedBy::Policy), (last_good, ServedBy::LastGood)];
-    for (policy, served_by) in rungs
+    let steps = [(routed, ServedBy::Policy), (last_good, ServedBy::LastGood)];
+    for (policy, served_by) in steps
         .into_iter()
         .filter_map(|(policy, served_by)| Some((policy?, served_by)))
     {
         let left = deadline.saturating_duration_since(Instant::now());
-        match rank_counted(policy, left, budget, job) {
+        match rank_counted(policy, left, budget, task) {
             Ok(ranking) => {
                 return Some(Ranked {
                     ranking,
@@ -126,7 +126,7 @@ fn climb_down(
             ),
         }
     }
-    rank_native(job)
+    rank_native(task)
 }
 
 /// Runs a policy once and records the outcome in its error budget. A policy is held to its own
@@ -136,14 +136,14 @@ fn rank_counted(
     policy: &LoadedPolicy,
     left: Duration,
     budget: Duration,
-    job: &Job,
+    task: &RankingTask,
 ) -> Result<Ranking, PolicyFailure> {
     let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
-    let ranked = rank(&policy.running(policy.budget(left)), job.input());
+    let ranked = rank(&policy.running(policy.budget(left)), task.input());
     let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
     let failure = ranked.as_ref().err().map(|failure| failure.kind);
     let took = cpu.unwrap_or_else(|_| begun.elapsed());
-    if !job.set.is_empty()
+    if !task.set.is_empty()
         && let Some(call) = Call::of(failure, took, policy.deadline().min(budget))
     {
         policy.outcomes.record(begun, call);
@@ -151,8 +151,8 @@ fn rank_counted(
     ranked
 }
 
-fn rank_native(job: &Job) -> Option<Ranked> {
-    match guarded(AssertUnwindSafe(|| rank(Native::get(), job.input()))) {
+fn rank_native(task: &RankingTask) -> Option<Ranked> {
+    match guarded(AssertUnwindSafe(|| rank(Native::get(), task.input()))) {
         Ok(ranking) => Some(Ranked {
             ranking,
             policy: ServedPolicy::native(Algo::Ch),
