@@ -4,59 +4,21 @@ use crate::config::{Config, Flags, Live, SharedLive};
 use crate::discover::suggested::Suggestions;
 use crate::discover::trending::Trending;
 use crate::events::drain::Counted;
-use crate::feed::{Feed, FeedParts, FeedStores};
-use crate::http::auth::TokenKeys;
-use crate::http::health::Pings;
+use crate::feed::{Feed, FeedParts};
 use crate::http::limits::RateLimits;
+use crate::http::pings::Pings;
+use crate::http::token::TokenKeys;
 use crate::jobs::profile::Profile;
+use crate::store_set::StoreSet;
 use arc_swap::ArcSwap;
 use futures::StreamExt as _;
 use nova_control::deploy::Deploy;
 use nova_control::watcher::WatchReport;
-use nova_stores::ports::{
-    CandidateStore, EventSink, ExposureStore, FeedCache, Lease, RelationalStore, SeenPosts,
-    ValueCache,
-};
-use nova_stores::redis::claims::RedisClaims;
 use nova_stores::spool::Spool;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-
-/// The stores of a host, with one implementation for each interface.
-#[derive(Clone)]
-pub struct StoreSet {
-    pub candidates: Arc<dyn CandidateStore>,
-    pub relational: Arc<dyn RelationalStore>,
-    pub exposures: Arc<dyn ExposureStore>,
-    pub sink: Arc<dyn EventSink>,
-    pub cache: Arc<dyn FeedCache>,
-    pub values: Arc<dyn ValueCache>,
-    pub seen: Arc<dyn SeenPosts>,
-    pub lease: Arc<dyn Lease>,
-    /// Claims on events, if other hosts may have accepted the same events. A single host uses
-    /// those of its spool.
-    pub claims: Option<RedisClaims>,
-}
-
-impl std::fmt::Debug for StoreSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StoreSet").finish_non_exhaustive()
-    }
-}
-
-impl StoreSet {
-    /// The stores that a feed is served from.
-    pub fn of_feed(&self) -> FeedStores {
-        FeedStores {
-            candidates: self.candidates.clone(),
-            relational: self.relational.clone(),
-            cache: self.cache.clone(),
-            seen: self.seen.clone(),
-        }
-    }
-}
 
 pub struct App {
     pub config: Config,
@@ -69,7 +31,7 @@ pub struct App {
     pub token_keys: TokenKeys,
     pub rate_limits: ArcSwap<RateLimits>,
     pub watch_report: WatchReport,
-    pub profile: Profile,
+    pub profile: Arc<Profile>,
     pub pings: Pings,
     pub started: Instant,
     /// Set when the host begins to stop. It is then live but not ready.
@@ -115,7 +77,7 @@ impl App {
             spool: parts.spool,
             token_keys: parts.token_keys,
             watch_report: parts.watch_report,
-            profile: Profile::default(),
+            profile: Arc::default(),
             pings: Pings::default(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),

@@ -1,7 +1,7 @@
 //! Daily metrics: ratios over the rankings served on one UTC day and the viewers' reactions to
 //! them.
 
-use crate::app::App;
+use crate::store_set::StoreSet;
 use chrono::{NaiveDate, NaiveTime};
 use nova_model::daily::{DailyCounts, DigestCounts};
 use nova_model::time::{DAY_MS, UnixMs};
@@ -93,7 +93,7 @@ fn start_ms(date: NaiveDate) -> Option<UnixMs> {
 ///
 /// # Errors
 /// The store failed.
-pub async fn metrics(app: &App, date: NaiveDate) -> StoreResult<Option<DailyMetrics>> {
+pub async fn metrics(stores: &StoreSet, date: NaiveDate) -> StoreResult<Option<DailyMetrics>> {
     let Some(start_ms) = start_ms(date) else {
         return Ok(None);
     };
@@ -101,7 +101,7 @@ pub async fn metrics(app: &App, date: NaiveDate) -> StoreResult<Option<DailyMetr
     // here.
     let settled = start_ms + 2 * DAY_MS < unix_ms();
     let ttl = if settled { SETTLED_TTL } else { UNSETTLED_TTL };
-    let (values, key) = (app.stores.values.as_ref(), format!("metrics:daily:{date}"));
+    let (values, key) = (stores.values.as_ref(), format!("metrics:daily:{date}"));
     if let Some(found) = shared::get(values, "daily_metrics", &key).await {
         return Ok(Some(found.value));
     }
@@ -109,7 +109,7 @@ pub async fn metrics(app: &App, date: NaiveDate) -> StoreResult<Option<DailyMetr
     if let Some(found) = shared::get(values, "daily_metrics", &key).await {
         return Ok(Some(found.value));
     }
-    let counts = app.stores.exposures.daily_metrics(start_ms).await?;
+    let counts = stores.exposures.daily_metrics(start_ms).await?;
     let metrics = DailyMetrics::of(date, &counts);
     shared::put(values, &key, &metrics, ttl).await;
     Ok(Some(metrics))

@@ -9,7 +9,7 @@ use crate::feed::FeedParts;
 use crate::feed::cursor::CursorKey;
 use crate::feed::shadow::Shadows;
 use crate::http;
-use crate::http::auth::TokenKeys;
+use crate::http::token::TokenKeys;
 use crate::jobs::{self, ConfigFile, Jobs};
 use crate::logging::Logging;
 use crate::replay::recorder::Recorder;

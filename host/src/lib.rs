@@ -17,4 +17,5 @@ pub mod logging;
 pub mod replay;
 pub mod request_id;
 pub mod secret;
+pub mod store_set;
 pub mod wiring;

@@ -3,7 +3,7 @@
 use crate::generator::{Load, MakeRequest, fetch};
 use crate::services::{Stack, nova};
 use anyhow::Context;
-use nova::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
+use nova::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::io::{BufRead, BufReader};

@@ -6,7 +6,7 @@
 //! wait for each other. The low bit decides if one change ends a row and begins another at the
 //! same position: `posts_by_id` has both rows under one key, and the live one must win.
 
-use super::envelope::{Comment, Follow, Like, Post, User};
+use super::rows::{Comment, Follow, Like, Post, Transition, User};
 use chrono::{DateTime, Utc};
 use nova_model::captured::Table;
 use nova_stores::clickhouse::{CommentRow, FollowRow, LikeRow, PostRow, UserRow};
@@ -18,17 +18,6 @@ pub enum Change {
     Follow(Transition<Follow>),
     Comment(Transition<Comment>),
     Like(Transition<Like>),
-}
-
-/// A row before and after a change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition<R> {
-    pub before: Option<R>,
-    pub after: Option<R>,
-    pub lsn: u64,
-    pub committed_ms: u64,
-    /// True if the row was read by a snapshot and not changed.
-    pub snapshot: bool,
 }
 
 /// Rows to write, by table.

@@ -4,8 +4,8 @@
 //! Times are `timestamptz` columns, so they arrive as text in UTC in every precision mode of
 //! the connector.
 
-use super::change::{Change, Transition};
-use chrono::{DateTime, Utc};
+use super::change::Change;
+use super::rows::{Comment, Follow, Like, Post, Transition, User};
 use nova_model::captured::Table;
 use nova_model::event::ID_MAX;
 use nova_stores::kafka::message::Undecodable;
@@ -15,49 +15,6 @@ use serde::de::DeserializeOwned;
 /// Debezium's placeholder for a large value that an update did not touch. It is sent if
 /// PostgreSQL does not log old rows in full.
 const UNAVAILABLE: &str = "__debezium_unavailable_value";
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct User {
-    pub user_id: u64,
-    pub created_at: DateTime<Utc>,
-    pub username: String,
-    pub avatar_url: String,
-    pub bio: String,
-    pub country: String,
-    pub language: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Post {
-    pub post_id: u64,
-    pub author_id: u64,
-    pub created_at: DateTime<Utc>,
-    pub deleted: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Follow {
-    pub follower_id: u64,
-    pub following_id: u64,
-    pub created_at: DateTime<Utc>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Comment {
-    pub comment_id: u64,
-    pub post_id: u64,
-    pub user_id: u64,
-    pub created_at: DateTime<Utc>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Like {
-    pub like_id: u64,
-    pub post_id: u64,
-    /// `None` if the like is anonymous.
-    pub user_id: Option<u64>,
-    pub created_at: DateTime<Utc>,
-}
 
 #[derive(Deserialize)]
 #[serde(bound = "R: DeserializeOwned")]

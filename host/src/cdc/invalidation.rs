@@ -1,8 +1,8 @@
 //! Invalidation after changes in PostgreSQL: cached feeds, suggestions, and posts that must no
 //! longer be shown.
 
-use super::change::{Change, Transition};
-use super::envelope::Post;
+use super::change::Change;
+use super::rows::{Post, Transition};
 use crate::discover::suggested;
 use futures::StreamExt as _;
 use nova_model::deleted::Fate;
@@ -168,7 +168,7 @@ fn log<T>(result: StoreResult<T>) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cdc::envelope::Follow;
+    use crate::cdc::rows::Follow;
     use chrono::DateTime;
 
     const NOW_MS: u64 = 1_750_000_000_000;

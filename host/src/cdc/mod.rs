@@ -10,4 +10,5 @@ pub mod change;
 pub mod consumer;
 pub mod envelope;
 pub mod invalidation;
+pub mod rows;
 pub mod validate;

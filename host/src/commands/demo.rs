@@ -5,7 +5,7 @@ use super::import::load;
 use super::serve::run_host;
 use super::watch::WatchArguments;
 use crate::config::{Config, LogFormat, Stores};
-use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
+use crate::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
 use nova_model::time::rfc3339;
 use nova_model::time::{DAY_MS, HOUR_MS};

@@ -1,7 +1,7 @@
 //! `nova token`: prints a token signed with the host's key.
 
 use super::{ConfigPath, DataDir};
-use crate::http::auth::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
+use crate::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
 use nova_model::event::ID_MAX;
 use std::time::Duration;

@@ -12,6 +12,7 @@ pub mod fallback_chain;
 pub mod page;
 pub mod preview;
 mod ranked_feed;
+pub mod request;
 pub mod shadow;
 mod snapshots;
 pub mod story;

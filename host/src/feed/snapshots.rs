@@ -4,7 +4,7 @@ use super::Feed;
 use super::cursor::Cursor;
 use super::page::{FeedPage, page};
 use super::ranked_feed::RankedFeed;
-use super::story::{FeedError, FeedRequest};
+use super::request::{FeedError, FeedRequest};
 use crate::experiments::exposure;
 use nova_model::artifact::Digest;
 use nova_model::snapshot::Snapshot;

@@ -3,12 +3,12 @@
 
 use super::Feed;
 use super::cached_candidates::{Candidates, candidates};
-use super::cursor::Cursor;
 use super::decision::Decision;
 use super::degraded::DegradedParts;
 use super::fallback_chain::{Ranked, RankingTask, last_good, rank_in_order};
 use super::page::FeedPage;
 use super::ranked_feed::{RankedFeed, ranked_posts};
+use super::request::{FeedError, FeedRequest};
 use super::snapshots::{continue_snapshot, first_page, fresh_snapshot, keep};
 use super::timeline;
 use nova_control::deploy::Serving;
@@ -23,25 +23,6 @@ use nova_support::metrics::METRICS;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
-
-/// A viewer's request for a page.
-#[derive(Debug)]
-pub struct FeedRequest {
-    pub viewer: u64,
-    pub algo: Algo,
-    pub limit: usize,
-    pub cursor: Option<Cursor>,
-    pub request_id: Arc<str>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum FeedError {
-    /// The cursor's snapshot no longer exists. The client must start again without a cursor.
-    #[error("the ranking this cursor continues is no longer kept; ask again without a cursor")]
-    CursorExpired,
-    #[error("no feed can be served right now")]
-    Unavailable,
-}
 
 /// Serves a feed request.
 ///

@@ -1,116 +1,23 @@
 //! Health, readiness and metrics routes. They are open and never rate-limited, because
 //! monitoring needs an answer most of all under load.
 
+use super::pings::{Component, ComponentState, Components};
 use crate::app::App;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use futures::future::BoxFuture;
-use nova_stores::ports::StoreResult;
 use nova_support::metrics::METRICS;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-/// Time for which ping results are reused. It is shorter than any usual probe interval.
-const PINGS_KNOWN_FOR: Duration = Duration::from_millis(500);
-/// Time after which a store that has not answered its ping counts as down.
-const PING_TIMEOUT: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ComponentState {
-    Up,
-    Degraded,
-    Down,
-}
-
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
-pub struct Component {
-    pub state: ComponentState,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-}
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Health {
     /// `up` if every component is up, `down` if no feed can be served, else `degraded`.
     pub status: ComponentState,
-    pub components: BTreeMap<&'static str, Component>,
-}
-
-impl Component {
-    fn up() -> Self {
-        Self {
-            state: ComponentState::Up,
-            detail: None,
-        }
-    }
-
-    fn not_up(state: ComponentState, detail: impl Into<String>) -> Self {
-        Self {
-            state,
-            detail: Some(detail.into()),
-        }
-    }
-}
-
-/// Returns the state of every store by name. The embedded stores share one name.
-async fn stores(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
-    let app = app.clone();
-    // Runs in its own task, so that a caller who disconnects still leaves a result for the next
-    // caller.
-    let asked = tokio::spawn(async move {
-        let mut known = app.pings.0.lock().await;
-        if let Some((asked, components)) = &*known
-            && asked.elapsed() < PINGS_KNOWN_FOR
-        {
-            return components.clone();
-        }
-        let components = ping_all(&app).await;
-        *known = Some((Instant::now(), components.clone()));
-        components
-    });
-    asked.await.unwrap_or_default()
-}
-
-/// Latest ping results of the stores. The routes are open to all callers, so concurrent callers
-/// share one round of pings.
-#[derive(Debug, Default)]
-pub struct Pings(tokio::sync::Mutex<Option<(Instant, BTreeMap<&'static str, Component>)>>);
-
-async fn ping_all(app: &App) -> BTreeMap<&'static str, Component> {
-    let stores = &app.stores;
-    let mut pings: BTreeMap<&'static str, BoxFuture<'_, StoreResult<()>>> = BTreeMap::new();
-    pings.insert(stores.cache.name(), stores.cache.ping());
-    pings.insert(stores.sink.name(), stores.sink.ping());
-    pings.insert(stores.relational.name(), stores.relational.ping());
-    pings.insert(stores.candidates.name(), stores.candidates.ping());
-    let answers = pings
-        .into_iter()
-        .map(|(name, ping)| async move { (name, ping_answer(name, ping).await) });
-    futures::future::join_all(answers)
-        .await
-        .into_iter()
-        .collect()
-}
-
-async fn ping_answer(store: &'static str, ping: BoxFuture<'_, StoreResult<()>>) -> Component {
-    match tokio::time::timeout(PING_TIMEOUT, ping).await {
-        Ok(Ok(())) => Component::up(),
-        Ok(Err(error)) => {
-            tracing::warn!(
-                store,
-                error = format!("{error:#}"),
-                "a store failed its health check; reporting it as down"
-            );
-            Component::not_up(ComponentState::Down, "queries fail")
-        }
-        Err(_) => Component::not_up(ComponentState::Down, "no answer within 1 s"),
-    }
+    pub components: Components,
 }
 
 fn policies(app: &App) -> Component {
@@ -129,8 +36,8 @@ fn policies(app: &App) -> Component {
     Component::up()
 }
 
-async fn components(app: &Arc<App>) -> BTreeMap<&'static str, Component> {
-    let mut components = stores(app).await;
+async fn components(app: &Arc<App>) -> Components {
+    let mut components = app.pings.components(&app.stores).await;
     let spool = match (app.spool.is_healthy(), app.spool.is_full()) {
         (false, _) => Component::not_up(
             ComponentState::Down,

@@ -17,8 +17,10 @@ pub mod health;
 pub mod limits;
 pub mod metrics_report;
 pub mod middleware;
+pub mod pings;
 pub mod problem;
 pub mod server;
+pub mod token;
 
 use crate::app::App;
 use axum::Router;

@@ -1,7 +1,7 @@
 //! Conversion of all errors to HTTP responses: `application/problem+json`, RFC 9457. Internal
 //! causes are logged here and never sent.
 
-use crate::feed::story::FeedError;
+use crate::feed::request::FeedError;
 use crate::request_id::request_id;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};

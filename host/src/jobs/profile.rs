@@ -2,7 +2,6 @@
 //! the shared cache. Queries are timed by name where they are made.
 
 use super::pools::{PoolReport, PoolSample, PoolWindow};
-use crate::app::App;
 use arc_swap::ArcSwap;
 use nova_stores::ports::Lease;
 use nova_stores::redis::Redis;
@@ -46,7 +45,7 @@ impl Profile {
 
 /// Samples one pool until the host ends. A recommendation is logged when it changes.
 pub async fn watch_pool(
-    app: Arc<App>,
+    profile: Arc<Profile>,
     store: &'static str,
     key: &'static str,
     sample: impl Fn() -> PoolSample + Send,
@@ -73,14 +72,14 @@ pub async fn watch_pool(
                 }
                 advised.clone_from(&report.recommendation);
             }
-            app.profile.pools.store(Arc::new(vec![report]));
+            profile.pools.store(Arc::new(vec![report]));
         }
         tokio::time::sleep(POOL_INTERVAL).await;
     }
 }
 
 /// Scans the shared cache periodically. Only one host does so at a time.
-pub async fn watch_cache(app: Arc<App>, redis: Redis, lease: Arc<dyn Lease>) {
+pub async fn watch_cache(profile: Arc<Profile>, redis: Redis, lease: Arc<dyn Lease>) {
     loop {
         tokio::time::sleep(SCAN_INTERVAL).await;
         match lease.hold("cache_scan", SCAN_INTERVAL * 3 / 2).await {
@@ -94,7 +93,7 @@ pub async fn watch_cache(app: Arc<App>, redis: Redis, lease: Arc<dyn Lease>) {
         match scan_report(&redis, SCAN_KEYS_MAX).await {
             Ok(report) => {
                 tell(&report);
-                app.profile.cache.store(Arc::new(Some(report)));
+                profile.cache.store(Arc::new(Some(report)));
             }
             Err(error) => {
                 tracing::warn!(%error, "could not scan the shared cache; trying again at the next interval")

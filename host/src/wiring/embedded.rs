@@ -1,8 +1,8 @@
 //! The embedded stores: SQLite and in-process caches, all in one data directory.
 
 use super::Wired;
-use crate::app::StoreSet;
 use crate::config::Config;
+use crate::store_set::StoreSet;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::cache::ProcessCache;
 use nova_stores::embedded::lease::SoleHost;

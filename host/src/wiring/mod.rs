@@ -5,8 +5,9 @@ mod deletions;
 pub mod embedded;
 mod stack;
 
-use crate::app::{App, StoreSet};
+use crate::app::App;
 use crate::config::Config;
+use crate::store_set::StoreSet;
 use nova_control::local_changes::HostRegistry;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::registry::SqliteRegistry;

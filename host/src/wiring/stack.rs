@@ -4,7 +4,7 @@
 
 use super::deletions::{self, Untold};
 use super::{Beside, Wired};
-use crate::app::{App, StoreSet};
+use crate::app::App;
 use crate::cdc::consumer::{self as capture, Capture};
 use crate::cdc::invalidation::Invalidator;
 use crate::config::Config;
@@ -12,6 +12,7 @@ use crate::events::consumer::{self as judge, Judge};
 use crate::experiments::served::{self, ServedRecorder};
 use crate::jobs::PoolSample;
 use crate::jobs::profile::{watch_cache, watch_pool};
+use crate::store_set::StoreSet;
 use anyhow::Context as _;
 use nova_control::last_good::LastGood;
 use nova_control::local_changes::HostRegistry;
@@ -130,7 +131,7 @@ impl Servers {
         let tombstones = Tombstones::new(&self.redis);
         tokio::spawn(deletions::follow(app.clone(), tombstones.clone()));
         tokio::spawn(watch_cache(
-            app.clone(),
+            app.profile.clone(),
             self.redis.clone(),
             app.stores.lease.clone(),
         ));
@@ -145,7 +146,7 @@ impl Servers {
             }
         };
         tokio::spawn(watch_pool(
-            app.clone(),
+            app.profile.clone(),
             postgres::STORE_NAME,
             "stores.postgres_connections_max",
             sample,
