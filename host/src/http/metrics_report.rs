@@ -33,7 +33,7 @@ pub async fn daily(
                 )
             })?,
     };
-    let metrics = metrics(&app, date).await?;
+    let metrics = metrics(&app.stores, date).await?;
     let metrics =
         metrics.ok_or_else(|| Problem::invalid_field("date", "must not be before 1970"))?;
     Ok(Json(metrics))

@@ -35,7 +35,7 @@ pub async fn run(app: Arc<App>) -> anyhow::Result<Outcome> {
     if path.exists() || !app.stores.lease.hold(&job, LEASE).await? {
         return Ok(Outcome::NotOurs);
     }
-    let written = match metrics(&app, date).await {
+    let written = match metrics(&app.stores, date).await {
         Ok(Some(metrics)) => write(&path, &metrics),
         Ok(None) => Ok(()),
         Err(error) => Err(error.into()),
