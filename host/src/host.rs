@@ -1,6 +1,11 @@
 //! Start and stop of a host: the parts are started in the order of their dependencies and
 //! stopped in reverse.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "bounds the end of the host, not a call of a store"
+)]
+
 use crate::app::{App, Parts};
 use crate::config::Config;
 use crate::events::drain::{self, Drain};

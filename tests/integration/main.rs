@@ -1,6 +1,10 @@
 //! The integration test binary, which runs against the real `nova` program. Each test starts its
 //! own host on a free port with its own data directory, and stops that host by its process id.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests wait for the program and use the clock of this machine"
+)]
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 mod admission;

@@ -6,6 +6,11 @@
 //! `stack-events`, `stack-counted` and `stack-ramp` measure one host, and `stack-fleet` measures
 //! three, on the servers that the environment names (`tests/services env`).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the load run uses the clock of this machine"
+)]
+
 mod bare;
 mod fleet;
 mod generator;

@@ -4,6 +4,11 @@
 //!
 //! It is only a cache: any problem with it costs a compilation and nothing else.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compares with the times of files, which are wall-clock times"
+)]
+
 use super::sealed::{Origin, Seal};
 use anyhow::Context as _;
 use nova_model::artifact::Digest;

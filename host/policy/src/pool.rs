@@ -1,6 +1,11 @@
 //! The bounded pool of threads that run policies. Ranking is pure computation, so more threads
 //! than cores would only add waiting, and none of it may run on the async reactor.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for a worker, not for a store"
+)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};

@@ -1,5 +1,10 @@
 //! Suggested users: for each viewer, a cached list of users to follow.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for another request, not for a store"
+)]
+
 use nova_model::user::SuggestedUser;
 use nova_stores::guard;
 use nova_stores::ports::{CandidateStore, StoreError, ValueCache};

@@ -1,5 +1,10 @@
 //! Request parsing: query strings, path segments and bodies, with errors that name the field.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for a client's body, not for a store"
+)]
+
 use crate::app::App;
 use crate::http::problem::Problem;
 use axum::body::{Body, Bytes};

@@ -6,6 +6,11 @@
 //! knows the protocol, and a client that sends nothing never gets that far. A separate deadline
 //! for the first request covers that case.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for clients, not for a store"
+)]
+
 use crate::config::Server;
 use axum::Router;
 use axum::extract::ConnectInfo;

@@ -5,6 +5,11 @@
 //! A caller that has its own deadline calls [`within`]. The breaker can then tell an answer that
 //! came too late, which is a failure, from a viewer who hung up.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the one place with timeouts around stores"
+)]
+
 use super::breaker::{Breaker, Circuit};
 use crate::ports::{StoreError, StoreResult};
 use nova_support::metrics::METRICS;

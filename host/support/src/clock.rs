@@ -1,5 +1,10 @@
 //! Wall-clock time, read in one place. Deadlines and TTLs use the monotonic clock instead.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the one file that reads the wall clock"
+)]
+
 use chrono::Utc;
 use nova_model::time::UnixMs;
 

@@ -5,6 +5,11 @@
 //! has changed. A host that was disconnected, or missed a message, reads the same set and
 //! so misses no change.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for news of a subscription, not for a call"
+)]
+
 use super::{Redis, keys};
 use crate::ports::StoreResult;
 use futures::{Stream, StreamExt as _};

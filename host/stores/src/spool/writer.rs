@@ -1,5 +1,10 @@
 //! The only task that writes the spool's file.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for a queue, not for a store"
+)]
+
 use super::{Accepted, Shared, SpoolError, options};
 use nova_model::event::{AcceptedEvent, Action};
 use nova_model::event::{event_id_key, idempotency_key};
