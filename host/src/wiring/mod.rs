@@ -7,7 +7,7 @@ mod stack;
 
 use crate::app::{App, StoreSet};
 use crate::config::Config;
-use nova_control::local_changes::HostRegistry;
+use nova_control::offline::HostRegistry;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::spool::Spool;
