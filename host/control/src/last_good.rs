@@ -6,14 +6,13 @@
 //! in memory is at least as new as the copy on disk, and a failed load is an error. The local
 //! changes of the host are stored in the same directory ([`LocalChanges`]).
 
-use super::deploy::WARM_POLICIES;
-use crate::local_changes::{HostRegistry, LocalChanges};
+use crate::offline::{HostRegistry, LocalChanges, RegistryUnavailable};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef, Stage};
 use nova_model::audit::{AuditEntry, AuditPage};
 use nova_model::experiments::spec::ExperimentState;
-use nova_model::lifecycle::rollback_targets;
+use nova_model::lifecycle::{WARM_POLICIES, rollback_targets};
 use nova_model::registry::{Change, RegistryState};
 use nova_stores::ports::registry::{Registry, RegistryError};
 use nova_support::durable_file;
@@ -25,13 +24,6 @@ const STATE_FILE: &str = "state.json";
 const MODULES_DIRECTORY: &str = "modules";
 /// Marker for an empty copy, because no revision is negative.
 const NOTHING_KEPT: i64 = -1;
-
-/// Marks the error of an unavailable registry on a host that can make some changes without it.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the registry does not answer; rollback, quarantine and stopping an experiment work on this host without it"
-)]
-pub struct Away;
 
 #[derive(Debug)]
 pub struct LastGood<R> {
@@ -127,7 +119,7 @@ impl<R: Registry> LastGood<R> {
     fn marked(&self, error: RegistryError) -> RegistryError {
         match error {
             RegistryError::Unavailable(cause) if self.local_changes.is_some() => {
-                RegistryError::Unavailable(cause.context(Away))
+                RegistryError::Unavailable(cause.context(RegistryUnavailable))
             }
             other => other,
         }

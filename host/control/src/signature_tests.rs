@@ -1,7 +1,7 @@
 //! Tests of signatures with files that minisign itself made.
 
 use crate::deploy::{Deploy, DeployError};
-use crate::local_changes::HostRegistry;
+use crate::offline::HostRegistry;
 use nova_model::artifact::PerStage;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState};
 use nova_policy::admission::signature::*;
@@ -175,9 +175,9 @@ async fn an_older_bundled_policy_serves_after_an_upgrade_and_an_unsigned_upload_
     let older = host(dir.path(), Engine::start().unwrap()).await;
     let recipe = unsigned_files(FIRST);
     let other = unsigned_files(SECOND);
-    let shipped = older.publish(recipe.clone(), "host").await.unwrap().policy;
+    let bundled = older.publish(recipe.clone(), "host").await.unwrap().policy;
     let forged = older.publish(other, "ada").await.unwrap().policy;
-    older.activate(&shipped, "host").await.unwrap();
+    older.activate(&bundled, "host").await.unwrap();
     let digest = |stage| older.serving().active.spec.stages.get(stage).module;
     let modules = PerStage::try_build(|stage| Ok::<_, ()>(digest(stage))).unwrap();
     drop(older);

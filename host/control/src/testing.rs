@@ -24,7 +24,7 @@ pub struct Distant {
 }
 
 impl Distant {
-    fn reach(&self) -> Result<&SqliteRegistry, RegistryError> {
+    fn connected(&self) -> Result<&SqliteRegistry, RegistryError> {
         if self.cut_off.load(Ordering::Acquire) {
             Err(RegistryError::Unavailable(anyhow::anyhow!("cut off")))
         } else {
@@ -36,11 +36,11 @@ impl Distant {
 #[async_trait]
 impl Registry for Distant {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
-        self.reach()?.load().await
+        self.connected()?.load().await
     }
 
     async fn revision(&self) -> Result<i64, RegistryError> {
-        self.reach()?.revision().await
+        self.connected()?.revision().await
     }
 
     async fn apply(
@@ -49,15 +49,15 @@ impl Registry for Distant {
         actor: &str,
         revision: i64,
     ) -> Result<i64, RegistryError> {
-        self.reach()?.apply(change, actor, revision).await
+        self.connected()?.apply(change, actor, revision).await
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.reach()?.module(digest).await
+        self.connected()?.module(digest).await
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-        self.reach()?.audit(page, limit).await
+        self.connected()?.audit(page, limit).await
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! A quarantine is one change. From then on no viewer is routed to the digest. Its consequences
 //! are separate changes, so that each has its own audit entry: the active policy rolls back, and
-//! experiments pause. They are derived from the state alone ([`settle`]). So any host can
+//! experiments pause. They are derived from the state alone ([`complete_quarantines`]). So any host can
 //! complete what another host began, and two hosts that do it at the same time do it only once.
 
 use super::artifact::{Digest, PolicyRef};
@@ -15,6 +15,10 @@ use crate::experiments::spec::{ExperimentState, VariationSpec};
 /// Maximum number of shadow policies. Each costs as much computation as the active policy,
 /// outside the viewers' requests.
 pub const SHADOWS_MAX: usize = 4;
+
+/// Number of former policies that stay compiled for rollback. This is enough for two operators
+/// who each change their mind.
+pub const WARM_POLICIES: usize = 3;
 
 /// State of a policy.
 #[derive(
@@ -92,7 +96,7 @@ pub fn step(state: &RegistryState, event: &Event) -> Result<(RegistryState, Vec<
     for change in &changes {
         next.apply(change);
     }
-    changes.extend(settle(&mut next));
+    changes.extend(complete_quarantines(&mut next));
     Ok((next, changes))
 }
 
@@ -307,7 +311,7 @@ pub fn rollback_targets(state: &RegistryState) -> impl Iterator<Item = &PolicyRe
 }
 
 /// Applies the consequences of quarantines that are still missing in `state`, and returns them.
-pub fn settle(state: &mut RegistryState) -> Vec<Change> {
+pub fn complete_quarantines(state: &mut RegistryState) -> Vec<Change> {
     if state.quarantined.is_empty() {
         return Vec::new();
     }

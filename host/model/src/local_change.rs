@@ -51,7 +51,7 @@ pub enum Intent {
 
 impl Intent {
     /// Returns the intent of `change`. Returns `None` for a change that needs the registry.
-    pub fn of(change: &Change) -> Option<Self> {
+    pub fn from_change(change: &Change) -> Option<Self> {
         match change {
             Change::Rollback { from, to, reason } => Some(Self::Rollback {
                 from: from.clone(),
@@ -157,7 +157,7 @@ pub struct Since {
     pub revision: i64,
     /// True if the log has an entry for this change already. A host may end after it applied the
     /// change and before it removed it from its disk.
-    pub is_settled: bool,
+    pub is_reconciled: bool,
     /// First change that another host or operator made to the active policy.
     moved: Option<String>,
 }
@@ -174,7 +174,7 @@ impl Since {
     pub fn read(&mut self, change: &LocalChange, entry: &AuditEntry) {
         self.revision = entry.id;
         let local = &entry.detail["local"];
-        self.is_settled |= local["id"] == json!(change.id);
+        self.is_reconciled |= local["id"] == json!(change.id);
         // This change was made on top of the same host's earlier changes, so they do not
         // conflict with it.
         let is_own = local["host"] == json!(change.host);

@@ -6,8 +6,8 @@ use crate::http::admin_policies::{PolicyAnswer, PolicyList};
 use crate::wiring;
 use anyhow::bail;
 use clap::Args;
-use nova_control::deploy::{Deploy, DeployError, Reach};
-use nova_control::local_changes::HostRegistry;
+use nova_control::deploy::{Deploy, DeployError, Scope};
+use nova_control::offline::HostRegistry;
 use nova_model::artifact::PolicyRef;
 use nova_policy::admission::PolicyFiles;
 use nova_policy::admission::signature::TrustedKeys;
@@ -260,7 +260,7 @@ impl Target {
                 Step::Quarantine { reason } => {
                     match deploy.quarantine(policy, reason, LOCAL_ACTOR).await {
                         // The quarantine would be in force only in this process, which ends now.
-                        Ok((_, Reach::ThisHost)) => bail!(
+                        Ok((_, Scope::ThisHost)) => bail!(
                             "the registry does not answer; nothing was changed. Run the command with --host for each running host; a host can quarantine without the registry"
                         ),
                         quarantined => quarantined.map(|(published, _)| published),

@@ -7,7 +7,7 @@ use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use nova_control::deploy::Reach;
+use nova_control::deploy::Scope;
 use nova_model::experiments::cohort::Rule;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState};
 use nova_model::exposure::VariationCount;
@@ -34,11 +34,11 @@ pub struct ExperimentAnswer {
 }
 
 impl ExperimentAnswer {
-    fn new(key: String, experiment: Experiment, reach: Reach) -> Json<Self> {
+    fn new(key: String, experiment: Experiment, scope: Scope) -> Json<Self> {
         Json(Self {
             key,
             state: experiment.state,
-            local: reach == Reach::ThisHost,
+            local: scope == Scope::ThisHost,
             spec: experiment.spec,
         })
     }
@@ -116,7 +116,7 @@ pub async fn get_experiment(
     Path(key): Path<String>,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
     let experiment = known(&app, &key)?;
-    Ok(ExperimentAnswer::new(key, experiment, Reach::Everywhere))
+    Ok(ExperimentAnswer::new(key, experiment, Scope::Everywhere))
 }
 
 fn known(app: &App, key: &str) -> Result<Experiment, Problem> {
@@ -139,7 +139,7 @@ pub async fn put_experiment(
     let (experiment, new) = app.deploy.put_experiment(&key, spec, &admin.actor).await?;
     Ok((
         created(new),
-        ExperimentAnswer::new(key, experiment, Reach::Everywhere),
+        ExperimentAnswer::new(key, experiment, Scope::Everywhere),
     ))
 }
 
@@ -149,8 +149,8 @@ async fn become_state(
     state: ExperimentState,
     actor: &str,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
-    let (experiment, reach) = app.deploy.set_experiment_state(&key, state, actor).await?;
-    Ok(ExperimentAnswer::new(key, experiment, reach))
+    let (experiment, scope) = app.deploy.set_experiment_state(&key, state, actor).await?;
+    Ok(ExperimentAnswer::new(key, experiment, scope))
 }
 
 /// Starts assigning viewers to the variations.

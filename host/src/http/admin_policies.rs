@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use nova_control::deploy::{Deploy, PolicyState, Published, Reach, Serving, ServingStatus};
+use nova_control::deploy::{Deploy, PolicyState, Published, Scope, Serving, ServingStatus};
 use nova_model::artifact::PolicyRef;
 use nova_model::artifact::{Limits, PerStage, StageSpec};
 use nova_model::lifecycle::{rollback_targets, state_of};
@@ -48,10 +48,10 @@ impl From<Published> for PolicyAnswer {
     }
 }
 
-impl From<(Published, Reach)> for PolicyAnswer {
-    fn from((published, reach): (Published, Reach)) -> Self {
+impl From<(Published, Scope)> for PolicyAnswer {
+    fn from((published, scope): (Published, Scope)) -> Self {
         Self {
-            local: reach == Reach::ThisHost,
+            local: scope == Scope::ThisHost,
             ..published.into()
         }
     }

@@ -27,7 +27,7 @@ fn policies(app: &App) -> Component {
             "every policy is in quarantine; feeds use the native ranker until a policy is activated",
         );
     }
-    if app.deploy.is_away() {
+    if app.deploy.is_unavailable() {
         return Component::not_up(
             ComponentState::Degraded,
             "the registry does not answer; the last known policies serve",

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nova_control::deploy::DeployError;
-use nova_control::last_good::Away;
+use nova_control::offline::RegistryUnavailable;
 use nova_model::artifact::Stage;
 use nova_policy::admission::Reason;
 use nova_stores::ports::StoreError;
@@ -289,8 +289,8 @@ impl From<DeployError> for Problem {
                     cause = format!("{cause:#}"),
                     "a registry call failed; answering 503"
                 );
-                let detail = match cause.downcast_ref::<Away>() {
-                    Some(away) => format!("nothing was changed: {away}"),
+                let detail = match cause.downcast_ref::<RegistryUnavailable>() {
+                    Some(unavailable) => format!("nothing was changed: {unavailable}"),
                     None => "the policy registry does not answer; nothing was changed".into(),
                 };
                 Self::unavailable(detail)

@@ -6,7 +6,7 @@ use super::record::{Record, Why};
 use crate::config::Records;
 use crate::feed::decision::Decision;
 use arc_swap::ArcSwap;
-use nova_control::local_changes::HostRegistry;
+use nova_control::offline::HostRegistry;
 use nova_model::artifact::Digest;
 use nova_model::artifact::Stage;
 use nova_model::snapshot::ServedBy;

@@ -8,7 +8,7 @@ mod stack;
 use crate::app::App;
 use crate::config::Config;
 use crate::store_set::StoreSet;
-use nova_control::local_changes::HostRegistry;
+use nova_control::offline::HostRegistry;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::spool::Spool;

@@ -15,7 +15,7 @@ use crate::jobs::profile::{watch_cache, watch_pool};
 use crate::store_set::StoreSet;
 use anyhow::Context as _;
 use nova_control::last_good::LastGood;
-use nova_control::local_changes::HostRegistry;
+use nova_control::offline::HostRegistry;
 use nova_stores::StackUrls;
 use nova_stores::breaker::Breaker;
 use nova_stores::clickhouse::ClickHouseStore;

@@ -14,22 +14,22 @@ const WAITING_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct Admissions {
     places: Arc<Semaphore>,
-    turn: Arc<Semaphore>,
+    trial: Arc<Semaphore>,
 }
 
 impl Default for Admissions {
     fn default() -> Self {
         Self {
             places: Arc::new(Semaphore::new(1 + WAITING_MAX)),
-            turn: Arc::new(Semaphore::new(1)),
+            trial: Arc::new(Semaphore::new(1)),
         }
     }
 }
 
 /// Permit to try a policy, held during the trial.
-pub(super) struct Turn {
+pub(super) struct TrialPermit {
     _place: OwnedSemaphorePermit,
-    _turn: OwnedSemaphorePermit,
+    _trial: OwnedSemaphorePermit,
 }
 
 impl Admissions {
@@ -37,18 +37,18 @@ impl Admissions {
     ///
     /// # Errors
     /// Returns [`DeployError::Busy`] if too many uploads are waiting already.
-    pub async fn turn(&self) -> Result<Turn, DeployError> {
+    pub async fn permit(&self) -> Result<TrialPermit, DeployError> {
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| DeployError::Busy)?;
-        let turn = self.turn.clone().acquire_owned().await;
-        Ok(Turn {
+        let trial = self.trial.clone().acquire_owned().await;
+        Ok(TrialPermit {
             _place: place,
-            _turn: turn.map_err(|_| DeployError::Busy)?,
+            _trial: trial.map_err(|_| DeployError::Busy)?,
         })
     }
 }
 
-impl Turn {
+impl TrialPermit {
     /// Runs the trial on its own thread. Returns `None` if the trial panicked. The permit is
     /// released when the trial ends, even if the caller no longer waits for it.
     pub async fn run<T: Send + 'static>(
@@ -78,17 +78,17 @@ mod tests {
     #[tokio::test]
     async fn one_upload_is_tried_at_a_time_a_few_wait_and_the_rest_are_refused() {
         let admissions = Arc::new(Admissions::default());
-        let first = admissions.turn().await.unwrap();
+        let first = admissions.permit().await.unwrap();
         let waiting: Vec<_> = (0..WAITING_MAX)
             .map(|_| {
                 let admissions = admissions.clone();
-                tokio::spawn(async move { admissions.turn().await.unwrap().run(|| 1).await })
+                tokio::spawn(async move { admissions.permit().await.unwrap().run(|| 1).await })
             })
             .collect();
         while admissions.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(admissions.turn().await, Err(DeployError::Busy)));
+        assert!(matches!(admissions.permit().await, Err(DeployError::Busy)));
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
         assert_eq!(first.run(|| panic!("a trial")).await, None::<()>);
         for waiting in waiting {

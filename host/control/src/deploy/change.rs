@@ -1,16 +1,13 @@
-//! Changes of the serving policies: lifecycle steps, rollback and flags. Each change is recorded
-//! in the registry first.
+//! Lifecycle steps of policies, and flags.
 
-use super::{Deploy, DeployError, PolicyState, Published, Reach, require_published};
+use super::{Deploy, DeployError, Published};
+use crate::loader::require_published;
 use nova_model::artifact::PolicyRef;
-use nova_model::lifecycle::{Event, state_of, step};
-use nova_model::registry::{Change, RegistryState};
+use nova_model::lifecycle::{Event, step};
+use nova_model::registry::Change;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::metrics::METRICS;
 use std::sync::Arc;
-
-/// Attempts to make one rollback while others change unrelated parts of the registry.
-const ROLLBACK_ATTEMPTS: u32 = 4;
 
 impl Deploy {
     /// Makes a published policy the active one.
@@ -32,13 +29,7 @@ impl Deploy {
     /// for it. Ignores errors, because the change itself reports them.
     async fn load_early(&self, policy: &PolicyRef) -> Option<Arc<LoadedPolicy>> {
         let state = self.serving().state.clone();
-        self.load(&state, policy, None).await.ok()
-    }
-
-    /// Loads the active policy of a state that another host changed, before the lock on changes
-    /// is taken.
-    pub(super) async fn load_active(&self, state: &RegistryState) -> Option<Arc<LoadedPolicy>> {
-        self.load(state, state.activations.last()?, None).await.ok()
+        self.loader.load(&state, policy, None).await.ok()
     }
 
     pub(super) async fn activate_locked(
@@ -49,12 +40,12 @@ impl Deploy {
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &Event::Activate(policy.clone()))?;
         if changes.is_empty() && serving.active.spec.policy == *policy {
-            return standing(&serving.state, policy);
+            return Published::from_state(&serving.state, policy);
         }
         self.refuse_downgrade(&serving.state, policy)?;
         // The policy is loaded before the change is recorded, because a policy that cannot run
         // must not become the recorded active policy.
-        let loaded = self.load(&serving.state, policy, None).await?;
+        let loaded = self.loader.load(&serving.state, policy, None).await?;
         let change = Change::Activate {
             policy: policy.clone(),
         };
@@ -65,7 +56,7 @@ impl Deploy {
             .with_label_values(&["activate"])
             .inc();
         tracing::info!(%policy, actor, "policy activated");
-        standing(&self.serving().state, policy)
+        Published::from_state(&self.serving().state, policy)
     }
 
     /// Lets a published policy rank in shadow: it ranks the same requests as the active policy,
@@ -101,7 +92,7 @@ impl Deploy {
         };
         self.carry_out(change, actor).await?;
         tracing::info!(%policy, actor, "shadow ended");
-        standing(&self.serving().state, policy)
+        Published::from_state(&self.serving().state, policy)
     }
 
     /// Serves the policy to a share of the viewers who are in no experiment. 0 ends a canary or
@@ -150,7 +141,7 @@ impl Deploy {
             Some(Change::Shadow { .. } | Change::Canary { .. })
         );
         let loaded = match begins && !matches!(event, Event::Canary { percent: 0.0, .. }) {
-            true => Some(self.load(&serving.state, policy, None).await?),
+            true => Some(self.loader.load(&serving.state, policy, None).await?),
             false => None,
         };
         if loaded.is_some() && matches!(event, Event::Canary { .. }) {
@@ -162,65 +153,7 @@ impl Deploy {
             tracing::info!(%policy, action, %detail, actor, "policy changed");
         }
         drop(loaded);
-        standing(&self.serving().state, policy)
-    }
-
-    /// Returns to the policy that was active before, skipping those that are out of service.
-    /// While the registry does not answer, the rollback is made on this host only.
-    ///
-    /// # Errors
-    /// Returns a conflict if the active policy is not the one that the caller expected, or if no
-    /// policy was active before.
-    pub async fn rollback(
-        &self,
-        reason: &str,
-        expected_active: Option<&PolicyRef>,
-        actor: &str,
-    ) -> Result<(Published, Reach), DeployError> {
-        let _changing = self.begin_change().await;
-        for _ in 1..ROLLBACK_ATTEMPTS {
-            let active = self.serving().state.activations.last().cloned();
-            match self.roll_back(reason, expected_active, actor).await {
-                // Another operator changed something else in the meantime. The active policy is
-                // the same, so the rollback is still what the operator wants, and it is tried
-                // again.
-                Err(DeployError::Conflict(_))
-                    if active == self.serving().state.activations.last().cloned() => {}
-                other => return other,
-            }
-        }
-        self.roll_back(reason, expected_active, actor).await
-    }
-
-    async fn roll_back(
-        &self,
-        reason: &str,
-        expected_active: Option<&PolicyRef>,
-        actor: &str,
-    ) -> Result<(Published, Reach), DeployError> {
-        let serving = self.serving.load_full();
-        let event = Event::Rollback {
-            reason: reason.to_owned(),
-            expected_active: expected_active.cloned(),
-        };
-        let (next, changes) = step(&serving.state, &event)?;
-        let Some(to) = next.activations.last() else {
-            return Err(DeployError::Conflict("no policy was ever activated".into()));
-        };
-        // The policy is loaded before the change is recorded, as for an activation.
-        let loaded = self.load(&serving.state, to, None).await?;
-        let mut reach = Reach::Everywhere;
-        for change in changes {
-            reach = self.carry_out(change, actor).await?;
-        }
-        drop(loaded);
-        METRICS
-            .policy_swaps_total
-            .with_label_values(&["rollback"])
-            .inc();
-        let from = serving.state.activations.last().map(ToString::to_string);
-        tracing::warn!(from, %to, actor, reason, "policy rolled back");
-        Ok((standing(&self.serving().state, to)?, reach))
+        Published::from_state(&self.serving().state, policy)
     }
 
     /// Switches a flag on or off.
@@ -244,20 +177,4 @@ impl Deploy {
         .await?;
         Ok(())
     }
-}
-
-/// Returns the current state of a policy.
-pub(super) fn standing(
-    state: &RegistryState,
-    policy: &PolicyRef,
-) -> Result<Published, DeployError> {
-    let stands = state_of(state, policy).unwrap_or(PolicyState::Published);
-    let canary = state.canary.as_ref().filter(|c| c.policy == *policy);
-    Ok(Published {
-        policy: policy.clone(),
-        digest: require_published(state, policy)?.digest,
-        state: stands,
-        percent: canary.map(|canary| canary.percent),
-        new: false,
-    })
 }

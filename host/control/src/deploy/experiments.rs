@@ -1,9 +1,7 @@
-//! Changes of experiments and cohorts, and the preparation of running experiments for
-//! assignment.
+//! Changes of experiments and cohorts.
 
-use super::load::{Wanted, possible};
-use super::{Deploy, DeployError, Reach};
-use crate::routing::RunningExperiment;
+use super::{Deploy, DeployError, Scope};
+use crate::loader::LoadError;
 use nova_model::experiments::cohort::Rule;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState, VariationSpec};
 use nova_model::lifecycle::{in_service, variation_quarantine};
@@ -66,20 +64,12 @@ impl Deploy {
         for variation in &spec.variations {
             let overrides = variation.params.clone().map(Into::into);
             let policy = self
+                .loader
                 .load(&state, &variation.policy, overrides.as_ref())
                 .await;
             loaded.extend(policy.ok());
         }
         loaded
-    }
-
-    fn refuse_downgrades(
-        &self,
-        state: &RegistryState,
-        spec: &ExperimentSpec,
-    ) -> Result<(), DeployError> {
-        let mut variations = spec.variations.iter();
-        variations.try_for_each(|variation| self.refuse_downgrade(state, &variation.policy))
     }
 
     async fn check_experiment(
@@ -97,6 +87,7 @@ impl Deploy {
         for (at, variation) in spec.variations.iter().enumerate() {
             let overrides = variation.params.clone().map(Into::into);
             match self
+                .loader
                 .load(state, &variation.policy, overrides.as_ref())
                 .await
             {
@@ -104,7 +95,7 @@ impl Deploy {
                     let reason = out_of_service(state, variation);
                     errors.extend(reason.map(|r| (format!("variations[{at}].policy"), r)));
                 }
-                Err(DeployError::Refused(refusal)) => {
+                Err(LoadError::Refused(refusal)) => {
                     errors.extend(
                         refusal
                             .reasons
@@ -112,10 +103,10 @@ impl Deploy {
                             .map(|reason| (format!("variations[{at}].params"), reason.message)),
                     );
                 }
-                Err(DeployError::NotFound(reason)) => {
+                Err(LoadError::NotFound(reason)) => {
                     errors.push((format!("variations[{at}].policy"), reason))
                 }
-                Err(other) => return Err(other),
+                Err(other) => return Err(other.into()),
             }
         }
         if errors.is_empty() {
@@ -136,7 +127,7 @@ impl Deploy {
         key: &str,
         next: ExperimentState,
         actor: &str,
-    ) -> Result<(Experiment, Reach), DeployError> {
+    ) -> Result<(Experiment, Scope), DeployError> {
         let begun = self.serving().state.experiments.get(key).cloned();
         let _loaded = match begun.filter(|_| next == ExperimentState::Running) {
             Some(experiment) => self.load_variations(&experiment.spec).await,
@@ -150,7 +141,7 @@ impl Deploy {
             )));
         };
         if current.state == next {
-            return Ok((current.clone(), Reach::Everywhere));
+            return Ok((current.clone(), Scope::Everywhere));
         }
         if !current.state.may_become(next) {
             let (from, to) = (current.state.as_str(), next.as_str());
@@ -180,14 +171,14 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        let reach = self.carry_out(change, actor).await?;
+        let scope = self.carry_out(change, actor).await?;
         tracing::info!(
             experiment = key,
             state = next.as_str(),
             actor,
             "experiment changed"
         );
-        Ok((experiment, reach))
+        Ok((experiment, scope))
     }
 
     /// Creates or replaces a cohort. Returns true if it is new.
@@ -219,47 +210,6 @@ impl Deploy {
         )
         .await?;
         Ok(new)
-    }
-
-    pub(super) async fn running_experiments(
-        &self,
-        state: &RegistryState,
-        wanted: Wanted,
-    ) -> anyhow::Result<Vec<RunningExperiment>> {
-        let mut running = Vec::new();
-        for (key, experiment) in &state.experiments {
-            if experiment.state != ExperimentState::Running {
-                continue;
-            }
-            let mut policies = Vec::new();
-            for variation in &experiment.spec.variations {
-                let overrides = variation.params.clone().map(Into::into);
-                let loaded = self
-                    .wanted(state, &variation.policy, overrides.as_ref(), wanted)
-                    .await;
-                policies.extend(possible(loaded, &variation.policy, "variation")?);
-            }
-            // An experiment that misses one of its variations is left out, because it would
-            // assign viewers to the other variations only.
-            if policies.len() < experiment.spec.variations.len() {
-                continue;
-            }
-            let rule = state
-                .cohorts
-                .get(&experiment.spec.cohort)
-                .cloned()
-                .unwrap_or_else(Rule::everybody);
-            running.push(RunningExperiment::new(
-                key,
-                experiment.spec.clone(),
-                rule,
-                policies,
-            ));
-        }
-        // The map is ordered by key and the sort is stable, so experiments of equal priority
-        // stay in the order of their keys.
-        running.sort_by_key(|experiment| std::cmp::Reverse(experiment.spec.priority));
-        Ok(running)
     }
 }
 

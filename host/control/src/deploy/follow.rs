@@ -31,22 +31,23 @@ impl Deploy {
             let _changing = self.begin_change().await;
             self.refresh().await.map_err(DeployError::Unavailable)?;
         }
-        self.publish_shipped().await?;
+        self.publish_bundled().await?;
         if self.serving().state.activations.is_empty() {
             self.activate(&nova_model::artifact::baseline(), "host")
                 .await?;
         }
-        self.prepared.store(true, Ordering::Release);
+        self.is_prepared.store(true, Ordering::Release);
         Ok(())
     }
 
     /// Follows changes that other processes make, until the host ends.
     pub async fn follow_registry(self: Arc<Self>) {
-        let mut failing = self.away.load(Ordering::Acquire);
+        let mut failing = self.offline.is_unavailable();
         loop {
             tokio::select! {
                 () = self.registry.changed() => {}
-                () = self.settle_soon.notified() => {}
+                () = self.offline.reconcile_soon() => {}
+                () = self.loader.background().compiled() => {}
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
             let looked = self.look().await;
@@ -62,9 +63,9 @@ impl Deploy {
                 tracing::info!("the registry answers again");
             }
             failing = looked.is_err();
-            self.away.store(failing, Ordering::Release);
+            self.offline.set_unavailable(failing);
             let _changing = self.changing.lock().await;
-            if failing && let Err(error) = self.keep_quarantines().await {
+            if failing && let Err(error) = self.offline.save_quarantines(self.revision()).await {
                 tracing::error!(
                     error = format!("{error:#}"),
                     "could not save a quarantine on this host's disk; a restart would lose it"
@@ -76,36 +77,38 @@ impl Deploy {
     /// Checks the registry once and makes the changes that this requires.
     pub(super) async fn look(&self) -> anyhow::Result<()> {
         let revision = self.registry.revision().await?;
-        self.away.store(false, Ordering::Release);
-        if !self.prepared.load(Ordering::Acquire) {
+        self.offline.set_unavailable(false);
+        if !self.is_prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
         let retry = self.is_retry_due();
-        let is_behind = self.is_ahead() || self.is_unsettled() || retry;
-        if revision == self.serving().state.revision && !is_behind {
+        let is_behind = self.offline.is_ahead() || self.offline.is_unreconciled() || retry;
+        if revision == self.revision() && !is_behind {
             return Ok(());
         }
         // A policy can take long to compile, so it is loaded before the lock is taken that other
         // changes wait for.
-        let _active = if revision == self.serving().state.revision {
+        let _active = if revision == self.revision() {
             None
         } else {
-            let state = self.with_local_changes(self.registry.load().await?);
-            self.load_active(&self.with_withdrawn(state)).await
+            let state = self.registry.load().await?;
+            let state = self.offline.with_local_changes(state);
+            let state = self.offline.with_quarantines(state);
+            self.load_active(&state).await
         };
         let _changing = self.changing.lock().await;
-        if self.is_ahead() {
-            self.settle_local_changes().await?;
+        if self.offline.is_ahead() {
+            self.reconcile().await?;
         }
         // The new revision may come from this host's own change. That change may have been
         // loaded since the check.
-        if revision != self.serving().state.revision || retry {
+        if revision != self.revision() || retry {
             let refreshed = self.refresh().await;
-            self.late.release();
+            self.loader.background().release();
             refreshed?;
         }
-        if self.is_unsettled() {
-            self.settle().await?;
+        if self.offline.is_unreconciled() {
+            self.record_quarantines().await?;
         }
         Ok(())
     }

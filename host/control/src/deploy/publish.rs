@@ -1,22 +1,21 @@
 //! Publication of policies: the bundled ones, uploads and a watched directory.
 
-use super::change::standing;
-use super::modules::{CompiledModules, Known, Tried};
 use super::{Deploy, DeployError, PolicyState, Published, Serving};
-use nova_model::artifact::{Digest, Manifest, ModuleSource, PolicyRef, Stage};
+use crate::loader::Tried;
+use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::registry::{Change, PublishedPolicy};
 use nova_policy::admission::{Admitted, PolicyFiles, Refusal, admit};
 use nova_policy::builtin;
-use nova_policy::engine::Engine;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::clock::unix_ms;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Deploy {
-    pub(super) async fn publish_shipped(&self) -> Result<(), DeployError> {
+    pub(super) async fn publish_bundled(&self) -> Result<(), DeployError> {
         for files in builtin::recipes() {
-            let admitted = shipped(&self.engine, &self.compiled, files.clone())
+            let admitted = self
+                .loader
+                .admit_bundled(files.clone())
                 .await
                 .map_err(|error| Refusal::one(format!("{error:#}")))?;
             let policy = admitted.loaded.spec.policy.clone();
@@ -61,53 +60,29 @@ impl Deploy {
     /// # Errors
     /// The same as for `publish`.
     pub async fn admit(&self, files: PolicyFiles) -> Result<Admitted, DeployError> {
-        let turn = self.admissions.turn().await?;
-        let known = Known {
-            compiled: self.compiled.clone(),
-            bytes: self.published_bytes(&files).await?,
-            tried: self.tried(&files),
-        };
-        let engine = self.engine.clone();
-        let admitted = turn
+        let permit = self.admissions.permit().await?;
+        let bytes = self.loader.published_bytes(&files).await?;
+        let known = self.loader.known(bytes, self.tried(&files));
+        let engine = self.loader.engine().clone();
+        let admitted = permit
             .run(move || admit(&engine, &known, &files))
             .await
             .ok_or_else(|| Refusal::one("the compiler panicked on this policy"))??;
-        if admitted.follow && !self.development {
+        if admitted.follow && !self.is_development {
             let reason = "follow = true works only on a host started for development (nova demo, nova serve --watch)";
             return Err(Refusal::one(reason).into());
         }
-        for stage in Stage::ALL {
-            self.compiled.keep(admitted.loaded.modules.get(stage));
-        }
+        self.loader.keep(&admitted);
         Ok(admitted)
     }
 
     fn tried(&self, files: &PolicyFiles) -> Tried {
-        if builtin::recipes().any(|shipped| shipped == *files) {
-            return Tried::Shipped;
+        if builtin::recipes().any(|bundled| bundled == *files) {
+            return Tried::Bundled;
         }
         let serving = self.serving();
         let published = serving.state.policies.iter();
         Tried::Digests(published.map(|published| published.digest).collect())
-    }
-
-    async fn published_bytes(
-        &self,
-        files: &PolicyFiles,
-    ) -> Result<HashMap<Digest, Vec<u8>>, DeployError> {
-        let mut bytes = HashMap::new();
-        // Admission refuses a manifest that cannot be read, so this ignores it.
-        let Ok(manifest) = Manifest::parse(&files.manifest) else {
-            return Ok(bytes);
-        };
-        for stage in Stage::ALL {
-            if let ModuleSource::Published(digest) = manifest.stage(stage).module
-                && let Some(module) = self.registry.module(digest).await?
-            {
-                bytes.insert(digest, module);
-            }
-        }
-        Ok(bytes)
     }
 
     async fn publish_admitted(
@@ -210,27 +185,5 @@ fn already_published(
         );
         return Err(Refusal::one(reason).into());
     }
-    standing(&serving.state, &policy)
-}
-
-/// Admits a policy that is bundled with this binary.
-pub(super) async fn shipped(
-    engine: &Engine,
-    compiled: &CompiledModules,
-    files: PolicyFiles,
-) -> anyhow::Result<Admitted> {
-    let (engine, compiled) = (engine.clone(), compiled.clone());
-    let admitted = tokio::task::spawn_blocking(move || {
-        let known = Known {
-            compiled: compiled.clone(),
-            bytes: HashMap::new(),
-            tried: Tried::Shipped,
-        };
-        let admitted = admit(&engine, &known, &files)?;
-        for stage in Stage::ALL {
-            compiled.keep(admitted.loaded.modules.get(stage));
-        }
-        Ok::<_, Refusal>(admitted)
-    });
-    Ok(admitted.await??)
+    Published::from_state(&serving.state, &policy)
 }

@@ -209,7 +209,7 @@ proptest! {
             prop_assert_eq!(stands, model.stands, "{:?}", act);
             let stack: Vec<PolicyRef> = model.stack.iter().map(|&p| reference(POLICIES[p])).collect();
             prop_assert_eq!(&state.activations, &stack, "{:?}", act);
-            prop_assert!(settle(&mut state.clone()).is_empty(), "a consequence was missing");
+            prop_assert!(complete_quarantines(&mut state.clone()).is_empty(), "a consequence was missing");
         }
     }
 }

@@ -33,14 +33,14 @@ impl Model {
         }
     }
 
-    fn settle(&mut self, local: &LocalChange) {
+    fn reconcile(&mut self, local: &LocalChange) {
         let mut since = Since::new(local.base_revision);
         let entries = self
             .log
             .iter()
             .filter(|entry| entry.id > local.base_revision);
         entries.for_each(|entry| since.read(local, entry));
-        if !since.is_settled {
+        if !since.is_reconciled {
             let change = reconciled(local, &self.state, &since);
             self.apply(&change, &local.actor);
         }
@@ -80,7 +80,7 @@ fn made_alone(base: &RegistryState, host: &str, count: usize) -> (Vec<LocalChang
         changes.push(LocalChange {
             id: Uuid::now_v7(),
             host: host.into(),
-            intent: Intent::of(&change).unwrap(),
+            intent: Intent::from_change(&change).unwrap(),
             actor: "ada".into(),
             made_at_ms: 1,
             base_revision: base.revision,
@@ -115,7 +115,7 @@ proptest! {
         activations in prop::collection::vec(policy(), 1..6),
         alone in 1_usize..4,
         meanwhile in prop::collection::vec(elsewhere(), 0..5),
-        settled_twice in any::<bool>(),
+        reconciled_twice in any::<bool>(),
     ) {
         let mut registry = Model::new();
         for policy in &activations {
@@ -139,9 +139,9 @@ proptest! {
         let was_moved = registry.log[known..].iter().any(|entry| entry.action != "set_flag");
         let others = registry.state.activations.clone();
         for change in &local {
-            registry.settle(change);
-            if settled_twice {
-                registry.settle(change);
+            registry.reconcile(change);
+            if reconciled_twice {
+                registry.reconcile(change);
             }
         }
         let expected = if was_moved { others } else { served.activations };
@@ -160,7 +160,7 @@ fn local_changes_are_dropped_if_the_registry_was_restored_to_an_older_state() {
     registry.activate(&"p@2.0.0".parse().unwrap(), "ada");
     let (local, _) = made_alone(&registry.state, "here", 1);
     let mut registry = backup;
-    registry.settle(&local[0]);
+    registry.reconcile(&local[0]);
     assert_eq!(registry.state.activations, [one]);
     let entry = registry.log.last().unwrap();
     assert_eq!(entry.action, Change::DROPPED);

@@ -1,15 +1,16 @@
 //! Tests of quarantines while the registry hangs, and of quarantines by two hosts at once.
 
 use super::*;
-use crate::local_changes::HostRegistry;
+use crate::offline::HostRegistry;
 use async_trait::async_trait;
 use nova_model::audit::{AuditEntry, AuditPage};
 use nova_model::budget::Call;
 use nova_model::failure::FailureKind;
+use nova_model::registry::{Change, RegistryState};
 use nova_policy::engine::Engine;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::registry::SqliteRegistry;
-use nova_stores::ports::registry::Registry;
+use nova_stores::ports::registry::{Registry, RegistryError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -24,7 +25,7 @@ struct Hanging {
 }
 
 impl Hanging {
-    async fn reach(&self) -> &SqliteRegistry {
+    async fn answering(&self) -> &SqliteRegistry {
         let mut hangs = self.hangs.clone();
         hangs.wait_for(|hangs| !hangs).await.unwrap();
         &self.registry
@@ -36,11 +37,11 @@ impl HostRegistry for Hanging {}
 #[async_trait]
 impl Registry for Hanging {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
-        self.reach().await.load().await
+        self.answering().await.load().await
     }
 
     async fn revision(&self) -> Result<i64, RegistryError> {
-        self.reach().await.revision().await
+        self.answering().await.revision().await
     }
 
     async fn apply(
@@ -49,15 +50,15 @@ impl Registry for Hanging {
         actor: &str,
         revision: i64,
     ) -> Result<i64, RegistryError> {
-        self.reach().await.apply(change, actor, revision).await
+        self.answering().await.apply(change, actor, revision).await
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.reach().await.module(digest).await
+        self.answering().await.module(digest).await
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-        self.reach().await.audit(page, limit).await
+        self.answering().await.audit(page, limit).await
     }
 }
 
@@ -142,7 +143,7 @@ async fn a_spent_budget_applies_here_while_the_registry_hangs_and_is_recorded_wh
     assert!(fixture.log().await.is_empty());
     fixture.hangs.send_replace(false);
     flag.await.unwrap().unwrap();
-    while host.is_unsettled() {
+    while host.offline.is_unreconciled() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let log = fixture.log().await;
@@ -176,7 +177,7 @@ async fn two_hosts_that_decide_at_once_record_one_quarantine_and_one_rollback() 
     second.unwrap();
     for host in [&here, &there] {
         host.look().await.unwrap();
-        assert!(!host.is_unsettled());
+        assert!(!host.offline.is_unreconciled());
         assert_eq!(active(host), "decay-diversity@1.0.0");
     }
     let expected = [("quarantine", HOST), ("rollback", HOST)];

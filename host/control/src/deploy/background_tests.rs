@@ -1,7 +1,7 @@
 //! Tests of policies that cannot be loaded in time, and of what serves in the meantime.
 
 use super::Deploy;
-use crate::local_changes::HostRegistry;
+use crate::offline::HostRegistry;
 use crate::testing::Fleet;
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};

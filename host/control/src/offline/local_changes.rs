@@ -16,14 +16,14 @@ const FILE: &str = "local_changes.json";
 
 /// The registry as one host uses it.
 pub trait HostRegistry: Registry {
-    /// The changes that this host made while the registry was unavailable. `None` if this host makes
-    /// none, so that every change then fails.
+    /// The changes that this host made while the registry was unavailable. `None` if this host
+    /// makes none, so that every change then fails.
     fn local_changes(&self) -> Option<&LocalChanges> {
         None
     }
 }
 
-/// The embedded registry is in the process: it is never away.
+/// The embedded registry is in the process: it is never unavailable.
 impl HostRegistry for SqliteRegistry {}
 
 /// Local changes of this host, oldest first. Only one task writes at a time.

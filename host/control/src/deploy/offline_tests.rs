@@ -1,7 +1,7 @@
 //! Tests of hosts that lose the connection to their registry and get it back.
 
-use super::{Deploy, DeployError, Reach};
-use crate::last_good::Away;
+use super::{Deploy, DeployError, Scope};
+use crate::offline::RegistryUnavailable;
 use crate::testing::{Fleet, active};
 use nova_model::artifact::PolicyRef;
 use nova_model::audit::{AuditEntry, verify};
@@ -9,7 +9,6 @@ use nova_model::experiments::spec::{ExperimentSpec, ExperimentState};
 use nova_stores::ports::registry::Registry as _;
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 const BASELINE: &str = "baseline@1.0.0";
 const TIMELINE: &str = "timeline@1.0.0";
@@ -23,7 +22,7 @@ async fn activate(host: &Deploy, name: &str, actor: &str) {
     host.activate(&policy(name), actor).await.unwrap();
 }
 
-async fn roll_back(host: &Deploy) -> Reach {
+async fn roll_back(host: &Deploy) -> Scope {
     host.rollback("bad", None, "ada").await.unwrap().1
 }
 
@@ -40,7 +39,7 @@ async fn cut_off_host(fleet: &Fleet) -> Arc<Deploy> {
 async fn returned(fleet: &Fleet, host: &Deploy) {
     fleet.cut_off("here", false);
     drop(host.begin_change().await);
-    assert!(!host.is_ahead());
+    assert!(!host.offline.is_ahead());
 }
 
 async fn newest(fleet: &Fleet) -> AuditEntry {
@@ -53,7 +52,7 @@ async fn newest(fleet: &Fleet) -> AuditEntry {
 async fn an_offline_rollback_applies_here_at_once_and_everywhere_when_the_registry_returns() {
     let fleet = Fleet::new().await;
     let host = cut_off_host(&fleet).await;
-    assert_eq!(roll_back(&host).await, Reach::ThisHost);
+    assert_eq!(roll_back(&host).await, Scope::ThisHost);
     assert_eq!(active(&host), BASELINE);
     assert_eq!(host.local_changes().len(), 1);
     let elsewhere = fleet.host("there").await;
@@ -77,15 +76,15 @@ async fn a_host_in_a_known_outage_does_not_ask_the_registry_and_reconciles_when_
     let fleet = Fleet::new().await;
     let host = fleet.host("here").await;
     activate(&host, TIMELINE, "ada").await;
-    host.away.store(true, Ordering::Release);
-    assert_eq!(roll_back(&host).await, Reach::ThisHost);
+    host.offline.set_unavailable(true);
+    assert_eq!(roll_back(&host).await, Scope::ThisHost);
     let following = tokio::spawn(host.clone().follow_registry());
-    while host.is_ahead() {
+    while host.offline.is_ahead() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(newest(&fleet).await.action, "rollback");
     activate(&host, TIMELINE, "ada").await;
-    assert_eq!(roll_back(&host).await, Reach::Everywhere);
+    assert_eq!(roll_back(&host).await, Scope::Everywhere);
     following.abort();
 }
 
@@ -100,7 +99,7 @@ async fn a_restart_without_the_registry_forgets_no_local_change() {
     fleet.cut_off("here", false);
     drop(host);
     let host = fleet.host("here").await;
-    assert!(!host.is_ahead());
+    assert!(!host.offline.is_ahead());
     assert_eq!(active(&host), BASELINE);
     assert_eq!(newest(&fleet).await.action, "rollback");
 }
@@ -114,7 +113,7 @@ async fn without_the_registry_nothing_is_activated_and_the_error_says_what_works
     let DeployError::Unavailable(cause) = refused else {
         panic!("{refused:?}");
     };
-    assert!(cause.downcast_ref::<Away>().is_some());
+    assert!(cause.downcast_ref::<RegistryUnavailable>().is_some());
     assert_eq!(active(&host), BASELINE);
 }
 
@@ -216,7 +215,7 @@ async fn an_experiment_stopped_offline_stays_stopped_despite_other_changes() {
     let stopped = host
         .set_experiment_state("e", ExperimentState::Stopped, "ada")
         .await;
-    assert_eq!(stopped.unwrap().1, Reach::ThisHost);
+    assert_eq!(stopped.unwrap().1, Scope::ThisHost);
     assert!(host.serving().experiments.is_empty());
     let paused = host
         .set_experiment_state("e", ExperimentState::Paused, "ada")
@@ -255,7 +254,7 @@ async fn a_host_that_stops_before_it_removes_a_reconciled_change_does_not_apply_
     drop(host);
     std::fs::write(&file, before).unwrap();
     let host = fleet.host("here").await;
-    assert!(!host.is_ahead());
+    assert!(!host.offline.is_ahead());
     assert_eq!(active(&host), TIMELINE);
     assert_eq!(fleet.log().await.len(), entries);
 }
@@ -275,7 +274,7 @@ async fn a_damaged_file_of_local_changes_is_renamed_and_the_host_starts() {
 }
 
 /// Quarantines the timeline, which takes part in a running experiment.
-async fn quarantine(host: &Deploy, actor: &str) -> Reach {
+async fn quarantine(host: &Deploy, actor: &str) -> Scope {
     let quarantined = host.quarantine(&policy(TIMELINE), "traps", actor).await;
     quarantined.unwrap().1
 }
@@ -291,17 +290,17 @@ async fn an_offline_quarantine_survives_a_restart_and_applies_everywhere_with_it
         .unwrap();
     activate(&host, TIMELINE, "ada").await;
     fleet.cut_off("here", true);
-    assert_eq!(quarantine(&host, "ada").await, Reach::ThisHost);
+    assert_eq!(quarantine(&host, "ada").await, Scope::ThisHost);
     assert_eq!(active(&host), BASELINE);
     drop(host);
     let host = fleet.host("here").await;
     assert_eq!(active(&host), BASELINE);
-    let alone = host.serving().state.clone();
-    assert_eq!(alone.experiments["e"].state, ExperimentState::Paused);
+    let offline = host.serving().state.clone();
+    assert_eq!(offline.experiments["e"].state, ExperimentState::Paused);
     returned(&fleet, &host).await;
     let state = fleet.registry.load().await.unwrap();
-    assert_eq!(state.quarantined, alone.quarantined);
-    assert_eq!(state.activations, alone.activations);
+    assert_eq!(state.quarantined, offline.quarantined);
+    assert_eq!(state.activations, offline.activations);
     assert_eq!(state.experiments["e"].state, ExperimentState::Paused);
     let log = fleet.log().await;
     verify(&log).unwrap();
@@ -320,7 +319,7 @@ async fn an_offline_rollback_after_an_offline_quarantine_goes_one_step_further_e
     fleet.cut_off("here", true);
     quarantine(&host, "ada").await;
     assert_eq!(active(&host), DIVERSITY);
-    assert_eq!(roll_back(&host).await, Reach::ThisHost);
+    assert_eq!(roll_back(&host).await, Scope::ThisHost);
     assert_eq!(active(&host), BASELINE);
     returned(&fleet, &host).await;
     assert_eq!(active(&host), BASELINE);
@@ -334,8 +333,8 @@ async fn a_quarantine_that_another_host_made_already_is_dropped() {
     let fleet = Fleet::new().await;
     let host = cut_off_host(&fleet).await;
     let elsewhere = fleet.host("there").await;
-    assert_eq!(quarantine(&host, "ada").await, Reach::ThisHost);
-    assert_eq!(quarantine(&elsewhere, "bob").await, Reach::Everywhere);
+    assert_eq!(quarantine(&host, "ada").await, Scope::ThisHost);
+    assert_eq!(quarantine(&elsewhere, "bob").await, Scope::Everywhere);
     returned(&fleet, &host).await;
     let entry = newest(&fleet).await;
     assert_eq!(

@@ -1,0 +1,56 @@
+//! Reasons why a change was not made, or not yet.
+
+use crate::loader::LoadError;
+use nova_model::experiments::spec::FieldError;
+use nova_model::lifecycle::Refused;
+use nova_policy::admission::Refusal;
+use nova_stores::ports::registry::RegistryError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("too many other uploads are being checked; nothing was changed, try again in a minute")]
+    Busy,
+    #[error("invalid")]
+    Invalid(Vec<FieldError>),
+    #[error("{0:#}")]
+    Unavailable(anyhow::Error),
+    /// The change is in the registry, but this host could not load it yet. It tries again every
+    /// second.
+    #[error("the change is recorded, but not yet in force on this host: {0:#}")]
+    Recorded(anyhow::Error),
+}
+
+impl From<RegistryError> for DeployError {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Conflict(reason) => DeployError::Conflict(reason),
+            RegistryError::Unavailable(error) => DeployError::Unavailable(error),
+        }
+    }
+}
+
+impl From<LoadError> for DeployError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Refused(refusal) => DeployError::Refused(refusal),
+            LoadError::NotFound(reason) => DeployError::NotFound(reason),
+            LoadError::Unavailable(error) => DeployError::Unavailable(error),
+        }
+    }
+}
+
+impl From<Refused> for DeployError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown(_) => DeployError::NotFound(refused.to_string()),
+            Refused::Percent => DeployError::Invalid(vec![("percent".into(), refused.to_string())]),
+            Refused::Conflict(reason) => DeployError::Conflict(reason),
+        }
+    }
+}

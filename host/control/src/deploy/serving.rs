@@ -1,0 +1,128 @@
+//! What serves: one pointer that every request reads, and the right to swap it.
+
+use crate::routing::{CanaryShare, RunningExperiment};
+use arc_swap::{ArcSwap, Guard};
+use nova_model::experiments::spec::ExperimentState;
+use nova_model::lifecycle::{WARM_POLICIES, rollback_targets};
+use nova_model::registry::RegistryState;
+use nova_policy::loaded::LoadedPolicy;
+use nova_support::metrics::METRICS;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::MutexGuard;
+
+/// All policy data that a request needs, at one revision of the registry.
+#[derive(Debug)]
+pub struct Serving {
+    pub state: RegistryState,
+    pub active: Arc<LoadedPolicy>,
+    /// Former policies, the most recent first. A rollback returns to `warm[0]`.
+    pub warm: Vec<Arc<LoadedPolicy>>,
+    pub canary: Option<CanaryShare>,
+    /// Policies that rank the same requests as the active policy and serve no viewer.
+    pub shadows: Vec<Arc<LoadedPolicy>>,
+    /// Running experiments, highest priority first.
+    pub experiments: Vec<RunningExperiment>,
+    pub needs_attributes: bool,
+}
+
+impl Serving {
+    /// Serves one policy to every viewer, before any state of the registry is known.
+    pub(super) fn new(active: Arc<LoadedPolicy>) -> Self {
+        Self {
+            state: RegistryState::default(),
+            active,
+            warm: Vec::new(),
+            canary: None,
+            shadows: Vec::new(),
+            experiments: Vec::new(),
+            needs_attributes: false,
+        }
+    }
+
+    /// Returns the active policy. Returns `None` if it is in quarantine and no former policy is
+    /// left: then the native ranking serves.
+    pub fn active_in_service(&self) -> Option<&Arc<LoadedPolicy>> {
+        let quarantined = &self.state.quarantined;
+        (!quarantined.contains_key(&self.active.effective_digest)).then_some(&self.active)
+    }
+
+    /// Reports if a policy that the state names is missing, because it could not be loaded.
+    fn is_incomplete(&self) -> bool {
+        let state = &self.state;
+        let active = state.activations.last();
+        let experiments = state.experiments.values();
+        let running = experiments.filter(|experiment| experiment.state == ExperimentState::Running);
+        active.is_some_and(|policy| *policy != self.active.spec.policy)
+            || self.warm.len() < rollback_targets(state).take(WARM_POLICIES).count()
+            || self.canary.is_some() != state.canary.is_some()
+            || self.shadows.len() < state.shadows.len()
+            || self.experiments.len() < running.count()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct ServingPointer {
+    pointer: ArcSwap<Serving>,
+    swapping: tokio::sync::Mutex<()>,
+    /// Set while a policy that should serve is missing because it could not be loaded, in time
+    /// or at all. Holds the time of the last swap that left it out.
+    missing_since: Mutex<Option<Instant>>,
+}
+
+impl ServingPointer {
+    pub fn new(serving: Serving) -> Self {
+        show_active(&serving.active);
+        Self {
+            pointer: ArcSwap::from_pointee(serving),
+            swapping: tokio::sync::Mutex::default(),
+            missing_since: Mutex::default(),
+        }
+    }
+
+    pub fn load(&self) -> Guard<Arc<Serving>> {
+        self.pointer.load()
+    }
+
+    pub fn load_full(&self) -> Arc<Serving> {
+        self.pointer.load_full()
+    }
+
+    /// Waits for the right to swap the pointer. Until it is dropped, the pointer stays as it is.
+    pub async fn begin_swap(&self) -> Swap<'_> {
+        Swap {
+            _swapping: self.swapping.lock().await,
+            to: self,
+        }
+    }
+
+    /// Returns the time since the last swap, if that swap left a policy out.
+    pub fn missing_for(&self) -> Option<Duration> {
+        let since = self.missing_since.lock();
+        let since = *since.unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
+}
+
+/// The right to swap the pointer.
+pub(super) struct Swap<'a> {
+    to: &'a ServingPointer,
+    _swapping: MutexGuard<'a, ()>,
+}
+
+impl Swap<'_> {
+    pub fn store(&self, serving: Serving) {
+        let missing_since = serving.is_incomplete().then(Instant::now);
+        let since = self.to.missing_since.lock();
+        *since.unwrap_or_else(PoisonError::into_inner) = missing_since;
+        let quarantined = i64::try_from(serving.state.quarantined.len()).unwrap_or(i64::MAX);
+        METRICS.policy_quarantined.set(quarantined);
+        let active = serving.active.clone();
+        self.to.pointer.store(Arc::new(serving));
+        show_active(&active);
+    }
+}
+
+fn show_active(active: &LoadedPolicy) {
+    METRICS.set_active_policy(&active.spec.policy, active.digest);
+}

@@ -1,0 +1,24 @@
+//! Reasons why a policy cannot be loaded.
+
+use nova_policy::admission::Refusal;
+use nova_stores::ports::registry::RegistryError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0:#}")]
+    Unavailable(anyhow::Error),
+}
+
+impl From<RegistryError> for LoadError {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Unavailable(error) => LoadError::Unavailable(error),
+            // The loader only reads, and reads have no conflicts.
+            conflict @ RegistryError::Conflict(_) => LoadError::Unavailable(conflict.into()),
+        }
+    }
+}

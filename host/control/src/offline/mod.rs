@@ -1,0 +1,150 @@
+//! Changes of one host while its registry is unavailable: which of them are allowed, where they
+//! are saved, how they overlay the registry's state, and how they are reconciled with the
+//! registry when it answers. Two kinds exist:
+//!
+//! - **Local changes** are rollbacks, stops and quarantines on this host's disk
+//!   ([`LocalChanges`]). The rules are in [`nova_model::local_change`].
+//! - **Quarantines decided here** are in memory until the registry has them (`quarantines.rs`).
+//!   They are saved as local changes once the registry is known to be unavailable.
+//!
+//! Nothing here serves: [`crate::deploy`] swaps the pointer, and has the order of the locks.
+
+mod local_changes;
+mod quarantines;
+mod reconcile;
+
+pub use local_changes::{HostRegistry, LocalChanges};
+
+use anyhow::Context as _;
+use nova_model::artifact::Digest;
+use nova_model::lifecycle::complete_quarantines;
+use nova_model::local_change::{Intent, LocalChange};
+use nova_model::registry::{Change, Quarantine, RegistryState};
+use nova_model::time::UnixMs;
+use nova_support::clock::unix_ms;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Marks the error of an unavailable registry on a host that can make some changes without it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the registry does not answer; rollback, quarantine and stopping an experiment work on this host without it"
+)]
+pub struct RegistryUnavailable;
+
+#[derive(Debug)]
+pub struct Offline {
+    registry: Arc<dyn HostRegistry>,
+    /// Quarantines decided on this host that the registry may not have yet.
+    quarantines: Mutex<BTreeMap<Digest, Quarantine>>,
+    /// True if the registry misses a quarantine, or a change that follows from one.
+    unreconciled: AtomicBool,
+    /// Wakes the task that follows the registry after a quarantine was decided here.
+    reconcile_soon: Notify,
+    /// True if the registry did not answer the last time this host asked it.
+    unavailable: AtomicBool,
+}
+
+impl Offline {
+    pub fn new(registry: Arc<dyn HostRegistry>) -> Self {
+        Self {
+            registry,
+            quarantines: Mutex::default(),
+            unreconciled: AtomicBool::new(false),
+            reconcile_soon: Notify::new(),
+            unavailable: AtomicBool::new(false),
+        }
+    }
+
+    /// Reports if the registry did not answer the last time this host asked it.
+    pub fn is_unavailable(&self) -> bool {
+        self.unavailable.load(Ordering::Acquire)
+    }
+
+    pub fn set_unavailable(&self, unavailable: bool) {
+        self.unavailable.store(unavailable, Ordering::Release);
+    }
+
+    /// Reports if this host made changes that the registry does not have yet.
+    pub fn is_ahead(&self) -> bool {
+        let local = self.registry.local_changes();
+        local.is_some_and(|local| !local.is_empty())
+    }
+
+    /// Returns the changes that the registry does not have yet, oldest first.
+    pub fn local_changes(&self) -> Vec<LocalChange> {
+        let local = self.registry.local_changes();
+        local.map(LocalChanges::list).unwrap_or_default()
+    }
+
+    /// Reports if this change can be made on this host without the registry, and the registry
+    /// did not answer a moment ago. The registry is then not asked.
+    pub fn makes_offline(&self, change: &Change) -> bool {
+        self.is_unavailable()
+            && self.registry.local_changes().is_some()
+            && Intent::from_change(change).is_some()
+    }
+
+    /// Saves a change on this host's disk, if this kind of change is allowed without the
+    /// registry. `base_revision` is the newest revision that this host knows, and `cause` is the
+    /// reason why the change could not be recorded in the registry.
+    ///
+    /// # Errors
+    /// Returns `cause` if the change needs the registry. Also fails if the disk write fails.
+    pub async fn save(
+        &self,
+        change: &Change,
+        actor: &str,
+        base_revision: i64,
+        cause: anyhow::Error,
+    ) -> anyhow::Result<()> {
+        let local = self.registry.local_changes();
+        let (Some(local), Some(intent)) = (local, Intent::from_change(change)) else {
+            return Err(cause);
+        };
+        add(local, intent, actor, unix_ms(), base_revision).await?;
+        tracing::warn!(
+            cause = format!("{cause:#}"),
+            action = change.action(),
+            subject = change.subject(),
+            actor,
+            "the registry does not answer; the change was made on this host only and is reconciled later"
+        );
+        Ok(())
+    }
+
+    /// Adds the changes that this host made without the registry to the registry's state.
+    pub fn with_local_changes(&self, mut state: RegistryState) -> RegistryState {
+        for local in self.local_changes() {
+            // A change that no longer applies is skipped here. It is removed when the registry
+            // can record that it was dropped.
+            if let Ok(change) = local.intent.on(&state) {
+                state.apply(&change);
+                complete_quarantines(&mut state);
+            }
+        }
+        state
+    }
+}
+
+async fn add(
+    local: &LocalChanges,
+    intent: Intent,
+    actor: &str,
+    made_at_ms: UnixMs,
+    base_revision: i64,
+) -> anyhow::Result<()> {
+    let change = LocalChange {
+        id: Uuid::now_v7(),
+        host: local.host.clone(),
+        intent,
+        actor: actor.to_owned(),
+        made_at_ms,
+        base_revision,
+    };
+    let added = local.add(change).await;
+    added.context("could not save a change on this host's disk")
+}

@@ -1,0 +1,133 @@
+//! Quarantines decided on this host, until the registry has them and all changes that follow
+//! from them.
+
+use super::{Offline, RegistryUnavailable, add};
+use nova_model::artifact::Digest;
+use nova_model::lifecycle::complete_quarantines;
+use nova_model::local_change::Intent;
+use nova_model::registry::{Change, HOST, Quarantine, RegistryState};
+use nova_stores::ports::registry::RegistryError;
+use nova_support::metrics::METRICS;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+
+/// Attempts to write pending quarantines to the registry. Other hosts that write the same
+/// quarantines conflict a few times.
+const QUARANTINE_ATTEMPTS: u32 = 16;
+
+impl Offline {
+    /// Adds a quarantine that this host decided, and wakes the task that writes it to the
+    /// registry.
+    pub fn quarantine(&self, digest: Digest, quarantine: Quarantine) {
+        self.quarantines().insert(digest, quarantine);
+        self.unreconciled.store(true, Ordering::Release);
+        self.reconcile_soon.notify_one();
+    }
+
+    /// Returns when a quarantine was decided here.
+    pub async fn reconcile_soon(&self) {
+        self.reconcile_soon.notified().await;
+    }
+
+    /// Reports if the registry misses a quarantine, or a change that follows from one.
+    pub fn is_unreconciled(&self) -> bool {
+        self.unreconciled.load(Ordering::Acquire)
+    }
+
+    /// Adds the quarantines decided on this host, and all changes that follow from them, to the
+    /// registry's state.
+    pub fn with_quarantines(&self, mut state: RegistryState) -> RegistryState {
+        for (change, _) in self.missing_in(&state) {
+            state.apply(&change);
+        }
+        state
+    }
+
+    /// Forgets the quarantines that `recorded` has, and notes if it misses anything.
+    pub fn note_recorded(&self, recorded: &RegistryState) {
+        self.quarantines()
+            .retain(|digest, _| !recorded.quarantined.contains_key(digest));
+        let unreconciled = !self.missing_in(recorded).is_empty();
+        self.unreconciled.store(unreconciled, Ordering::Release);
+    }
+
+    /// Changes that are missing in the registry, each with its actor.
+    fn missing_in(&self, recorded: &RegistryState) -> Vec<(Change, String)> {
+        let mut state = recorded.clone();
+        let mut missing = Vec::new();
+        for (digest, quarantine) in self.quarantines().iter() {
+            if !state.quarantined.contains_key(digest) {
+                let change = Change::Quarantine {
+                    digest: *digest,
+                    quarantine: quarantine.clone(),
+                };
+                state.apply(&change);
+                missing.push((change, quarantine.by.clone()));
+            }
+        }
+        let following = complete_quarantines(&mut state).into_iter();
+        missing.extend(following.map(|change| (change, HOST.to_owned())));
+        missing
+    }
+
+    /// Writes the missing changes to the registry. If two hosts do this at the same time, it is
+    /// done once: the second host gets a conflict, loads the new revision and finds nothing left
+    /// to do.
+    ///
+    /// # Errors
+    /// Fails if the registry does not answer. Fails at once if it did not a moment ago.
+    pub async fn record_quarantines(&self) -> Result<(), RegistryError> {
+        if self.is_unavailable() {
+            return Err(RegistryError::Unavailable(RegistryUnavailable.into()));
+        }
+        for _ in 0..QUARANTINE_ATTEMPTS {
+            match self.try_to_record_quarantines().await {
+                Err(RegistryError::Conflict(_)) => {}
+                other => return other,
+            }
+        }
+        let busy = anyhow::anyhow!("other hosts keep changing the registry");
+        Err(RegistryError::Unavailable(busy))
+    }
+
+    async fn try_to_record_quarantines(&self) -> Result<(), RegistryError> {
+        let state = self.registry.load().await?;
+        let mut revision = state.revision;
+        for (change, actor) in self.missing_in(&state) {
+            revision = self.registry.apply(&change, &actor, revision).await?;
+            let (action, subject, detail) = (change.action(), change.subject(), change.detail());
+            tracing::warn!(action, subject, %detail, actor, "a pending change was recorded in the registry");
+            if matches!(change, Change::Rollback { .. } | Change::Activate { .. }) {
+                METRICS
+                    .policy_swaps_total
+                    .with_label_values(&["automatic_rollback"])
+                    .inc();
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves the quarantines that are not in the registry yet, because otherwise a restart would
+    /// lose them. `base_revision` is as for [`Offline::save`].
+    pub async fn save_quarantines(&self, base_revision: i64) -> anyhow::Result<()> {
+        let Some(local) = self.registry.local_changes() else {
+            return Ok(());
+        };
+        let quarantines = self.quarantines().clone();
+        for (digest, quarantine) in quarantines {
+            let (by, at_ms) = (quarantine.by.clone(), quarantine.at_ms);
+            let intent = Intent::Quarantine { digest, quarantine };
+            if local.list().iter().all(|saved| saved.intent != intent) {
+                add(local, intent, &by, at_ms, base_revision).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn quarantines(&self) -> MutexGuard<'_, BTreeMap<Digest, Quarantine>> {
+        self.quarantines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
