@@ -114,7 +114,7 @@ pub struct Parts {
 /// so a lock that is idle for longer protects nothing.
 const FLIGHT_IDLE: Duration = Duration::from_secs(60);
 /// Largest number of concurrent calls to the cache.
-const OVERTAKE_PARALLEL: usize = 64;
+const INVALIDATE_PARALLEL: usize = 64;
 /// Time after which cohorts see a changed user row.
 const ATTRIBUTES_LIFE: Duration = Duration::from_secs(60);
 
@@ -206,13 +206,13 @@ impl App {
     }
 
     /// Invalidates the cached rankings of viewers, so that they read their own writes: a ranking
-    /// made without the events of [`overtaking`](crate::events::drain::overtaking) viewers is no
+    /// made without the events of [`invalidating`](crate::events::drain::invalidating) viewers is no
     /// longer served to them. Called when the events are accepted, and again when they are
     /// counted.
-    pub async fn overtake(&self, viewers: BTreeSet<u64>) {
+    pub async fn invalidate(&self, viewers: BTreeSet<u64>) {
         futures::stream::iter(viewers)
-            .for_each_concurrent(OVERTAKE_PARALLEL, |viewer| async move {
-                if let Err(error) = self.stores.cache.overtake(viewer).await {
+            .for_each_concurrent(INVALIDATE_PARALLEL, |viewer| async move {
+                if let Err(error) = self.stores.cache.invalidate(viewer).await {
                     tracing::warn!(%error, "could not invalidate a viewer's cached candidates; they may be served until they expire");
                 }
             })
@@ -221,12 +221,12 @@ impl App {
 
     /// Returns a callback for the code that counts events. It invalidates the viewers of the
     /// events that were counted.
-    pub fn overtake_counted(self: &Arc<Self>) -> Counted {
+    pub fn invalidate_counted(self: &Arc<Self>) -> Counted {
         let app = self.clone();
         Arc::new(move |viewers| {
             if !viewers.is_empty() {
                 let app = app.clone();
-                tokio::spawn(async move { app.overtake(viewers).await });
+                tokio::spawn(async move { app.invalidate(viewers).await });
             }
         })
     }

@@ -246,7 +246,7 @@ async fn rank_candidates(
     }
     let made = Made {
         ranking_id: Uuid::now_v7(),
-        algo: Algo::Ch,
+        algo: Algo::Ranked,
         served_by: *served_by,
         fallback: false,
         policy: policy.clone(),

@@ -88,7 +88,7 @@ pub async fn feed(
 
 fn read_ask(app: &App, viewer: u64, query: &Query) -> Result<Ask, Problem> {
     let algo = match query.get("algo") {
-        None | Some("ch") => Algo::Ch,
+        None | Some("ch") => Algo::Ranked,
         Some("timeline") => Algo::Timeline,
         Some(_) => return Err(Problem::invalid_field("algo", "must be ch or timeline")),
     };

@@ -6,7 +6,8 @@ use crate::local_changes::LocalChanges;
 use anyhow::Context as _;
 use nova_model::audit::AuditPage;
 use nova_model::lifecycle::settle as follow_quarantines;
-use nova_model::local_change::{Intent, LocalChange, Since, reconciled};
+use nova_model::local_change::{Intent, LocalChange};
+use nova_model::reconcile::{Since, reconciled};
 use nova_model::registry::{Change, RegistryState};
 use nova_model::time::UnixMs;
 use nova_stores::ports::registry::RegistryError;
@@ -55,7 +56,7 @@ impl Deploy {
     pub(super) fn makes_alone(&self, change: &Change) -> bool {
         self.away.load(Ordering::Acquire)
             && self.registry.local_changes().is_some()
-            && Intent::of(change).is_some()
+            && Intent::from_change(change).is_some()
     }
 
     /// Changes that this host made while the registry was unavailable and that are not in the
@@ -74,7 +75,8 @@ impl Deploy {
         actor: &str,
         cause: anyhow::Error,
     ) -> Result<Reach, DeployError> {
-        let (Some(local), Some(intent)) = (self.registry.local_changes(), Intent::of(change))
+        let (Some(local), Some(intent)) =
+            (self.registry.local_changes(), Intent::from_change(change))
         else {
             return Err(DeployError::Unavailable(cause));
         };

@@ -27,10 +27,12 @@ use arc_swap::ArcSwap;
 use modules::{CompiledModules, Late};
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::budget::Outcomes;
-use nova_model::experiments::spec::{ExperimentState, FieldError};
+use nova_model::experiments::spec::ExperimentState;
+use nova_model::invalid_field::InvalidField;
 pub use nova_model::lifecycle::PolicyState;
 use nova_model::lifecycle::{Refused, rollback_targets};
-use nova_model::registry::{Change, PublishedPolicy, Quarantine, RegistryState};
+use nova_model::quarantine::Quarantine;
+use nova_model::registry::{Change, PublishedPolicy, RegistryState};
 use nova_policy::admission::Refusal;
 use nova_policy::builtin;
 use nova_policy::engine::Engine;
@@ -95,7 +97,7 @@ pub enum DeployError {
     #[error("too many other uploads are being checked; nothing was changed, try again in a minute")]
     Busy,
     #[error("invalid")]
-    Invalid(Vec<FieldError>),
+    Invalid(Vec<InvalidField>),
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
     /// The change is in the registry, but this host could not load it yet. It tries again every

@@ -3,9 +3,9 @@
 use super::{Deploy, DeployError};
 use nova_model::artifact::{PerStage, PolicyRef};
 use nova_model::registry::{PublishedPolicy, RegistryState};
-use nova_policy::admission::signature::Proof;
 use nova_policy::admission::{Reason, Refusal};
 use nova_policy::module::Module;
+use nova_policy::signature::Proof;
 use std::sync::Arc;
 
 impl Deploy {
@@ -18,7 +18,7 @@ impl Deploy {
         modules: &PerStage<Arc<Module>>,
     ) -> Result<(), DeployError> {
         let (keys, spec) = (self.engine.trusted_keys(), &published.spec);
-        if keys.is_empty() || keys.shipped.has(spec, modules) {
+        if keys.is_empty() || keys.bundled.has(spec, modules) {
             return Ok(());
         }
         let refuse = |why: String| Refusal {
