@@ -6,7 +6,7 @@ mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use toolchain::{Job, build_component_modules, encode_component};
+use toolchain::{ComponentBuild, build_component_modules, encode_component};
 
 const POLICIES: [&str; 5] = [
     "weighted-scorer",
@@ -56,7 +56,7 @@ fn build(root: &Path) -> Result<PathBuf, String> {
         "--lib",
         "--examples",
     ]);
-    let modules = build_component_modules(Job {
+    let modules = build_component_modules(ComponentBuild {
         directory: root,
         target: &target,
         profile: "policy",

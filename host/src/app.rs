@@ -59,7 +59,7 @@ pub struct Parts {
 }
 
 /// Largest number of concurrent calls to the cache.
-const OVERTAKE_PARALLEL: usize = 64;
+const INVALIDATE_PARALLEL: usize = 64;
 
 impl App {
     pub fn new(parts: Parts) -> Arc<Self> {
@@ -107,13 +107,13 @@ impl App {
     }
 
     /// Invalidates the cached rankings of viewers, so that they read their own writes: a ranking
-    /// made without the events of [`overtaking`](crate::events::drain::overtaking) viewers is no
+    /// made without the events of [`invalidating`](crate::events::drain::invalidating) viewers is no
     /// longer served to them. Called when the events are accepted, and again when they are
     /// counted.
-    pub async fn overtake(&self, viewers: BTreeSet<u64>) {
+    pub async fn invalidate(&self, viewers: BTreeSet<u64>) {
         futures::stream::iter(viewers)
-            .for_each_concurrent(OVERTAKE_PARALLEL, |viewer| async move {
-                if let Err(error) = self.stores.cache.overtake(viewer).await {
+            .for_each_concurrent(INVALIDATE_PARALLEL, |viewer| async move {
+                if let Err(error) = self.stores.cache.invalidate(viewer).await {
                     tracing::warn!(%error, "could not invalidate a viewer's cached candidates; they may be served until they expire");
                 }
             })
@@ -122,12 +122,12 @@ impl App {
 
     /// Returns a callback for the code that counts events. It invalidates the viewers of the
     /// events that were counted.
-    pub fn overtake_counted(self: &Arc<Self>) -> Counted {
+    pub fn invalidate_counted(self: &Arc<Self>) -> Counted {
         let app = self.clone();
         Arc::new(move |viewers| {
             if !viewers.is_empty() {
                 let app = app.clone();
-                tokio::spawn(async move { app.overtake(viewers).await });
+                tokio::spawn(async move { app.invalidate(viewers).await });
             }
         })
     }

@@ -24,9 +24,9 @@ use anyhow::Context;
 use nova_control::deploy::Deploy;
 use nova_control::watcher;
 use nova_control::watcher::WatchReport;
-use nova_policy::admission::signature::TrustedKeys;
 use nova_policy::engine::Engine;
 use nova_policy::pool::CpuPool;
+use nova_policy::signature::TrustedKeys;
 use nova_stores::spool::Spool;
 use std::fs::File;
 use std::path::Path;
@@ -208,7 +208,7 @@ fn start_drain(
     let drain = Drain {
         spool,
         sink: app.stores.sink.clone(),
-        counted: into_stores.then(|| app.overtake_counted()),
+        counted: into_stores.then(|| app.invalidate_counted()),
         batch_events: if into_stores {
             drain::STORE_BATCH_EVENTS
         } else {

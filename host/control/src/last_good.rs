@@ -113,7 +113,7 @@ impl<R: Registry> LastGood<R> {
 
     async fn kept_module(&self, digest: Digest) -> Option<Vec<u8>> {
         let bytes = tokio::fs::read(self.module_path(digest)).await.ok()?;
-        (Digest::of(&bytes) == digest).then_some(bytes)
+        (Digest::from_content(&bytes) == digest).then_some(bytes)
     }
 
     fn marked(&self, error: RegistryError) -> RegistryError {

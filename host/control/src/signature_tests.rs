@@ -4,10 +4,10 @@ use crate::deploy::{Deploy, DeployError};
 use crate::offline::HostRegistry;
 use nova_model::artifact::PerStage;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState};
-use nova_policy::admission::signature::*;
 use nova_policy::admission::*;
 use nova_policy::builtin;
 use nova_policy::engine::Engine;
+use nova_policy::signature::*;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::registry::SqliteRegistry;
 use std::collections::BTreeMap;
@@ -183,7 +183,7 @@ async fn an_older_bundled_policy_serves_after_an_upgrade_and_an_unsigned_upload_
     drop(older);
 
     let mut keys = TrustedKeys::parse(&[OURS.to_owned()]).unwrap();
-    keys.shipped = keys.shipped.with_older(&recipe.manifest, modules);
+    keys.bundled = keys.bundled.with_older(&recipe.manifest, modules);
     let engine = Engine::start().unwrap().with_trusted_keys(keys);
     let newer = host(dir.path(), engine).await;
     assert_eq!(active(&newer), "signed@1.0.0");

@@ -8,8 +8,8 @@
 use super::deploy::{Deploy, DeployError};
 use notify::{RecursiveMode, Watcher};
 use nova_model::artifact::{Digest, Manifest, ModuleSource, Stage};
-use nova_policy::admission::signature::{SIGNATURE_FILE, SUMS_FILE};
 use nova_policy::admission::{MODULE_MISSING, PolicyFiles};
+use nova_policy::signature::{SIGNATURE_FILE, SUMS_FILE};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -277,7 +277,7 @@ fn read_candidate(path: &Path) -> Option<Candidate> {
     }
     Some(Candidate {
         name,
-        fingerprint: Digest::of(&everything),
+        fingerprint: Digest::from_content(&everything),
         read,
     })
 }

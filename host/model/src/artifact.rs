@@ -12,7 +12,7 @@ use std::str::FromStr;
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    pub fn of(bytes: &[u8]) -> Self {
+    pub fn from_content(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
@@ -346,7 +346,7 @@ impl PolicySpec {
         };
         // Serialising plain data to memory cannot fail. Even the digest of an empty form would
         // be valid.
-        Digest::of(&serde_json::to_vec(&canonical).unwrap_or_default())
+        Digest::from_content(&serde_json::to_vec(&canonical).unwrap_or_default())
     }
 
     /// Returns the same policy with an experiment's parameter values. Its digest is the
@@ -404,7 +404,7 @@ mod tests {
 
     fn spec(w_freshness: f64, version: &str) -> PolicySpec {
         let stage = |value| StageSpec {
-            module: Digest::of(b"m"),
+            module: Digest::from_content(b"m"),
             params: BTreeMap::from([("w".to_owned(), value)]),
         };
         PolicySpec {

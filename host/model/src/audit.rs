@@ -54,7 +54,7 @@ impl AuditEntry {
     ///
     /// # Errors
     /// Fails if the detail has no canonical form.
-    pub fn of(
+    pub fn new(
         change: &Change,
         actor: &str,
         id: i64,
@@ -95,7 +95,9 @@ impl AuditEntry {
             &self.subject,
             &self.detail,
         );
-        Ok(Digest::of(&serde_json_canonicalizer::to_vec(&hashed)?))
+        Ok(Digest::from_content(&serde_json_canonicalizer::to_vec(
+            &hashed,
+        )?))
     }
 }
 
@@ -318,7 +320,7 @@ mod tests {
                     at % length
                 }
                 Self::Hash(at) => {
-                    log[at % length].hash = Some(Digest::of(b"forged"));
+                    log[at % length].hash = Some(Digest::from_content(b"forged"));
                     at % length
                 }
                 Self::NoHash(at) => {
@@ -421,6 +423,6 @@ mod tests {
         };
         let entry = log(&[said], 0).remove(0);
         let canonical = r#"["nova-audit-1",null,1,1700000000123,"ada","rollback","p@1.0.0",{"reason":"complaints","to":"p@0.9.0"}]"#;
-        assert_eq!(entry.hash, Some(Digest::of(canonical.as_bytes())));
+        assert_eq!(entry.hash, Some(Digest::from_content(canonical.as_bytes())));
     }
 }

@@ -43,7 +43,11 @@ impl Call {
     /// Returns the call if the policy is responsible for its result. Returns `None` if the host
     /// caused the failure: it had no free worker or instance, or the policy had the processor
     /// for less than half of its deadline.
-    pub fn of(failure: Option<FailureKind>, cpu: Duration, given: Duration) -> Option<Self> {
+    pub fn from_outcome(
+        failure: Option<FailureKind>,
+        cpu: Duration,
+        given: Duration,
+    ) -> Option<Self> {
         match failure {
             Some(FailureKind::Pool) => None,
             Some(FailureKind::Deadline) if cpu < given / 2 => None,
@@ -314,7 +318,7 @@ mod tests {
     #[test]
     fn a_failure_caused_by_a_busy_host_does_not_count_against_the_policy() {
         let (short, given) = (Duration::from_millis(3), Duration::from_millis(20));
-        let call = |kind, cpu| Call::of(Some(kind), cpu, given);
+        let call = |kind, cpu| Call::from_outcome(Some(kind), cpu, given);
         assert!(call(FailureKind::Pool, short).is_none());
         assert!(call(FailureKind::Deadline, short).is_none());
         assert!(call(FailureKind::Deadline, given).is_some());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Deletion state of a post at one version of its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fate {
+pub struct Tombstone {
     pub post_id: u64,
     /// If two states of a post differ, the one with the higher version is valid.
     pub version: u64,

@@ -1,5 +1,6 @@
 //! The event that a client sends, and the rules that validate it.
 
+use crate::invalid_field::InvalidField;
 use crate::time::utc;
 use crate::time::{DAY_MS, UnixMs};
 use chrono::{DateTime, Utc};
@@ -108,9 +109,6 @@ pub struct EventBody {
     pub ranking_id: Option<Uuid>,
 }
 
-/// The path of a field, such as `events[1].action`, and the error in it.
-pub type FieldError = (String, String);
-
 /// Validates one event. `at` is its index in the batch.
 ///
 /// # Errors
@@ -120,7 +118,7 @@ pub fn validate(
     value: &serde_json::Value,
     viewer: u64,
     now_ms: UnixMs,
-) -> Result<AcceptedEvent, Vec<FieldError>> {
+) -> Result<AcceptedEvent, Vec<InvalidField>> {
     let Some(object) = value.as_object() else {
         return Err(vec![(format!("events[{at}]"), "must be an object".into())]);
     };
@@ -175,7 +173,7 @@ pub fn validate(
 struct Fields<'a> {
     at: usize,
     object: &'a serde_json::Map<String, serde_json::Value>,
-    errors: Vec<FieldError>,
+    errors: Vec<InvalidField>,
 }
 
 impl Fields<'_> {

@@ -58,6 +58,20 @@ impl CandidateSet {
     pub fn is_empty(&self) -> bool {
         self.post_ids.is_empty()
     }
+
+    /// Reports if all columns have the same length. Check this after decoding a set, because code
+    /// that reads a row reads it from every column.
+    pub fn has_even_columns(&self) -> bool {
+        let lengths = [
+            self.author_ids.len(),
+            self.created_at_ms.len(),
+            self.sources.len(),
+            self.counters.len(),
+            self.affinity.len(),
+            self.author_recent_impressions.len(),
+        ];
+        lengths.iter().all(|&length| length == self.len())
+    }
 }
 
 macro_rules! features {

@@ -8,7 +8,8 @@
 //! complete what another host began, and two hosts that do it at the same time do it only once.
 
 use super::artifact::{Digest, PolicyRef};
-use super::registry::{Change, Experiment, Quarantine, RegistryState};
+use super::quarantine::Quarantine;
+use super::registry::{Change, Experiment, RegistryState};
 use crate::artifact::baseline;
 use crate::experiments::spec::{ExperimentState, VariationSpec};
 

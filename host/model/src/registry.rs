@@ -7,6 +7,7 @@ use crate::experiments::cohort::Rule;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::local_change::LocalChange;
 use crate::measured::Record as Measured;
+use crate::quarantine::Quarantine;
 use crate::time::UnixMs;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,16 +137,37 @@ pub struct Canary {
     pub percent: f64,
 }
 
+/// A stage that a policy is stored with. The other states follow from activations and quarantines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyStage {
+    Shadow,
+    Canary,
+    Retired,
+}
+
+impl PolicyStage {
+    /// Returns the stored form.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shadow => "shadow",
+            Self::Canary => "canary",
+            Self::Retired => "retired",
+        }
+    }
+}
+
 /// Restores the stage of a policy from its stored form.
 ///
 /// # Errors
-/// Fails if the stage is unknown, because a newer host wrote it.
+/// Fails if the policy is not a reference, or if the stage is unknown, because a newer host wrote
+/// it.
 pub fn put_stage(
     state: &mut RegistryState,
-    policy: PolicyRef,
+    policy: &str,
     stage: &str,
     percent: Option<f64>,
 ) -> Result<(), String> {
+    let policy: PolicyRef = policy.parse()?;
     match (stage, percent) {
         ("shadow", None) => drop(state.shadows.insert(policy)),
         ("retired", None) => drop(state.retired.insert(policy)),
@@ -153,18 +175,6 @@ pub fn put_stage(
         _ => return Err(format!("{policy} is in the unknown stage `{stage}`")),
     }
     Ok(())
-}
-
-/// Quarantine of a digest, with its reason. It is final: changed behaviour has another digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Quarantine {
-    /// Name under which the policy failed or was quarantined.
-    #[schema(value_type = String)]
-    pub policy: PolicyRef,
-    pub reason: String,
-    /// The token's subject, `cli`, or `host`.
-    pub by: String,
-    pub at_ms: UnixMs,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -17,14 +17,16 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Algo {
-    Ch,
+    // Its name on the wire is older than the other candidate stores.
+    #[serde(rename = "ch")]
+    Ranked,
     Timeline,
 }
 
 impl Algo {
     pub fn as_str(self) -> &'static str {
         match self {
-            Algo::Ch => "ch",
+            Algo::Ranked => "ch",
             Algo::Timeline => "timeline",
         }
     }
@@ -69,7 +71,7 @@ impl ServedPolicy {
     pub fn native(algo: Algo) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let identity = format!("native {} {version}", algo.as_str());
-        let digest = Digest::of(identity.as_bytes());
+        let digest = Digest::from_content(identity.as_bytes());
         Self {
             name: "native".into(),
             version: version.into(),

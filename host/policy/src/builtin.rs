@@ -1,6 +1,6 @@
 //! The policies compiled into the binary, so that a host with an empty disk can rank.
 
-use super::admission::PolicyFiles;
+use super::files::PolicyFiles;
 use std::collections::BTreeMap;
 
 macro_rules! component {

@@ -211,7 +211,11 @@ mod tests {
         let engine = engine(data_dir);
         let cache = CompileCache::open(data_dir, [engine.standard()]).unwrap();
         let component = Component::new(engine.standard(), bytes(code_of)).unwrap();
-        cache.keep(engine.standard(), Digest::of(bytes(name)), &component);
+        cache.keep(
+            engine.standard(),
+            Digest::from_content(bytes(name)),
+            &component,
+        );
     }
 
     #[test]
@@ -250,7 +254,7 @@ mod tests {
         assert_ne!(replaced, sealed);
         let engine = engine(dir.path());
         let cache = CompileCache::open(dir.path(), [engine.standard()]).unwrap();
-        let module = Digest::of(bytes("seen-dedup"));
+        let module = Digest::from_content(bytes("seen-dedup"));
         assert!(cache.load(engine.standard(), module).is_some());
     }
 
@@ -259,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         forge(dir.path(), "seen-dedup", "seen-dedup");
         let path = only_file(dir.path());
-        let other = Digest::of(bytes("author-saturation")).to_string();
+        let other = Digest::from_content(bytes("author-saturation")).to_string();
         std::fs::copy(&path, path.with_file_name(other)).unwrap();
         let loaded = engine(dir.path()).load(bytes("author-saturation")).unwrap();
         assert_eq!(loaded.description.name, "author-saturation");
@@ -291,7 +295,11 @@ mod tests {
         let mut cache = CompileCache::open(dir.path(), [engine.standard()]).unwrap();
         let keep = |cache: &CompileCache, name: &str| {
             let component = Component::new(engine.standard(), bytes(name)).unwrap();
-            cache.keep(engine.standard(), Digest::of(bytes(name)), &component);
+            cache.keep(
+                engine.standard(),
+                Digest::from_content(bytes(name)),
+                &component,
+            );
         };
         keep(&cache, "seen-dedup");
         let first = only_file(dir.path());
@@ -310,10 +318,9 @@ mod tests {
         keep(&cache, "weighted-scorer");
         let left = files(dir.path());
         assert!(!left.contains(&first));
-        assert!(
-            left.iter()
-                .any(|file| file.ends_with(Digest::of(bytes("weighted-scorer")).to_string()))
-        );
+        assert!(left.iter().any(|file| {
+            file.ends_with(Digest::from_content(bytes("weighted-scorer")).to_string())
+        }));
     }
 
     #[cfg(unix)]

@@ -1,30 +1,24 @@
 //! The WebAssembly engines, one per resource class, and the settings that are fixed when they
 //! start.
 
-use super::admission::signature::TrustedKeys;
-use super::class::{Class, ClassLimits, MEMORIES_MAX, MEMORY_MB_MAX};
+use super::class::Class;
+use super::class_engine::ClassEngine;
 use super::compile_cache::CompileCache;
 use super::compiler::{COMPILE_TIME_MAX, CompileError, Compiler};
-use super::meter::Meter;
 use super::module::{Module, ModuleError, Origin};
-use super::sandbox::Sandbox;
 use super::shape::Shape;
+use super::signature::TrustedKeys;
 use moka::sync::Cache;
-use nova_model::artifact::{Digest, Stage};
+use nova_model::artifact::Digest;
 use nova_model::measured::StageRecord;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::component::Component;
 
 /// Resolution of policy deadlines. It is fine enough for a 20 ms deadline, and 1,000 wake-ups per
 /// second of one thread cost less than 0.1 % of a core.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
-
-/// Fuel limit of one `describe` call on a metered engine, where fuel replaces the deadline.
-const DESCRIBE_FUEL_MAX: u64 = 1_000_000_000;
 
 /// Maximum number of remembered trials. Each takes a few hundred bytes.
 const TRIALS_MAX: u64 = 1_000;
@@ -48,16 +42,6 @@ enum Trust {
     Published,
     /// It was uploaded and has never been compiled.
     Uploaded,
-}
-
-/// The engine of one class, with the number of its slots that hold idle instances.
-pub(super) struct ClassEngine {
-    pub limits: &'static ClassLimits,
-    pub inner: wasmtime::Engine,
-    linker: Linker<Sandbox>,
-    idle: AtomicUsize,
-    /// Set only on engines that measure calls, never on those that serve.
-    pub meter: Option<Meter>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -162,7 +146,12 @@ impl Engine {
         let component = self
             .compiler
             .compile_upload(&engine.inner, bytes, COMPILE_TIME_MAX)?;
-        Arc::new(engine).module(Digest::of(bytes), shape, &component, None)
+        let origin = Origin {
+            digest: Digest::from_content(bytes),
+            shape,
+            compiled_in: None,
+        };
+        Module::link(Arc::new(engine), origin, &component)
     }
 
     fn load_as(&self, trust: Trust, bytes: &[u8]) -> Result<Module, ModuleError> {
@@ -172,10 +161,18 @@ impl Engine {
             return Err(ModuleError::TooComplex(reason));
         }
         let engine = self.class(shape.class());
-        let digest = Digest::of(bytes);
+        let digest = Digest::from_content(bytes);
+        let link = |component: &Component, compiled_in| {
+            let origin = Origin {
+                digest,
+                shape,
+                compiled_in,
+            };
+            Module::link(engine.clone(), origin, component)
+        };
         let cached = self.cache.as_ref();
         if let Some(component) = cached.and_then(|cache| cache.load(&engine.inner, digest)) {
-            return engine.module(digest, shape, &component, None);
+            return link(&component, None);
         }
         let started = Instant::now();
         let component = match trust {
@@ -192,147 +189,8 @@ impl Engine {
         if let Some(cache) = cached {
             cache.keep(&engine.inner, digest, &component);
         }
-        engine.module(digest, shape, &component, Some(took))
+        link(&component, Some(took))
     }
-}
-
-impl ClassEngine {
-    fn new(class: Class) -> anyhow::Result<Self> {
-        let limits = class.limits();
-        let mut config = Self::config(limits);
-        config
-            .allocation_strategy(Self::pool(limits))
-            .epoch_interruption(true);
-        Self::of(limits, &config, None)
-    }
-
-    /// Creates an engine that limits calls by fuel alone. The same call uses the same fuel on
-    /// every machine. Every byte that a bulk operation touches costs fuel, so fuel bounds time as
-    /// well.
-    fn metered(class: Class) -> anyhow::Result<Self> {
-        let limits = class.limits();
-        let mut config = Self::config(limits);
-        config.consume_fuel(true);
-        Self::of(limits, &config, Some(Meter::new(DESCRIBE_FUEL_MAX)))
-    }
-
-    fn of(
-        limits: &'static ClassLimits,
-        config: &Config,
-        meter: Option<Meter>,
-    ) -> anyhow::Result<Self> {
-        let inner = wasmtime::Engine::new(config).map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        let linker = Linker::new(&inner);
-        Ok(Self {
-            limits,
-            inner,
-            linker,
-            idle: AtomicUsize::new(0),
-            meter,
-        })
-    }
-
-    /// Returns the settings common to all engines. These settings affect the output of a guest.
-    fn config(limits: &ClassLimits) -> Config {
-        let mut config = Config::new();
-        config
-            .concurrency_support(false)
-            .wasm_relaxed_simd(false) // gives the same bits on every processor
-            .max_wasm_stack(limits.guest_stack_bytes);
-        config
-    }
-
-    fn pool(limits: &ClassLimits) -> InstanceAllocationStrategy {
-        let mut pool = PoolingAllocationConfig::new();
-        pool.total_component_instances(limits.slots)
-            .total_core_instances(limits.slots * limits.core_instances)
-            .total_memories(limits.slots * MEMORIES_MAX)
-            .total_tables(limits.slots * limits.tables)
-            .max_core_instances_per_component(limits.core_instances)
-            .max_memories_per_component(MEMORIES_MAX)
-            .max_tables_per_component(limits.tables)
-            .max_component_instance_size(limits.instance_bytes)
-            .table_elements(limits.table_elements)
-            .max_memory_size((MEMORY_MB_MAX as usize) << 20)
-            .linear_memory_keep_resident(limits.keep_resident_bytes)
-            .table_keep_resident(64 << 10)
-            // If the kernel can report which pages were touched, only those are cleared.
-            .pagemap_scan(Enabled::Auto)
-            .max_unused_warm_slots(limits.warm_slots);
-        InstanceAllocationStrategy::Pooling(pool)
-    }
-
-    fn module(
-        self: &Arc<Self>,
-        digest: Digest,
-        shape: Shape,
-        component: &Component,
-        compiled_in: Option<Duration>,
-    ) -> Result<Module, ModuleError> {
-        let stage = self.check_world(component)?;
-        let pre = self
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| ModuleError::Invalid(root_cause(&error)))?;
-        let origin = Origin {
-            digest,
-            shape,
-            stage,
-            compiled_in,
-        };
-        Module::link(self.clone(), origin, pre)
-    }
-
-    /// Reserves a slot for one more idle instance. Returns false if the limit is reached. The
-    /// reservation lasts until [`ClassEngine::end_idle`].
-    pub fn begin_idle(&self) -> bool {
-        let grow = |idle| (idle < self.limits.idle).then_some(idle + 1);
-        self.idle
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow)
-            .is_ok()
-    }
-
-    pub fn end_idle(&self, instances: usize) {
-        self.idle.fetch_sub(instances, Ordering::Relaxed);
-    }
-
-    /// Checks that the component imports nothing and returns the stage whose interface it
-    /// exports.
-    fn check_world(&self, component: &Component) -> Result<Stage, ModuleError> {
-        let ty = component.component_type();
-        let imports: Vec<String> = ty
-            .imports(&self.inner)
-            .map(|(name, _)| name.to_owned())
-            .collect();
-        if !imports.is_empty() {
-            return Err(ModuleError::Imports(imports));
-        }
-        let exports: Vec<String> = ty
-            .exports(&self.inner)
-            .map(|(name, _)| name.to_owned())
-            .collect();
-        Stage::ALL
-            .into_iter()
-            .find(|stage| exports.iter().any(|export| export == stage.interface()))
-            .ok_or_else(|| other_abi(&exports).unwrap_or(ModuleError::WrongWorld(exports)))
-    }
-}
-
-/// Returns an error if a stage's interface is exported in an ABI version that this host does not
-/// support.
-fn other_abi(exports: &[String]) -> Option<ModuleError> {
-    Stage::ALL.into_iter().find_map(|stage| {
-        let (interface, offered) = stage.interface().split_once('@')?;
-        let (_, found) = exports
-            .iter()
-            .filter_map(|export| export.split_once('@'))
-            .find(|(export, _)| *export == interface)?;
-        Some(ModuleError::AbiVersion {
-            interface,
-            found: found.to_owned(),
-            offered,
-        })
-    })
 }
 
 /// Checks the first eight bytes, which distinguish WebAssembly from other files and components
@@ -343,12 +201,4 @@ fn refuse_core_module(bytes: &[u8]) -> Result<(), ModuleError> {
         [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(ModuleError::CoreModule),
         _ => Err(ModuleError::NotWasm),
     }
-}
-
-pub(super) fn root_cause(error: &wasmtime::Error) -> String {
-    error
-        .chain()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

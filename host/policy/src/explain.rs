@@ -69,8 +69,8 @@ fn explain_dedup(
 ) -> Result<Vec<ExplainedPost>, PolicyFailure> {
     let (set, module) = (input.set, &policy.modules.dedup);
     let all = Columns::gather(&module.features, input, (0..set.len() as u32).collect());
-    let params = policy.params(Stage::Dedup);
-    let codes = module.explain_dedup(budget, input.request, params, &all.candidates())?;
+    let call = policy.call(budget, Stage::Dedup, input.request);
+    let codes = module.explain_dedup(call, &all.candidates())?;
     let post = |row: usize| ExplainedPost {
         post_id: set.post_ids[row],
         author_id: set.author_ids[row],
@@ -121,8 +121,8 @@ fn explain_scores(
     // The rows are in dedup's order, as they were scored, because a scorer may look at
     // neighbouring rows.
     let columns = Columns::gather(&module.features, input, trace.kept.clone());
-    let params = policy.params(Stage::Score);
-    let parts = module.explain_score(budget, input.request, params, &columns.candidates())?;
+    let call = policy.call(budget, Stage::Score, input.request);
+    let parts = module.explain_score(call, &columns.candidates())?;
     for (at, &row) in trace.kept.iter().enumerate() {
         for (component, name) in module.description.explains.iter().enumerate() {
             if let Some(value) = parts.get(component * trace.kept.len() + at) {
@@ -147,8 +147,8 @@ fn explain_saturation(
     let module = &policy.modules.saturation;
     let columns = Columns::gather(&module.features, input, trace.by_score.clone());
     let ranked = columns.ranked(&trace.scores);
-    let params = policy.params(Stage::Saturation);
-    let codes = module.explain_saturation(budget, input.request, params, &ranked)?;
+    let call = policy.call(budget, Stage::Saturation, input.request);
+    let codes = module.explain_saturation(call, &ranked)?;
     for (position, &row) in trace.by_score.iter().enumerate() {
         let post = &mut posts[row as usize];
         post.position_by_score = Some(position);

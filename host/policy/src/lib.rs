@@ -9,12 +9,15 @@ pub mod admission;
 pub mod bench;
 pub mod bindings;
 pub mod builtin;
+pub mod bundled;
 pub mod class;
+mod class_engine;
 pub mod compare;
 pub mod compile_cache;
 pub mod compiler;
 pub mod engine;
 pub mod explain;
+pub mod files;
 pub mod loaded;
 pub mod meter;
 pub mod module;
@@ -22,9 +25,11 @@ pub mod native;
 pub mod pool;
 pub mod project;
 pub mod ranking;
+pub mod reason;
 pub mod sandbox;
 pub mod sealed;
 pub mod shape;
+pub mod signature;
 pub mod toolchain;
 
 /// Directory with the components that the build script made: `policies/` and, for tests, `guests/`.

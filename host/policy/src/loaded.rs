@@ -1,9 +1,9 @@
 //! A published policy, compiled and ready to rank.
 
-use super::admission::Reason;
-use super::module::{CallBudget, Module};
+use super::module::{CallBudget, Module, StageCall};
 use super::ranking::Stages;
-use nova_model::artifact::{Digest, PerStage, PolicySpec, Stage};
+use super::reason::Reason;
+use nova_model::artifact::{Digest, Manifest, PerStage, PolicySpec, Stage, StageSpec};
 use nova_model::budget::Outcomes;
 use nova_model::failure::{FailureKind, PolicyFailure};
 use nova_model::features::Feature;
@@ -76,6 +76,20 @@ impl LoadedPolicy {
         self.params.get(stage)
     }
 
+    /// Returns the arguments of a call of `stage`, with this policy's parameter values.
+    pub fn call<'a>(
+        &'a self,
+        budget: CallBudget,
+        stage: Stage,
+        request: &'a Request,
+    ) -> StageCall<'a> {
+        StageCall {
+            budget,
+            request,
+            params: self.params(stage),
+        }
+    }
+
     /// Returns the time limit of the three stages together.
     pub fn deadline(&self) -> Duration {
         Duration::from_millis(self.spec.limits.deadline_ms.into())
@@ -103,6 +117,7 @@ impl LoadedPolicy {
         Running {
             policy: self,
             budget,
+            is_counted: true,
         }
     }
 
@@ -110,6 +125,35 @@ impl LoadedPolicy {
     pub fn observe_unrun(&self, failure: &PolicyFailure) {
         self.metrics
             .observe(failure.stage, Duration::ZERO, Some(failure.kind));
+    }
+}
+
+/// Returns the published form: modules by digest, and every declared parameter with its value.
+pub fn resolve(manifest: &Manifest, modules: &PerStage<Arc<Module>>) -> PolicySpec {
+    let stage = |stage: Stage| {
+        let module = modules.get(stage);
+        let defaults = module
+            .description
+            .parameters
+            .iter()
+            .map(|p| (p.name.clone(), p.default));
+        let mut params: BTreeMap<String, f64> = defaults.collect();
+        params.extend(manifest.stage(stage).params.clone());
+        StageSpec {
+            module: module.digest,
+            params,
+        }
+    };
+    PolicySpec {
+        policy: manifest.policy_ref(),
+        description: manifest.description.clone(),
+        stages: PerStage {
+            dedup: stage(Stage::Dedup),
+            score: stage(Stage::Score),
+            saturation: stage(Stage::Saturation),
+        },
+        limits: manifest.limits,
+        signature: None,
     }
 }
 
@@ -149,10 +193,27 @@ fn unknown_parameter(stage: Stage, name: &str, module: &Module) -> String {
     )
 }
 
+/// The stages of a policy for one ranking.
 #[derive(Debug)]
 pub struct Running<'a> {
     policy: &'a LoadedPolicy,
     budget: CallBudget,
+    is_counted: bool,
+}
+
+impl Running<'_> {
+    /// Leaves the calls out of the policy's metrics, because these count only what was served to
+    /// viewers.
+    pub fn uncounted(self) -> Self {
+        Self {
+            is_counted: false,
+            ..self
+        }
+    }
+
+    fn call<'b>(&'b self, stage: Stage, request: &'b Request) -> StageCall<'b> {
+        self.policy.call(self.budget, stage, request)
+    }
 }
 
 impl Stages for Running<'_> {
@@ -165,10 +226,8 @@ impl Stages for Running<'_> {
         request: &Request,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<u32>, PolicyFailure> {
-        self.policy
-            .modules
-            .dedup
-            .dedup(self.budget, request, &self.policy.params.dedup, candidates)
+        let call = self.call(Stage::Dedup, request);
+        self.policy.modules.dedup.dedup(call, candidates)
     }
 
     fn score(
@@ -176,22 +235,18 @@ impl Stages for Running<'_> {
         request: &Request,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<f32>, PolicyFailure> {
-        self.policy
-            .modules
-            .score
-            .score(self.budget, request, &self.policy.params.score, candidates)
+        let call = self.call(Stage::Score, request);
+        self.policy.modules.score.score(call, candidates)
     }
 
     fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
-        self.policy.modules.saturation.saturate(
-            self.budget,
-            request,
-            &self.policy.params.saturation,
-            ranked,
-        )
+        let call = self.call(Stage::Saturation, request);
+        self.policy.modules.saturation.saturate(call, ranked)
     }
 
     fn observe(&self, stage: Stage, took: Duration, failure: Option<FailureKind>) {
-        self.policy.metrics.observe(stage, took, failure);
+        if self.is_counted {
+            self.policy.metrics.observe(stage, took, failure);
+        }
     }
 }

@@ -13,26 +13,31 @@ use std::sync::LazyLock;
 /// The native copy of `baseline`, with default parameters.
 #[derive(Debug, Clone)]
 pub struct Native {
-    stages: [NativeStage; 3],
+    dedup: NativeStage<fn(&Request, &[f64], &Candidates<'_>) -> Vec<u32>>,
+    score: NativeStage<Scorer>,
+    saturation: NativeStage<fn(&Request, &[f64], &Ranked<'_>) -> Vec<u32>>,
 }
 
+/// A scorer as native code: the request, the parameter values and the candidates.
+pub type Scorer = fn(&Request, &[f64], &Candidates<'_>) -> Vec<f32>;
+
 #[derive(Debug, Clone)]
-struct NativeStage {
+struct NativeStage<F> {
+    run: F,
     features: Vec<Feature>,
     params: Vec<f64>,
 }
 
 static NATIVE: LazyLock<Native> = LazyLock::new(|| Native {
-    stages: [
-        NativeStage::of(&seen_dedup::describe()),
-        NativeStage::of(&weighted_scorer::describe()),
-        NativeStage::of(&author_saturation::describe()),
-    ],
+    dedup: NativeStage::new(seen_dedup::dedup, &seen_dedup::describe()),
+    score: NativeStage::new(weighted_scorer::score, &weighted_scorer::describe()),
+    saturation: NativeStage::new(author_saturation::saturate, &author_saturation::describe()),
 });
 
-impl NativeStage {
-    fn of(description: &Description) -> Self {
+impl<F> NativeStage<F> {
+    fn new(run: F, description: &Description) -> Self {
         Self {
+            run,
             features: description
                 .features
                 .iter()
@@ -52,14 +57,21 @@ impl Native {
         &NATIVE
     }
 
-    fn stage(&self, stage: Stage) -> &NativeStage {
-        &self.stages[stage as usize]
+    /// Returns a copy that scores with `run`, which gets the same features and parameters.
+    pub fn with_scorer(&self, run: Scorer) -> Self {
+        let mut native = self.clone();
+        native.score.run = run;
+        native
     }
 }
 
 impl Stages for Native {
     fn features(&self, stage: Stage) -> &[Feature] {
-        &self.stage(stage).features
+        match stage {
+            Stage::Dedup => &self.dedup.features,
+            Stage::Score => &self.score.features,
+            Stage::Saturation => &self.saturation.features,
+        }
     }
 
     fn dedup(
@@ -67,11 +79,7 @@ impl Stages for Native {
         request: &Request,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<u32>, PolicyFailure> {
-        Ok(seen_dedup::dedup(
-            request,
-            &self.stage(Stage::Dedup).params,
-            candidates,
-        ))
+        Ok((self.dedup.run)(request, &self.dedup.params, candidates))
     }
 
     fn score(
@@ -79,17 +87,13 @@ impl Stages for Native {
         request: &Request,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<f32>, PolicyFailure> {
-        Ok(weighted_scorer::score(
-            request,
-            &self.stage(Stage::Score).params,
-            candidates,
-        ))
+        Ok((self.score.run)(request, &self.score.params, candidates))
     }
 
     fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
-        Ok(author_saturation::saturate(
+        Ok((self.saturation.run)(
             request,
-            &self.stage(Stage::Saturation).params,
+            &self.saturation.params,
             ranked,
         ))
     }

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::builtin;
     use crate::engine::Engine;
-    use crate::module::CallBudget;
+    use crate::module::{CallBudget, StageCall};
     use nova_model::artifact::InstanceMode;
     use nova_policy_sdk::{Candidates, Request};
     use std::time::{Duration, Instant};
@@ -337,16 +337,17 @@ mod tests {
             .map(|parameter| parameter.default)
             .collect();
         for mode in [InstanceMode::Fresh, InstanceMode::Reuse] {
-            let budget = CallBudget {
-                deadline: Instant::now() + Duration::from_secs(10),
-                memory_bytes: 16 << 20,
-                mode,
+            let call = StageCall {
+                budget: CallBudget {
+                    deadline: Instant::now() + Duration::from_secs(10),
+                    memory_bytes: 16 << 20,
+                    mode,
+                },
+                request: &request,
+                params: &params,
             };
-            let [small, large] = [&small, &large].map(|module| {
-                module
-                    .score(budget, &request, &params, &candidates)
-                    .unwrap()
-            });
+            let [small, large] =
+                [&small, &large].map(|module| module.score(call, &candidates).unwrap());
             assert_eq!(small, large);
         }
     }

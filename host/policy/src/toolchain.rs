@@ -13,9 +13,9 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// 64 KiB instead of the linker's 1 MiB. Fixed-width SIMD gives the same bits on every processor.
 const RUSTFLAGS: [&str; 2] = ["-Clink-arg=-zstack-size=65536", "-Ctarget-feature=+simd128"];
 
-/// The arguments of one cargo run.
+/// The arguments of one cargo run that builds components' core modules.
 #[derive(Debug, Clone, Copy)]
-pub struct Job<'a> {
+pub struct ComponentBuild<'a> {
     pub directory: &'a Path,
     pub target: &'a Path,
     pub profile: &'a str,
@@ -27,8 +27,8 @@ pub struct Job<'a> {
 /// # Errors
 /// Fails with one line that says what to do if the target is missing, or with the compiler's
 /// output.
-pub fn build_component_modules(job: Job<'_>) -> Result<PathBuf, String> {
-    require_target(job.directory)?;
+pub fn build_component_modules(build: ComponentBuild<'_>) -> Result<PathBuf, String> {
+    require_target(build.directory)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // These variables describe the outer cargo's own build and are wrong for another target.
     for (name, _) in std::env::vars_os() {
@@ -49,29 +49,29 @@ pub fn build_component_modules(job: Job<'_>) -> Result<PathBuf, String> {
     let output = cargo
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            rustflags(job.directory).join("\u{1f}"),
+            rustflags(build.directory).join("\u{1f}"),
         )
-        .current_dir(job.directory)
-        .args(["build", "--profile", job.profile, "--target", TARGET])
-        .args(job.arguments)
+        .current_dir(build.directory)
+        .args(["build", "--profile", build.profile, "--target", TARGET])
+        .args(build.arguments)
         .arg("--target-dir")
-        .arg(job.target)
+        .arg(build.target)
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("cargo could not be started: {error}"))?;
     if !output.status.success() {
         return Err(format!(
             "building the policy in {} failed:\n{}",
-            job.directory.display(),
+            build.directory.display(),
             String::from_utf8_lossy(&output.stderr).trim_end()
         ));
     }
-    let profile_directory = if job.profile == "dev" {
+    let profile_directory = if build.profile == "dev" {
         "debug"
     } else {
-        job.profile
+        build.profile
     };
-    Ok(job.target.join(TARGET).join(profile_directory))
+    Ok(build.target.join(TARGET).join(profile_directory))
 }
 
 /// Returns the flags, including those that remove this machine's directories from panic messages.

@@ -8,11 +8,11 @@
 
 use super::rows::{Comment, Follow, Like, Post, Transition, User};
 use chrono::{DateTime, Utc};
-use nova_model::captured::Table;
+use nova_model::cdc::Table;
 use nova_stores::clickhouse::{CommentRow, FollowRow, LikeRow, PostRow, UserRow};
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Change {
+pub enum RowChange {
     User(Transition<User>),
     Post(Transition<Post>),
     Follow(Transition<Follow>),
@@ -30,38 +30,40 @@ pub struct Rows {
     pub likes: Vec<LikeRow>,
 }
 
-impl Change {
+impl RowChange {
     pub fn table(&self) -> Table {
         match self {
-            Change::User(_) => Table::Users,
-            Change::Post(_) => Table::Posts,
-            Change::Follow(_) => Table::Follows,
-            Change::Comment(_) => Table::Comments,
-            Change::Like(_) => Table::Likes,
+            RowChange::User(_) => Table::Users,
+            RowChange::Post(_) => Table::Posts,
+            RowChange::Follow(_) => Table::Follows,
+            RowChange::Comment(_) => Table::Comments,
+            RowChange::Like(_) => Table::Likes,
         }
     }
 
     pub fn committed_ms(&self) -> u64 {
         match self {
-            Change::User(change) => change.committed_ms,
-            Change::Post(change) => change.committed_ms,
-            Change::Follow(change) => change.committed_ms,
-            Change::Comment(change) => change.committed_ms,
-            Change::Like(change) => change.committed_ms,
+            RowChange::User(change) => change.committed_ms,
+            RowChange::Post(change) => change.committed_ms,
+            RowChange::Follow(change) => change.committed_ms,
+            RowChange::Comment(change) => change.committed_ms,
+            RowChange::Like(change) => change.committed_ms,
         }
     }
 }
 
 impl Rows {
-    pub fn of<'a>(changes: impl Iterator<Item = &'a Change>) -> Self {
+    pub fn of<'a>(changes: impl Iterator<Item = &'a RowChange>) -> Self {
         let mut rows = Self::default();
         for change in changes {
             match change {
-                Change::User(change) => rows.users.extend(change.rows(|_| true, user)),
-                Change::Post(change) => rows.posts.extend(change.rows(|post| !post.deleted, post)),
-                Change::Follow(change) => rows.follows.extend(change.rows(|_| true, follow)),
-                Change::Comment(change) => rows.comments.extend(change.rows(|_| true, comment)),
-                Change::Like(change) => rows.likes.extend(change.rows(|_| true, like)),
+                RowChange::User(change) => rows.users.extend(change.rows(|_| true, user)),
+                RowChange::Post(change) => {
+                    rows.posts.extend(change.rows(|post| !post.deleted, post))
+                }
+                RowChange::Follow(change) => rows.follows.extend(change.rows(|_| true, follow)),
+                RowChange::Comment(change) => rows.comments.extend(change.rows(|_| true, comment)),
+                RowChange::Like(change) => rows.likes.extend(change.rows(|_| true, like)),
             }
         }
         rows
@@ -219,7 +221,7 @@ mod tests {
     }
 
     fn written(before: Option<Post>, after: Option<Post>) -> Vec<(u64, u64, u8)> {
-        let change = Change::Post(Transition {
+        let change = RowChange::Post(Transition {
             before,
             after,
             lsn: 100,

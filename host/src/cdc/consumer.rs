@@ -2,14 +2,14 @@
 //! caches that they make stale. The order matters, because a feed that is fetched again after
 //! an invalidation must contain the change.
 
-use super::change::{Change, Rows};
+use super::change::{RowChange, Rows};
 use super::envelope;
 use super::invalidation::{self, Invalidator};
-use nova_model::captured::Table;
+use nova_model::cdc::Table;
 use nova_stores::clickhouse::ClickHouseStore;
 use nova_stores::kafka::message::Undecodable;
-use nova_stores::kafka::reader::{BatchHandler, Subscription};
-use nova_stores::kafka::{Batch, KafkaSettings, Topic};
+use nova_stores::kafka::reader::BatchHandler;
+use nova_stores::kafka::{Batch, KafkaSettings, Subscription, Topic};
 use nova_stores::ports::StoreResult;
 use nova_support::clock::unix_ms;
 use nova_support::metrics::METRICS;
@@ -76,7 +76,7 @@ impl Capture {
         }
     }
 
-    fn observe<'a>(&self, changes: impl Iterator<Item = &'a Change>, ok: bool) {
+    fn observe<'a>(&self, changes: impl Iterator<Item = &'a RowChange>, ok: bool) {
         let now_ms = unix_ms();
         let mut seen: BTreeMap<&str, (Table, u64, u64)> = BTreeMap::new();
         for change in changes {
@@ -111,20 +111,24 @@ impl Capture {
         // The inserts run concurrently, because five short inserts in sequence would be most of
         // a change's latency.
         tokio::try_join!(
-            self.store.insert_captured(&rows.users),
-            self.store.insert_captured(&rows.posts),
-            self.store.insert_captured(&rows.follows),
-            self.store.insert_captured(&rows.comments),
-            self.store.insert_captured(&rows.likes),
+            self.store.insert_cdc(&rows.users),
+            self.store.insert_cdc(&rows.posts),
+            self.store.insert_cdc(&rows.follows),
+            self.store.insert_cdc(&rows.comments),
+            self.store.insert_cdc(&rows.likes),
         )?;
         Ok(())
     }
 }
 
 impl BatchHandler for Capture {
-    type Item = Change;
+    type Item = RowChange;
 
-    fn decode(&self, topic: &str, payload: Option<&[u8]>) -> Result<Option<Change>, Undecodable> {
+    fn decode(
+        &self,
+        topic: &str,
+        payload: Option<&[u8]>,
+    ) -> Result<Option<RowChange>, Undecodable> {
         let table = self.tables.iter().find(|(name, _)| name == topic);
         let (_, table) = table.ok_or_else(|| {
             Undecodable::Invalid(format!("topic {topic} belongs to no captured table"))
@@ -151,7 +155,7 @@ impl BatchHandler for Capture {
         }
     }
 
-    async fn store(&self, batches: &[Batch<Change>]) -> StoreResult<()> {
+    async fn store(&self, batches: &[Batch<RowChange>]) -> StoreResult<()> {
         let changes = || {
             let rows = batches.iter().flat_map(|batch| &batch.rows);
             rows.map(|row| &row.value)
@@ -159,8 +163,8 @@ impl BatchHandler for Capture {
         let written = self.write(&Rows::of(changes())).await;
         self.observe(changes(), written.is_ok());
         written?;
-        let overtaken = changes().flat_map(invalidation::of).collect();
-        self.invalidator.apply(&overtaken).await;
+        let invalidated = changes().flat_map(invalidation::of).collect();
+        self.invalidator.apply(&invalidated).await;
         Ok(())
     }
 }

@@ -4,9 +4,9 @@
 //! Times are `timestamptz` columns, so they arrive as text in UTC in every precision mode of
 //! the connector.
 
-use super::change::Change;
+use super::change::RowChange;
 use super::rows::{Comment, Follow, Like, Post, Transition, User};
-use nova_model::captured::Table;
+use nova_model::cdc::Table;
 use nova_model::event::ID_MAX;
 use nova_stores::kafka::message::Undecodable;
 use serde::Deserialize;
@@ -105,16 +105,16 @@ impl Row for Like {
 ///
 /// # Errors
 /// If the message is not a change of that table.
-pub fn decode(table: Table, payload: Option<&[u8]>) -> Result<Option<Change>, Undecodable> {
+pub fn decode(table: Table, payload: Option<&[u8]>) -> Result<Option<RowChange>, Undecodable> {
     let Some(payload) = payload else {
         return Ok(None);
     };
     let change = match table {
-        Table::Users => Change::User(transition(payload)?),
-        Table::Posts => Change::Post(transition(payload)?),
-        Table::Follows => Change::Follow(transition(payload)?),
-        Table::Comments => Change::Comment(transition(payload)?),
-        Table::Likes => Change::Like(transition(payload)?),
+        Table::Users => RowChange::User(transition(payload)?),
+        Table::Posts => RowChange::Post(transition(payload)?),
+        Table::Follows => RowChange::Follow(transition(payload)?),
+        Table::Comments => RowChange::Comment(transition(payload)?),
+        Table::Likes => RowChange::Like(transition(payload)?),
     };
     Ok(Some(change))
 }
@@ -172,7 +172,7 @@ mod tests {
         value: Option<Box<serde_json::value::RawValue>>,
     }
 
-    fn captured(name: &str) -> Result<Option<Change>, Undecodable> {
+    fn captured(name: &str) -> Result<Option<RowChange>, Undecodable> {
         let line = CAPTURED
             .lines()
             .map(|line| serde_json::from_str::<Captured>(line).unwrap())
@@ -190,7 +190,7 @@ mod tests {
 
     fn user(name: &str) -> Transition<User> {
         match captured(name).unwrap().unwrap() {
-            Change::User(transition) => transition,
+            RowChange::User(transition) => transition,
             other => panic!("{other:?}"),
         }
     }
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn an_insert_an_update_and_a_delete_carry_the_expected_old_and_new_rows() {
         let rows = |name: &str| match captured(name).unwrap().unwrap() {
-            Change::Post(t) => (
+            RowChange::Post(t) => (
                 t.before.map(|row| row.deleted),
                 t.after.map(|row| row.deleted),
             ),
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn an_anonymous_like_has_no_user() {
         match captured("anonymous like").unwrap().unwrap() {
-            Change::Like(like) => assert_eq!(like.after.unwrap().user_id, None),
+            RowChange::Like(like) => assert_eq!(like.after.unwrap().user_id, None),
             other => panic!("{other:?}"),
         }
     }

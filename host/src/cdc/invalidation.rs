@@ -1,11 +1,11 @@
 //! Invalidation after changes in PostgreSQL: cached feeds, suggestions, and posts that must no
 //! longer be shown.
 
-use super::change::Change;
+use super::change::RowChange;
 use super::rows::{Post, Transition};
 use crate::discover::suggested;
 use futures::StreamExt as _;
-use nova_model::deleted::Fate;
+use nova_model::deleted::Tombstone;
 use nova_model::time::HOUR_MS;
 use nova_stores::ports::{FeedCache, RelationalStore, StoreResult, ValueCache};
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ pub enum Invalidation {
     /// The feeds of this author's followers lack the new post.
     NewPost { author_id: u64 },
     /// A deleted post must be in no response; a restored one may be in every response again.
-    PostFate {
+    PostTombstone {
         post_id: u64,
         version: u64,
         deleted: bool,
@@ -45,10 +45,10 @@ pub enum Invalidation {
 
 /// Returns the invalidations that one change requires. A row read by a snapshot requires none,
 /// because it did not change.
-pub fn of(change: &Change) -> Vec<Invalidation> {
+pub fn of(change: &RowChange) -> Vec<Invalidation> {
     match change {
-        Change::Post(change) if !change.snapshot => of_post(change),
-        Change::Follow(change) if !change.snapshot => {
+        RowChange::Post(change) if !change.snapshot => of_post(change),
+        RowChange::Follow(change) if !change.snapshot => {
             let row = change.after.as_ref().or(change.before.as_ref());
             let changed = row.map(|row| Invalidation::FollowsChanged {
                 follower_id: row.follower_id,
@@ -60,7 +60,7 @@ pub fn of(change: &Change) -> Vec<Invalidation> {
 }
 
 fn of_post(change: &Transition<Post>) -> Vec<Invalidation> {
-    let fate = |post: &Post, deleted| Invalidation::PostFate {
+    let tombstone = |post: &Post, deleted| Invalidation::PostTombstone {
         post_id: post.post_id,
         version: change.lsn,
         deleted,
@@ -68,7 +68,7 @@ fn of_post(change: &Transition<Post>) -> Vec<Invalidation> {
     let lived = change.before.as_ref().is_some_and(|post| !post.deleted);
     match (change.before.as_ref(), change.after.as_ref()) {
         // An update whose old row was not logged may be the one that deleted the post.
-        (_, Some(post)) if post.deleted => vec![fate(post, true)],
+        (_, Some(post)) if post.deleted => vec![tombstone(post, true)],
         (_, Some(_)) if lived => Vec::new(),
         // The post is new or restored.
         (_, Some(post)) => {
@@ -77,15 +77,17 @@ fn of_post(change: &Transition<Post>) -> Vec<Invalidation> {
                 (created_ms + NEWS_MS > change.committed_ms).then_some(Invalidation::NewPost {
                     author_id: post.author_id,
                 });
-            std::iter::once(fate(post, false)).chain(news).collect()
+            std::iter::once(tombstone(post, false))
+                .chain(news)
+                .collect()
         }
-        (Some(post), None) if lived => vec![fate(post, true)],
+        (Some(post), None) if lived => vec![tombstone(post, true)],
         _ => Vec::new(),
     }
 }
 
 /// Publishes deletions and restorations of posts to every host.
-pub type Bury = Arc<dyn Fn(Vec<Fate>) + Send + Sync>;
+pub type OnTombstones = Arc<dyn Fn(Vec<Tombstone>) + Send + Sync>;
 
 /// Carries out invalidations. A failure is logged, and the entry expires by its TTL: a cache
 /// that is down must not block the changes.
@@ -94,7 +96,7 @@ pub struct Invalidator {
     pub relational: Arc<dyn RelationalStore>,
     pub cache: Arc<dyn FeedCache>,
     pub values: Arc<dyn ValueCache>,
-    pub bury: Bury,
+    pub on_tombstones: OnTombstones,
 }
 
 impl std::fmt::Debug for Invalidator {
@@ -105,14 +107,14 @@ impl std::fmt::Debug for Invalidator {
 
 impl Invalidator {
     pub async fn apply(&self, invalidations: &BTreeSet<Invalidation>) {
-        let (mut fates, mut viewers, mut authors) = (Vec::new(), BTreeSet::new(), Vec::new());
+        let (mut tombstones, mut viewers, mut authors) = (Vec::new(), BTreeSet::new(), Vec::new());
         for invalidation in invalidations {
             match *invalidation {
-                Invalidation::PostFate {
+                Invalidation::PostTombstone {
                     post_id,
                     version,
                     deleted,
-                } => fates.push(Fate {
+                } => tombstones.push(Tombstone {
                     post_id,
                     version,
                     deleted,
@@ -124,13 +126,13 @@ impl Invalidator {
                 Invalidation::NewPost { author_id } => authors.push(author_id),
             }
         }
-        if !fates.is_empty() {
-            (self.bury)(fates);
+        if !tombstones.is_empty() {
+            (self.on_tombstones)(tombstones);
         }
         self.add_followers(&authors, &mut viewers).await;
         futures::stream::iter(viewers)
             .for_each_concurrent(PARALLEL, |viewer| async move {
-                log(self.cache.overtake(viewer).await);
+                log(self.cache.invalidate(viewer).await);
             })
             .await;
     }
@@ -183,8 +185,8 @@ mod tests {
         })
     }
 
-    fn overtaken(before: Option<Post>, after: Option<Post>, snapshot: bool) -> Vec<Invalidation> {
-        of(&Change::Post(Transition {
+    fn invalidated(before: Option<Post>, after: Option<Post>, snapshot: bool) -> Vec<Invalidation> {
+        of(&RowChange::Post(Transition {
             before,
             after,
             lsn: 1,
@@ -193,8 +195,8 @@ mod tests {
         }))
     }
 
-    fn fate(deleted: bool) -> Invalidation {
-        Invalidation::PostFate {
+    fn tombstone(deleted: bool) -> Invalidation {
+        Invalidation::PostTombstone {
             post_id: 10,
             version: 1,
             deleted,
@@ -204,22 +206,31 @@ mod tests {
     #[test]
     fn a_new_post_invalidates_its_authors_followers_unless_it_is_old_or_a_snapshot_read() {
         let news = Invalidation::NewPost { author_id: 1 };
-        assert_eq!(overtaken(None, post(1, false), false), [fate(false), news]);
-        let back = overtaken(post(1, true), post(1, false), false);
-        assert_eq!(back, [fate(false), news]);
-        assert_eq!(overtaken(None, post(73, false), false), [fate(false)]);
-        assert_eq!(overtaken(None, post(1, false), true), []);
-        assert_eq!(overtaken(post(1, false), post(1, false), false), []);
+        assert_eq!(
+            invalidated(None, post(1, false), false),
+            [tombstone(false), news]
+        );
+        let back = invalidated(post(1, true), post(1, false), false);
+        assert_eq!(back, [tombstone(false), news]);
+        assert_eq!(
+            invalidated(None, post(73, false), false),
+            [tombstone(false)]
+        );
+        assert_eq!(invalidated(None, post(1, false), true), []);
+        assert_eq!(invalidated(post(1, false), post(1, false), false), []);
     }
 
     #[test]
     fn a_post_is_deleted_when_its_row_is_deleted_or_marked_as_deleted() {
-        let buried = [fate(true)];
-        assert_eq!(overtaken(post(1, false), None, false), buried);
-        assert_eq!(overtaken(post(1, false), post(1, true), false), buried);
-        assert_eq!(overtaken(None, post(1, true), false), buried);
+        let tombstones = [tombstone(true)];
+        assert_eq!(invalidated(post(1, false), None, false), tombstones);
         assert_eq!(
-            overtaken(post(1, true), None, false),
+            invalidated(post(1, false), post(1, true), false),
+            tombstones
+        );
+        assert_eq!(invalidated(None, post(1, true), false), tombstones);
+        assert_eq!(
+            invalidated(post(1, true), None, false),
             [],
             "it was deleted before"
         );
@@ -235,7 +246,7 @@ mod tests {
             })
         };
         for (before, after) in [(None, follow()), (follow(), None)] {
-            let change = Change::Follow(Transition {
+            let change = RowChange::Follow(Transition {
                 before,
                 after,
                 lsn: 1,

@@ -1,4 +1,4 @@
-//! Change data capture: PostgreSQL → Debezium → Kafka → ClickHouse, and the invalidation of
+//! RowChange data capture: PostgreSQL → Debezium → Kafka → ClickHouse, and the invalidation of
 //! cached feeds.
 //!
 //! `envelope` decodes Debezium's messages, `change` converts them to ClickHouse rows,

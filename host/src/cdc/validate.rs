@@ -6,7 +6,7 @@
 //! truncated to the 60 bits that fit PostgreSQL's signed numbers. Sums wrap around at 2^64.
 
 use super::consumer::{GROUP, topic_of};
-use nova_model::captured::{Bucket, Table};
+use nova_model::cdc::{Bucket, Table};
 use nova_stores::clickhouse::ClickHouseStore;
 use nova_stores::kafka::KafkaSettings;
 use nova_stores::kafka::lag::{Behind, behind};
@@ -137,7 +137,7 @@ impl Validation {
         loop {
             let postgres = self.postgres.table(table).await?;
             still.look(&postgres, Instant::now());
-            let clickhouse = self.clickhouse.captured_checksums(table).await?;
+            let clickhouse = self.clickhouse.cdc_checksums(table).await?;
             let behind = self.behind(table).await?;
             let settled = self.patience.min(IN_FLIGHT_MAX);
             let is_still = |day| still.since(day) >= settled;

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::wiring::embedded::open_store;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use nova_stores::import::{
-    ImportOptions, ImportSummary, ImportTarget, Progress, StackTarget, import_dir,
+    ImportOptions, ImportProgress, ImportSummary, ImportTarget, StackTarget, import_dir,
 };
 use nova_support::clock::unix_ms;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ pub async fn load(
     let bar = ProgressBar::new(0);
     let style = "{msg:14} {wide_bar} {bytes}/{total_bytes} {elapsed}";
     bar.set_style(ProgressStyle::with_template(style)?);
-    let mut show = |progress: Progress| {
+    let mut show = |progress: ImportProgress| {
         bar.set_message(progress.file);
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes_done);

@@ -7,13 +7,13 @@
 //! stored, because a message that was produced twice has another offset and therefore another
 //! token.
 
-use super::drain::{Counted, overtaking};
+use super::drain::{Counted, invalidating};
 use futures::StreamExt as _;
 use nova_model::event::AcceptedEvent;
 use nova_stores::clickhouse::{ClickHouseStore, PartitionRun};
 use nova_stores::kafka::message::{Undecodable, decode_event};
-use nova_stores::kafka::reader::{BatchHandler, Subscription};
-use nova_stores::kafka::{Batch, Topic};
+use nova_stores::kafka::reader::BatchHandler;
+use nova_stores::kafka::{Batch, Subscription, Topic};
 use nova_stores::ports::StoreResult;
 use nova_support::failpoint;
 use std::time::Duration;
@@ -105,7 +105,7 @@ impl BatchHandler for Judge {
             .await;
         let judged = judged.into_iter().collect::<StoreResult<Vec<_>>>()?;
         failpoint::hit("after_insert");
-        (self.counted)(overtaking(judged.into_iter().flatten()));
+        (self.counted)(invalidating(judged.into_iter().flatten()));
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ const RETRY_WAIT: Duration = Duration::from_secs(1);
 pub type Counted = Arc<dyn Fn(BTreeSet<u64>) + Send + Sync>;
 
 /// Returns the viewers whose feeds these events change: those who liked, commented or shared.
-pub fn overtaking<'a>(events: impl IntoIterator<Item = &'a AcceptedEvent>) -> BTreeSet<u64> {
+pub fn invalidating<'a>(events: impl IntoIterator<Item = &'a AcceptedEvent>) -> BTreeSet<u64> {
     let changes_feed = |event: &&AcceptedEvent| {
         matches!(event.action, Action::Like | Action::Comment | Action::Share)
     };
@@ -139,7 +139,7 @@ impl Drain {
         wrote?;
         failpoint::hit("after_broker_ack");
         if let Some(counted) = &self.counted {
-            counted(overtaking(&events));
+            counted(invalidating(&events));
         }
         if !forgot {
             // The disk rejects the deletion at the moment. The next portions are written all

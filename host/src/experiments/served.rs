@@ -3,8 +3,8 @@
 
 use nova_model::exposure::Exposure;
 use nova_stores::kafka::message::{Undecodable, decode_exposure};
-use nova_stores::kafka::reader::{BatchHandler, Subscription};
-use nova_stores::kafka::{Batch, Topic};
+use nova_stores::kafka::reader::BatchHandler;
+use nova_stores::kafka::{Batch, Subscription, Topic};
 use nova_stores::ports::{ExposureStore, StoreResult};
 use std::sync::Arc;
 use std::time::Duration;

@@ -144,7 +144,7 @@ fn rank_counted(
     let failure = ranked.as_ref().err().map(|failure| failure.kind);
     let took = cpu.unwrap_or_else(|_| begun.elapsed());
     if !task.set.is_empty()
-        && let Some(call) = Call::of(failure, took, policy.deadline().min(budget))
+        && let Some(call) = Call::from_outcome(failure, took, policy.deadline().min(budget))
     {
         policy.outcomes.record(begun, call);
     }
@@ -155,7 +155,7 @@ fn rank_native(task: &RankingTask) -> Option<Ranked> {
     match guarded(AssertUnwindSafe(|| rank(Native::get(), task.input()))) {
         Ok(ranking) => Some(Ranked {
             ranking,
-            policy: ServedPolicy::native(Algo::Ch),
+            policy: ServedPolicy::native(Algo::Ranked),
             served_by: ServedBy::Native,
         }),
         Err(failure) => {

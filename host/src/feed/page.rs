@@ -167,11 +167,11 @@ mod tests {
         Arc::new(Snapshot {
             ranking_id: Uuid::now_v7(),
             viewer: 7,
-            algo: Algo::Ch,
+            algo: Algo::Ranked,
             served_by: ServedBy::Policy,
             fallback: false,
             degraded: Vec::new(),
-            policy: ServedPolicy::native(Algo::Ch),
+            policy: ServedPolicy::native(Algo::Ranked),
             assignment: None,
             created: Instant::now(),
             created_at_ms: NOW_MS,

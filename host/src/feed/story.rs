@@ -132,7 +132,7 @@ async fn rank_candidates(
     let policy_degraded = (ranked.served_by != ServedBy::Policy).then_some("policy");
     let ranked_feed = RankedFeed {
         ranking_id: Uuid::now_v7(),
-        algo: Algo::Ch,
+        algo: Algo::Ranked,
         served_by: ranked.served_by,
         fallback: false,
         policy: ranked.policy.clone(),

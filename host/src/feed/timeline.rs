@@ -5,16 +5,15 @@ use super::FeedStores;
 use super::candidates::within;
 use super::degraded::DegradedParts;
 use super::fallback_chain::RankingTask;
-use nova_model::artifact::Stage;
-use nova_model::failure::PolicyFailure;
-use nova_model::features::{CandidateSet, Feature, Sources};
+use nova_model::features::{CandidateSet, Sources};
 use nova_model::post::TimelinePost;
 use nova_model::time::UnixMs;
 use nova_policy::native::{Native, guarded};
-use nova_policy::ranking::{Ranking, Stages, rank as rank_stages};
-use nova_policy_sdk::{Candidates, Ranked, Request};
+use nova_policy::ranking::{Ranking, rank as rank_stages};
+use nova_policy_sdk::{Candidates, Request};
 use nova_stores::guard;
 use std::panic::AssertUnwindSafe;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// The order does not depend on the counters, so the viewer does not wait long for them.
@@ -90,7 +89,7 @@ pub async fn fetch(
 /// Ranks newest first, then by higher post id, with native dedup and saturation.
 pub fn rank(task: &RankingTask) -> Option<Ranking> {
     guarded(AssertUnwindSafe(|| {
-        rank_stages(&NewestFirst(Native::get()), task.input())
+        rank_stages(&*NEWEST_FIRST, task.input())
     }))
     .inspect_err(|failure| {
         tracing::error!(%failure, "could not rank the timeline; no feed can be served from it");
@@ -99,41 +98,18 @@ pub fn rank(task: &RankingTask) -> Option<Ranking> {
 }
 
 /// The native stages, with recency in place of the score.
-#[derive(Debug)]
-struct NewestFirst(&'static Native);
+static NEWEST_FIRST: LazyLock<Native> = LazyLock::new(|| Native::get().with_scorer(newest_first));
 
-impl Stages for NewestFirst {
-    fn features(&self, stage: Stage) -> &[Feature] {
-        self.0.features(stage)
+/// Scores by rank and not by time, because an `f32` cannot distinguish two milliseconds of
+/// this century.
+fn newest_first(_request: &Request, _params: &[f64], candidates: &Candidates<'_>) -> Vec<f32> {
+    let mut newest_first: Vec<usize> = (0..candidates.post_ids.len()).collect();
+    newest_first.sort_unstable_by_key(|&at| {
+        std::cmp::Reverse((candidates.created_at_ms[at], candidates.post_ids[at]))
+    });
+    let mut scores = vec![0.0; newest_first.len()];
+    for (place, at) in newest_first.into_iter().enumerate() {
+        scores[at] = -(place as f32);
     }
-
-    fn dedup(
-        &self,
-        request: &Request,
-        candidates: &Candidates<'_>,
-    ) -> Result<Vec<u32>, PolicyFailure> {
-        self.0.dedup(request, candidates)
-    }
-
-    /// Scores by rank and not by time, because an `f32` cannot distinguish two milliseconds of
-    /// this century.
-    fn score(
-        &self,
-        _request: &Request,
-        candidates: &Candidates<'_>,
-    ) -> Result<Vec<f32>, PolicyFailure> {
-        let mut newest_first: Vec<usize> = (0..candidates.post_ids.len()).collect();
-        newest_first.sort_unstable_by_key(|&at| {
-            std::cmp::Reverse((candidates.created_at_ms[at], candidates.post_ids[at]))
-        });
-        let mut scores = vec![0.0; newest_first.len()];
-        for (place, at) in newest_first.into_iter().enumerate() {
-            scores[at] = -(place as f32);
-        }
-        Ok(scores)
-    }
-
-    fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
-        self.0.saturate(request, ranked)
-    }
+    scores
 }

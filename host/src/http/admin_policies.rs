@@ -14,7 +14,8 @@ use nova_control::deploy::{Deploy, PolicyState, Published, Scope, Serving, Servi
 use nova_model::artifact::PolicyRef;
 use nova_model::artifact::{Limits, PerStage, StageSpec};
 use nova_model::lifecycle::{rollback_targets, state_of};
-use nova_model::registry::{PublishedPolicy, Quarantine};
+use nova_model::quarantine::Quarantine;
+use nova_model::registry::PublishedPolicy;
 use nova_policy::admission::PolicyFiles;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

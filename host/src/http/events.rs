@@ -3,7 +3,7 @@
 use super::auth::EventSender;
 use super::extract::Json as JsonBody;
 use crate::app::App;
-use crate::events::drain::overtaking;
+use crate::events::drain::invalidating;
 use crate::http::problem::Problem;
 use crate::request_id::{REQUEST_ID, request_id};
 use axum::Json;
@@ -60,7 +60,7 @@ async fn take(
     let mut known = accepted.known;
     let (elsewhere, ()) = tokio::join!(
         known_elsewhere(&app, viewer, &events, &known),
-        app.overtake(overtaking(&events)),
+        app.invalidate(invalidating(&events)),
     );
     known.extend(elsewhere);
     known.sort_unstable();

@@ -90,7 +90,7 @@ pub async fn feed(
 
 fn read_request(feed: &Feed, viewer: u64, query: &Query) -> Result<FeedRequest, Problem> {
     let algo = match query.get("algo") {
-        None | Some("ch") => Algo::Ch,
+        None | Some("ch") => Algo::Ranked,
         Some("timeline") => Algo::Timeline,
         Some(_) => return Err(Problem::invalid_field("algo", "must be ch or timeline")),
     };

@@ -91,7 +91,7 @@ impl Library {
         if let Some(policy) = self.served.get(&identity.effective_digest) {
             return Some(Server::Policy(policy.clone()));
         }
-        let native = ServedPolicy::native(Algo::Ch).effective_digest;
+        let native = ServedPolicy::native(Algo::Ranked).effective_digest;
         (identity.effective_digest == native).then(|| Server::Native(Native::get()))
     }
 

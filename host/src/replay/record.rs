@@ -204,16 +204,7 @@ impl Record {
     /// Checks the lengths and rows that all readers of a record index by.
     fn check(&self) -> Result<(), RecordError> {
         let (set, n) = (&self.candidates, self.candidates.len());
-        let lengths = [
-            set.author_ids.len(),
-            set.created_at_ms.len(),
-            set.sources.len(),
-            set.counters.len(),
-            set.affinity.len(),
-            set.author_recent_impressions.len(),
-            self.seen.len(),
-        ];
-        if lengths.iter().any(|&length| length != n) {
+        if !set.has_even_columns() || self.seen.len() != n {
             return Err(RecordError::Damaged("columns of different lengths"));
         }
         let Answer { rows, scores, .. } = &self.answer;
@@ -245,7 +236,7 @@ pub mod tests {
     pub fn record(n: u32) -> Record {
         let policy = PolicyIdentity {
             label: "baseline@1.0.0".to_owned(),
-            effective_digest: Digest::of(b"baseline"),
+            effective_digest: Digest::from_content(b"baseline"),
         };
         let ids = |base: u64| (0..u64::from(n)).map(|at| base + at).collect::<Vec<u64>>();
         Record {

@@ -3,7 +3,7 @@
 
 use crate::app::App;
 use futures::StreamExt as _;
-use nova_model::deleted::Fate;
+use nova_model::deleted::Tombstone;
 use nova_model::time::UnixMs;
 use nova_stores::redis::tombstones::Tombstones;
 use nova_support::clock::unix_ms;
@@ -22,69 +22,75 @@ const WAITING_MAX: usize = 200_000;
 /// Pending tombstones: the latest deletion state of each post that is not yet published to
 /// Redis. A Redis outage must neither delay the CDC consumer nor let a deleted post reappear.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Untold {
-    fates: Arc<Mutex<HashMap<u64, Fate>>>,
+pub(super) struct PendingTombstones {
+    tombstones: Arc<Mutex<HashMap<u64, Tombstone>>>,
     grown: Arc<Notify>,
 }
 
-impl Untold {
+impl PendingTombstones {
     /// Applies deletion states on this host at once, and publishes them to other hosts as soon
     /// as Redis is available.
-    pub fn bury(&self, app: &App, fates: Vec<Fate>) {
+    pub fn record(&self, app: &App, tombstones: Vec<Tombstone>) {
         let now_ms = unix_ms();
-        settle(
+        apply(
             app,
-            fates
+            tombstones
                 .iter()
-                .map(|fate| (fate.post_id, fate.deleted, now_ms)),
+                .map(|tombstone| (tombstone.post_id, tombstone.deleted, now_ms)),
         );
-        self.keep(fates);
+        self.keep(tombstones);
         self.grown.notify_one();
     }
 
     /// Keeps deletion states for publication. If a post has several, the latest one is
     /// published.
-    fn keep(&self, fates: Vec<Fate>) {
-        let mut untold = self.fates();
-        for fate in fates {
-            if untold.len() >= WAITING_MAX && !untold.contains_key(&fate.post_id) {
+    fn keep(&self, tombstones: Vec<Tombstone>) {
+        let mut pending = self.tombstones();
+        for tombstone in tombstones {
+            if pending.len() >= WAITING_MAX && !pending.contains_key(&tombstone.post_id) {
                 continue;
             }
-            let known = untold.entry(fate.post_id).or_insert(fate);
-            if known.version <= fate.version {
-                *known = fate;
+            let known = pending.entry(tombstone.post_id).or_insert(tombstone);
+            if known.version <= tombstone.version {
+                *known = tombstone;
             }
         }
     }
 
-    fn fates(&self) -> MutexGuard<'_, HashMap<u64, Fate>> {
-        self.fates.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tombstones(&self) -> MutexGuard<'_, HashMap<u64, Tombstone>> {
+        self.tombstones
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes pending tombstones until the host stops, and then once more.
-    pub fn tell(&self, tombstones: Tombstones, stop: CancellationToken) -> JoinHandle<()> {
-        let untold = self.clone();
+    pub fn publish(&self, shared: Tombstones, stop: CancellationToken) -> JoinHandle<()> {
+        let pending = self.clone();
         tokio::spawn(async move {
             let mut failing = false;
             loop {
                 tokio::select! {
-                    () = untold.grown.notified() => {}
+                    () = pending.grown.notified() => {}
                     () = stop.cancelled() => {}
                 }
                 let stopping = stop.is_cancelled();
-                let fates: Vec<Fate> = untold.fates().drain().map(|(_, fate)| fate).collect();
-                match tombstones.tell(&fates).await {
+                let tombstones: Vec<Tombstone> = pending
+                    .tombstones()
+                    .drain()
+                    .map(|(_, tombstone)| tombstone)
+                    .collect();
+                match shared.publish(&tombstones).await {
                     Ok(()) => failing = false,
                     Err(error) => {
                         // Logged once per outage and not once per second.
                         if !failing || stopping {
-                            tracing::warn!(%error, posts = fates.len(), "could not publish deleted posts; other hosts may still show them");
+                            tracing::warn!(%error, posts = tombstones.len(), "could not publish deleted posts; other hosts may still show them");
                         }
                         failing = true;
-                        untold.keep(fates);
+                        pending.keep(tombstones);
                         if !stopping {
                             tokio::time::sleep(RETRY_WAIT).await;
-                            untold.grown.notify_one();
+                            pending.grown.notify_one();
                         }
                     }
                 }
@@ -98,21 +104,21 @@ impl Untold {
 
 /// Applies deletions captured by any host to this host's responses.
 pub(super) async fn follow(app: Arc<App>, tombstones: Tombstones) {
-    let mut told = Box::pin(tombstones.follow());
-    while let Some(news) = told.next().await {
-        settle(
+    let mut published = Box::pin(tombstones.follow());
+    while let Some(news) = published.next().await {
+        apply(
             &app,
             news.iter()
-                .map(|told| (told.post_id, told.deleted, told.at_ms)),
+                .map(|published| (published.post_id, published.deleted, published.at_ms)),
         );
     }
 }
 
 /// Applies deletion states in order, because a post may have been deleted and restored. All of
 /// them are applied in one step, because each change copies the whole set.
-fn settle(app: &App, fates: impl Iterator<Item = (u64, bool, UnixMs)>) {
+fn apply(app: &App, states: impl Iterator<Item = (u64, bool, UnixMs)>) {
     let mut latest = HashMap::new();
-    for (post, deleted, at_ms) in fates {
+    for (post, deleted, at_ms) in states {
         latest.insert(post, (deleted, at_ms));
     }
     let (mut gone, mut back) = (Vec::new(), Vec::new());
@@ -133,17 +139,21 @@ mod tests {
 
     #[test]
     fn the_latest_state_of_each_post_is_pending() {
-        let untold = Untold::default();
-        let fate = |post_id, version, deleted| Fate {
+        let pending = PendingTombstones::default();
+        let tombstone = |post_id, version, deleted| Tombstone {
             post_id,
             version,
             deleted,
         };
-        untold.keep(vec![fate(1, 5, true), fate(2, 1, true), fate(1, 6, false)]);
+        pending.keep(vec![
+            tombstone(1, 5, true),
+            tombstone(2, 1, true),
+            tombstone(1, 6, false),
+        ]);
         // A failed attempt puts back states that may be outdated by now.
-        untold.keep(vec![fate(1, 4, true)]);
-        let fates = untold.fates();
-        assert_eq!(fates.get(&1), Some(&fate(1, 6, false)));
-        assert_eq!(fates.len(), 2);
+        pending.keep(vec![tombstone(1, 4, true)]);
+        let tombstones = pending.tombstones();
+        assert_eq!(tombstones.get(&1), Some(&tombstone(1, 6, false)));
+        assert_eq!(tombstones.len(), 2);
     }
 }

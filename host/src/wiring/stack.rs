@@ -2,7 +2,7 @@
 //! Each server is contacted when it is needed, behind a circuit breaker, and a host that starts
 //! before its servers serves what it can.
 
-use super::deletions::{self, Untold};
+use super::deletions::{self, PendingTombstones};
 use super::{Beside, Wired};
 use crate::app::App;
 use crate::cdc::consumer::{self as capture, Capture};
@@ -164,14 +164,14 @@ impl Servers {
     ) -> anyhow::Result<Vec<JoinHandle<()>>> {
         let (kafka, producer) = (&self.kafka, &self.producer);
         let recorder = ServedRecorder::new(Arc::new(self.clickhouse.clone()));
-        let untold = Untold::default();
+        let pending = PendingTombstones::default();
         let invalidator = Invalidator {
             relational: app.stores.relational.clone(),
             cache: app.stores.cache.clone(),
             values: app.stores.values.clone(),
-            bury: {
-                let (app, untold) = (app.clone(), untold.clone());
-                Arc::new(move |fates| untold.bury(&app, fates))
+            on_tombstones: {
+                let (app, pending) = (app.clone(), pending.clone());
+                Arc::new(move |tombstones| pending.record(&app, tombstones))
             },
         };
         let capture = Capture::new(self.clickhouse.clone(), invalidator, kafka);
@@ -191,18 +191,18 @@ impl Servers {
         )?;
         // The publisher stops after the CDC consumer, because the consumer stores its last round
         // after the stop, and the other hosts need those deletions too.
-        let captured = CancellationToken::new();
-        let telling = untold.tell(tombstones, captured.clone());
+        let cdc_stopped = CancellationToken::new();
+        let publishing = pending.publish(tombstones, cdc_stopped.clone());
         consumers.push(tokio::spawn(async move {
             let ended = capture.await;
-            captured.cancel();
-            let told = telling.await;
+            cdc_stopped.cancel();
+            let told = publishing.await;
             if let Err(error) = ended.and(told) {
                 tracing::error!(%error, "the CDC consumer or its publisher panicked; deletions may not have reached other hosts");
             }
         }));
         if app.config.stores.consume_events {
-            let judge = Judge::new(self.clickhouse.clone(), app.overtake_counted());
+            let judge = Judge::new(self.clickhouse.clone(), app.invalidate_counted());
             let events = judge::subscription();
             consumers.push(Reader::start(kafka, producer, events, judge, stop.clone())?);
         }

@@ -24,7 +24,7 @@ const EVIDENCE_MIN: Duration = Duration::from_millis(20);
 
 tokio::task_local! {
     /// Time at which the caller of a call gives up.
-    static PATIENCE: Deadline;
+    static CALLER_DEADLINE: Deadline;
 }
 
 /// Runs calls to a store under the caller's own deadline. Calls that are in progress when the
@@ -34,13 +34,13 @@ tokio::task_local! {
 /// Fails if the deadline passes first.
 pub async fn within<T>(timeout: Duration, calls: impl Future<Output = T>) -> Result<T, Elapsed> {
     let deadline = Deadline::now() + timeout;
-    tokio::time::timeout_at(deadline, PATIENCE.scope(deadline, calls)).await
+    tokio::time::timeout_at(deadline, CALLER_DEADLINE.scope(deadline, calls)).await
 }
 
 /// Returns the deadline that [`within`] set, so that it can be passed on if another task makes
 /// the call.
-pub fn patience() -> Option<Deadline> {
-    PATIENCE.try_get().ok()
+pub fn caller_deadline() -> Option<Deadline> {
+    CALLER_DEADLINE.try_get().ok()
 }
 
 /// Does the same as [`within`] for a deadline that was set elsewhere. Returns `None` if the
@@ -52,7 +52,7 @@ pub async fn within_until<T>(
     match deadline {
         None => Some(calls.await),
         Some(deadline) => {
-            let calls = PATIENCE.scope(deadline, calls);
+            let calls = CALLER_DEADLINE.scope(deadline, calls);
             tokio::time::timeout_at(deadline, calls).await.ok()
         }
     }
@@ -173,18 +173,18 @@ impl Guard {
             guard: self,
             query,
             started: Instant::now(),
-            patience: patience(),
+            caller_deadline: caller_deadline(),
             outcome: None,
         };
         let result = tokio::time::timeout(self.timeout, work).await;
-        call.outcome = Some(Outcome::of(&result));
+        call.outcome = Some(Outcome::from_result(&result));
         drop(call);
         self.answer(query, result)
     }
 
     /// Returns the error of a call that was not made because this host has too many in progress.
     /// It says nothing about the store's health.
-    pub fn turned_away(&self, query: &'static str) -> StoreError {
+    pub fn shed(&self, query: &'static str) -> StoreError {
         METRICS
             .store_queries_total
             .with_label_values(&[self.store, query, "turned_away"])
@@ -203,7 +203,7 @@ impl Guard {
     {
         let started = Instant::now();
         let result = tokio::time::timeout(self.timeout, work).await;
-        let is_ok = Outcome::of(&result) == Outcome::Ok;
+        let is_ok = Outcome::from_result(&result) == Outcome::Ok;
         METRICS.observe_store(self.store, PING, started.elapsed(), is_ok);
         self.answer(PING, result)
     }
@@ -255,7 +255,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn of<T>(result: &Result<Result<T, Failure>, Elapsed>) -> Self {
+    fn from_result<T>(result: &Result<Result<T, Failure>, Elapsed>) -> Self {
         match result {
             Ok(Ok(_)) => Self::Ok,
             // A permanent refusal is still an answer, so the store is up.
@@ -269,7 +269,7 @@ struct Call<'a> {
     guard: &'a Guard,
     query: &'static str,
     started: Instant,
-    patience: Option<Deadline>,
+    caller_deadline: Option<Deadline>,
     outcome: Option<Outcome>,
 }
 
@@ -277,7 +277,8 @@ impl Call<'_> {
     /// True if the caller's deadline ended the call and the store had at least [`EVIDENCE_MIN`]
     /// to answer. Otherwise the caller hung up or left the store too little time.
     fn came_too_late(&self) -> bool {
-        self.patience.is_some_and(|end| end <= Deadline::now())
+        self.caller_deadline
+            .is_some_and(|end| end <= Deadline::now())
             && self.started.elapsed() >= EVIDENCE_MIN
     }
 }

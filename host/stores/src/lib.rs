@@ -16,6 +16,7 @@ pub mod ports;
 pub mod postgres;
 pub mod records;
 pub mod redis;
+mod registry;
 pub mod shared;
 pub mod spool;
 mod urls;

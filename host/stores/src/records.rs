@@ -334,7 +334,7 @@ impl RecordStore {
                 .bind(digest.to_string())
                 .fetch_optional(&mut self.connection)
                 .await?;
-        Ok(bytes.filter(|bytes| Digest::of(bytes) == digest))
+        Ok(bytes.filter(|bytes| Digest::from_content(bytes) == digest))
     }
 
     /// Writes a consistent copy of the records as a single file.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
-use writer::{Job, Memory, ROW_OVERHEAD_BYTES, Writer};
+use writer::{Memory, ROW_OVERHEAD_BYTES, WriteRequest, Writer};
 
 /// Maximum requests that wait for the writer. If there are more, the disk is not keeping up.
 const QUEUE_MAX: usize = 4_096;
@@ -53,7 +53,7 @@ pub struct Entry {
 
 #[derive(Debug, Clone)]
 pub struct Spool {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<WriteRequest>,
     reader: SqlitePool,
     shared: Arc<Shared>,
 }
@@ -142,7 +142,7 @@ impl Spool {
         }
         let (done, answer) = oneshot::channel();
         self.jobs
-            .try_send(Job::Append { events, done })
+            .try_send(WriteRequest::Append { events, done })
             .map_err(|_| SpoolError::Full)?;
         answer.await.unwrap_or(Err(SpoolError::Unavailable))
     }
@@ -198,7 +198,7 @@ impl Spool {
     pub async fn forget(&self, through: i64) -> Result<(), SpoolError> {
         let (done, answer) = oneshot::channel();
         self.jobs
-            .send(Job::Forget { through, done })
+            .send(WriteRequest::Forget { through, done })
             .await
             .map_err(|_| SpoolError::Unavailable)?;
         answer.await.unwrap_or(Err(SpoolError::Unavailable))

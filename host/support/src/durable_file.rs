@@ -45,7 +45,7 @@ pub async fn write(path: PathBuf, bytes: Vec<u8>) -> anyhow::Result<()> {
 /// The same as for [`write()`].
 pub async fn write_json(path: PathBuf, value: &impl Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string(value)?;
-    let text = format!("{}\n{json}", Digest::of(json.as_bytes()));
+    let text = format!("{}\n{json}", Digest::from_content(json.as_bytes()));
     write(path, text.into_bytes()).await
 }
 
@@ -71,7 +71,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Unread> 
         },
     };
     let (digest, json) = text.split_once('\n').ok_or_else(damaged)?;
-    if digest.parse() != Ok(Digest::of(json.as_bytes())) {
+    if digest.parse() != Ok(Digest::from_content(json.as_bytes())) {
         return Err(damaged());
     }
     serde_json::from_str(json).map(Some).map_err(|_| damaged())

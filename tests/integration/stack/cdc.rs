@@ -141,7 +141,7 @@ async fn drop_slot(postgres: &str, name: &str) {
 /// A running CDC consumer, with its cache and the ids of the deleted posts that it reported.
 struct Consumer {
     cache: ProcessCache,
-    buried: Arc<Mutex<Vec<u64>>>,
+    tombstones: Arc<Mutex<Vec<u64>>>,
     _member: DropGuard,
 }
 
@@ -153,19 +153,19 @@ fn consume(stack: &Stack) -> Consumer {
     let producer = Producer::start(&settings).unwrap();
     let store = ClickHouseStore::connect(&stack.clickhouse_url).unwrap();
     let cache = ProcessCache::new(1 << 20);
-    let buried = Arc::new(Mutex::new(Vec::new()));
-    let grave = buried.clone();
+    let tombstones = Arc::new(Mutex::new(Vec::new()));
+    let grave = tombstones.clone();
     let postgres = PostgresStore::new(&stack.postgres_url, 2, Duration::from_secs(2)).unwrap();
     let invalidator = Invalidator {
         relational: Arc::new(postgres),
         cache: Arc::new(cache.clone()),
         values: Arc::new(cache.clone()),
-        bury: Arc::new(move |fates| {
-            let deleted = fates.iter().filter(|fate| fate.deleted);
+        on_tombstones: Arc::new(move |tombstones| {
+            let deleted = tombstones.iter().filter(|tombstone| tombstone.deleted);
             grave
                 .lock()
                 .unwrap()
-                .extend(deleted.map(|fate| fate.post_id));
+                .extend(deleted.map(|tombstone| tombstone.post_id));
         }),
     };
     let stop = CancellationToken::new();
@@ -174,7 +174,7 @@ fn consume(stack: &Stack) -> Consumer {
     Reader::start(&settings, &producer, subscription, capture, stop.clone()).unwrap();
     Consumer {
         cache,
-        buried,
+        tombstones,
         _member: stop.drop_guard(),
     }
 }
@@ -298,7 +298,7 @@ async fn posts_and_follows_invalidate_the_feeds_they_change() {
     })
     .await;
     eventually(CAPTURED_WITHIN, "the deletion is reported", || async {
-        *consumer.buried.lock().unwrap() == [77]
+        *consumer.tombstones.lock().unwrap() == [77]
     })
     .await;
 }

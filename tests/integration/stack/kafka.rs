@@ -5,8 +5,10 @@ use crate::services::{Servers, delete_topics};
 use nova_model::event::{AcceptedEvent, Action};
 use nova_stores::kafka::message::{Undecodable, decode_event};
 use nova_stores::kafka::producer::Outgoing;
-use nova_stores::kafka::reader::{BatchHandler, Subscription};
-use nova_stores::kafka::{Batch, KafkaSettings, KafkaSink, Producer, Reader, Topic, topics};
+use nova_stores::kafka::reader::BatchHandler;
+use nova_stores::kafka::{
+    Batch, KafkaSettings, KafkaSink, Producer, Reader, Subscription, Topic, topics,
+};
 use nova_stores::ports::{EventSink, StoreError, StoreResult};
 use nova_support::clock::unix_ms;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};

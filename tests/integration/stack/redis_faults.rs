@@ -3,7 +3,7 @@
 
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::services::redis_url;
-use nova_model::deleted::Fate;
+use nova_model::deleted::Tombstone;
 use nova_model::features::CandidateSet;
 use nova_model::snapshot::{Algo, CachedCandidates, ServedBy, ServedPolicy, Snapshot};
 use nova_stores::breaker::{Breaker, Circuit};
@@ -102,7 +102,7 @@ impl Faulty {
     }
 
     async fn end(self) {
-        self.beside.overtake(self.viewer).await.unwrap();
+        self.beside.invalidate(self.viewer).await.unwrap();
     }
 }
 
@@ -110,11 +110,11 @@ fn snapshot(viewer: u64) -> Arc<Snapshot> {
     Arc::new(Snapshot {
         ranking_id: Uuid::now_v7(),
         viewer,
-        algo: Algo::Ch,
+        algo: Algo::Ranked,
         served_by: ServedBy::Native,
         fallback: false,
         degraded: Vec::new(),
-        policy: ServedPolicy::native(Algo::Ch),
+        policy: ServedPolicy::native(Algo::Ranked),
         assignment: None,
         created: Instant::now(),
         created_at_ms: unix_ms(),
@@ -132,7 +132,7 @@ async fn every_fault_is_a_miss_within_the_deadline_and_three_open_the_circuit_un
     };
     faulty.fill().await;
     faulty.recovers().await;
-    let digest = ServedPolicy::native(Algo::Ch).effective_digest;
+    let digest = ServedPolicy::native(Algo::Ranked).effective_digest;
     for fault in FAULTS {
         faulty.proxy.set(fault);
         let began = Instant::now();
@@ -204,8 +204,8 @@ async fn a_cache_created_while_redis_is_unavailable_connects_later() {
     faulty.end().await;
 }
 
-fn fate(post_id: u64) -> Fate {
-    Fate {
+fn tombstone(post_id: u64) -> Tombstone {
+    Tombstone {
         post_id,
         version: 1,
         deleted: true,
@@ -221,31 +221,31 @@ async fn a_deletion_during_an_outage_is_published_afterwards() {
     let elsewhere = Tombstones::new(&beside_the_proxy(&redis_url().unwrap()));
     let [before, during] = [faulty.viewer, faulty.viewer + 1];
     let mut followed = Box::pin(Tombstones::new(&faulty.redis).follow());
-    let mut told = Vec::new();
-    elsewhere.tell(&[fate(before)]).await.unwrap();
-    while !told.contains(&before) {
-        told.extend(
+    let mut published = Vec::new();
+    elsewhere.publish(&[tombstone(before)]).await.unwrap();
+    while !published.contains(&before) {
+        published.extend(
             followed
                 .next()
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|told| told.post_id),
+                .map(|published| published.post_id),
         );
     }
     faulty.proxy.set(Fault::Refuse);
-    elsewhere.tell(&[fate(during)]).await.unwrap();
+    elsewhere.publish(&[tombstone(during)]).await.unwrap();
     let outage = tokio::time::timeout(Duration::from_millis(100), followed.next()).await;
     assert!(outage.is_err(), "no deletion can be published");
     faulty.proxy.set(Fault::None);
-    while !told.contains(&during) {
-        told.extend(
+    while !published.contains(&during) {
+        published.extend(
             followed
                 .next()
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|told| told.post_id),
+                .map(|published| published.post_id),
         );
     }
     faulty.end().await;

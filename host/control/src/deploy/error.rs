@@ -1,7 +1,7 @@
 //! Reasons why a change was not made, or not yet.
 
 use crate::loader::LoadError;
-use nova_model::experiments::spec::FieldError;
+use nova_model::invalid_field::InvalidField;
 use nova_model::lifecycle::Refused;
 use nova_policy::admission::Refusal;
 use nova_stores::ports::registry::RegistryError;
@@ -17,7 +17,7 @@ pub enum DeployError {
     #[error("too many other uploads are being checked; nothing was changed, try again in a minute")]
     Busy,
     #[error("invalid")]
-    Invalid(Vec<FieldError>),
+    Invalid(Vec<InvalidField>),
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
     /// The change is in the registry, but this host could not load it yet. It tries again every

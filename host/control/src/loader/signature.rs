@@ -4,9 +4,9 @@ use super::Loader;
 use super::error::LoadError;
 use nova_model::artifact::PerStage;
 use nova_model::registry::PublishedPolicy;
-use nova_policy::admission::signature::Proof;
 use nova_policy::admission::{Reason, Refusal};
 use nova_policy::module::Module;
+use nova_policy::signature::Proof;
 use std::sync::Arc;
 
 impl Loader {
@@ -24,7 +24,7 @@ impl Loader {
         modules: &PerStage<Arc<Module>>,
     ) -> Result<(), LoadError> {
         let (keys, spec) = (self.modules.engine.trusted_keys(), &published.spec);
-        if keys.is_empty() || keys.shipped.has(spec, modules) {
+        if keys.is_empty() || keys.bundled.has(spec, modules) {
             return Ok(());
         }
         let refuse = |why: String| Refusal {

@@ -2,7 +2,8 @@
 
 use super::Offline;
 use nova_model::audit::AuditPage;
-use nova_model::local_change::{Intent, LocalChange, Since, reconciled};
+use nova_model::local_change::{Intent, LocalChange};
+use nova_model::reconcile::{Since, reconciled};
 use nova_model::registry::Change;
 use nova_stores::ports::registry::RegistryError;
 use nova_support::metrics::METRICS;

@@ -3,6 +3,7 @@
 use super::assignment::{BucketRange, bucket_ranges};
 use crate::artifact::PerStage;
 use crate::artifact::PolicyRef;
+use crate::invalid_field::InvalidField;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -114,9 +115,6 @@ impl ExperimentState {
     }
 }
 
-/// Name of an invalid field, and the reason.
-pub type FieldError = (String, String);
-
 impl ExperimentSpec {
     pub fn seed<'a>(&'a self, key: &'a str) -> &'a str {
         self.seed.as_deref().unwrap_or(key)
@@ -139,7 +137,7 @@ impl ExperimentSpec {
 
     /// Returns all mistakes that are visible in the spec itself. The registry checks that its
     /// policies and cohort exist.
-    pub fn check(&self) -> Vec<FieldError> {
+    pub fn check(&self) -> Vec<InvalidField> {
         let mut errors = Vec::new();
         let mut refuse = |field: String, message: String| errors.push((field, message));
         if !(1..=2).contains(&self.hash_version) {

@@ -15,7 +15,7 @@ fn reference(name: &str) -> PolicyRef {
 }
 
 fn publish(name: &str, behaviour: &str) -> PublishedPolicy {
-    let stage = json!({"module": Digest::of(behaviour.as_bytes()), "params": {}});
+    let stage = json!({"module": Digest::from_content(behaviour.as_bytes()), "params": {}});
     let spec = json!({
         "policy": name, "description": "",
         "stages": {"dedup": stage, "score": stage, "saturation": stage},

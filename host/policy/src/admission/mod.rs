@@ -4,40 +4,29 @@
 
 pub mod golden;
 mod module_source;
-pub mod reason;
-pub mod shipped;
-pub mod signature;
 pub mod trial;
 
+pub use crate::files::PolicyFiles;
+pub use crate::reason::{Reason, Refusal};
 pub use module_source::MODULE_MISSING;
-pub use reason::{Reason, Refusal};
 
 use crate::builtin;
 use crate::class::{Class, MEMORY_MB_MAX};
 use crate::engine::Engine;
-use crate::loaded::LoadedPolicy;
+use crate::loaded::{LoadedPolicy, resolve};
 use crate::module::Module;
+use crate::signature::{MANIFEST_FILE, Proof, SIGNATURE_FILE, SUMS_FILE, TrustedKeys};
 use golden::CANDIDATES_MAX;
 use module_source::Found;
-use nova_model::artifact::{Digest, Limits, Manifest, PerStage, PolicySpec, Stage, StageSpec};
+use nova_model::artifact::{Digest, Limits, Manifest, PerStage, Stage};
 use nova_model::measured::{FUEL_PER_MS, Record, StageRecord};
-use signature::{MANIFEST_FILE, Proof, SIGNATURE_FILE, SUMS_FILE, TrustedKeys};
-use std::collections::BTreeMap;
-use trial::Subject;
-
 use std::sync::Arc;
+use trial::Subject;
 
 /// Maximum size of a component. A larger one is refused before it is compiled.
 pub const MODULE_BYTES_MAX: usize = 48 << 20;
 /// Maximum time that a feed request may wait for a policy.
 pub const DEADLINE_MS_MAX: u32 = 1_000;
-
-/// A policy as submitted: the text of the manifest, and the other files by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PolicyFiles {
-    pub manifest: String,
-    pub modules: BTreeMap<String, Vec<u8>>,
-}
 
 /// A policy that may be published.
 #[derive(Debug)]
@@ -112,7 +101,7 @@ pub fn admit(
         }
     }
     let policy = bind(&manifest, &found, &reasons)?;
-    let proof = Proof::of(files);
+    let proof = Proof::from_files(files);
     if let Some(reason) = unsigned(
         engine.trusted_keys(),
         proof.as_ref(),
@@ -133,8 +122,8 @@ pub fn admit(
                 .collect();
             if let Some(proof) = proof {
                 let bytes = proof.to_bytes();
-                loaded.spec.signature = Some(Digest::of(&bytes));
-                module_bytes.push((Digest::of(&bytes), bytes));
+                loaded.spec.signature = Some(Digest::from_content(&bytes));
+                module_bytes.push((Digest::from_content(&bytes), bytes));
             }
             Ok(Admitted {
                 loaded: Arc::new(loaded),
@@ -155,7 +144,7 @@ fn unsigned(
     policy: Option<&LoadedPolicy>,
     files: &PolicyFiles,
 ) -> Option<Reason> {
-    if keys.is_empty() || builtin::recipes().any(|shipped| shipped == *files) {
+    if keys.is_empty() || builtin::recipes().any(|bundled| bundled == *files) {
         return None;
     }
     let Some(proof) = proof else {
@@ -300,35 +289,6 @@ fn check_limits(manifest: &Manifest) -> Vec<Reason> {
         reasons.push(Reason::whole("limits", message));
     }
     reasons
-}
-
-/// Returns the published form: modules by digest, and every declared parameter with its value.
-fn resolve(manifest: &Manifest, modules: &PerStage<Arc<Module>>) -> PolicySpec {
-    let stage = |stage: Stage| {
-        let module = modules.get(stage);
-        let defaults = module
-            .description
-            .parameters
-            .iter()
-            .map(|p| (p.name.clone(), p.default));
-        let mut params: BTreeMap<String, f64> = defaults.collect();
-        params.extend(manifest.stage(stage).params.clone());
-        StageSpec {
-            module: module.digest,
-            params,
-        }
-    };
-    PolicySpec {
-        policy: manifest.policy_ref(),
-        description: manifest.description.clone(),
-        stages: PerStage {
-            dedup: stage(Stage::Dedup),
-            score: stage(Stage::Score),
-            saturation: stage(Stage::Saturation),
-        },
-        limits: manifest.limits,
-        signature: None,
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! Lookup of one stage's module: the source of its bytes, its compilation, and the check that it
 //! fits the manifest.
 
-use super::reason::Reason;
 use super::{KnownModules, MODULE_BYTES_MAX, PolicyFiles};
 use crate::builtin;
 use crate::class::MEMORY_MB_MAX;
 use crate::engine::Engine;
 use crate::loaded::misfits;
 use crate::module::Module;
+use crate::reason::Reason;
 use nova_model::artifact::{Digest, Manifest, ModuleSource, Stage};
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ fn load(
         );
         return Err(Reason::new("too_large", stage, message));
     }
-    if let Some(module) = known.compiled(Digest::of(bytes)) {
+    if let Some(module) = known.compiled(Digest::from_content(bytes)) {
         return Ok(module);
     }
     engine

@@ -4,6 +4,7 @@ use super::golden::{CANDIDATES_MAX, OVERSIZE};
 use super::*;
 use crate::admission::module_source::lacks_memory;
 use crate::builtin;
+use std::collections::BTreeMap;
 
 /// Returns a component built from `tests/guests`.
 fn guest(name: &str) -> Vec<u8> {

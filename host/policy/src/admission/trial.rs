@@ -1,18 +1,18 @@
 //! Trial of one stage on the golden sets. It checks the answers and measures the cost.
 
 use super::golden::{self, CANDIDATES_MAX, Golden, OVERSIZE};
-use super::reason::Reason;
 use crate::engine::Engine;
 use crate::meter::Used;
-use crate::module::{CallBudget, Module};
+use crate::module::{CallBudget, Module, StageCall};
 use crate::ranking::{Columns, check_kept, check_permutation, check_scores};
+use crate::reason::Reason;
 use nova_model::artifact::{Digest, InstanceMode, Limits, Stage};
 use nova_model::failure::{FailureKind, PolicyFailure};
 use nova_model::measured::{FUEL_PER_MS, FuelAt, StageRecord, growth};
 use std::time::{Duration, Instant};
 
-/// Deadline of the trial's calls. No viewer waits for them, so they only need some limit.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit of one call of the trial. No viewer waits for them, so they only need some limit.
+const CALL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Sizes at which fuel is measured, and the allowed multiple of the fuel of the policy's
 /// deadline. A request never has 5,000 candidates, and quadratic work over them is 21 times that
 /// over 1,100.
@@ -53,14 +53,14 @@ pub fn try_stage(engine: &Engine, subject: Subject<'_>) -> Tried {
             reasons: Vec::new(),
         };
     }
-    let tried = try_anew(engine, subject);
+    let tried = try_uncached(engine, subject);
     if tried.reasons.is_empty() {
         engine.trials.insert(key, tried.record.clone());
     }
     tried
 }
 
-fn try_anew(engine: &Engine, subject: Subject<'_>) -> Tried {
+fn try_uncached(engine: &Engine, subject: Subject<'_>) -> Tried {
     // The fuel is measured first, because the fuel limit ends even an endless loop, at the same
     // instruction on every machine.
     let mut record = match subject.measure(engine) {
@@ -89,7 +89,7 @@ impl Subject<'_> {
     fn key(&self) -> Digest {
         let all = (self.stage, self.module.digest, self.params, self.limits);
         // Serialising plain data to memory cannot fail.
-        Digest::of(&serde_json::to_vec(&all).unwrap_or_default())
+        Digest::from_content(&serde_json::to_vec(&all).unwrap_or_default())
     }
 
     fn measure(&self, engine: &Engine) -> Result<StageRecord, Reason> {
@@ -239,24 +239,28 @@ impl Subject<'_> {
         golden: &Golden,
         params: &[f64],
     ) -> Result<Answer, PolicyFailure> {
-        let budget = CallBudget {
-            deadline: Instant::now() + PATIENCE,
-            memory_bytes: (self.limits.memory_mb as usize) << 20,
-            mode,
+        let module = self.module;
+        let call = StageCall {
+            budget: CallBudget {
+                deadline: Instant::now() + CALL_TIME_MAX,
+                memory_bytes: (self.limits.memory_mb as usize) << 20,
+                mode,
+            },
+            request: &golden.request,
+            params,
         };
-        let (module, request) = (self.module, &golden.request);
         let all = (0..golden.set.len() as u32).collect();
         let columns = |rows| Columns::gather(&module.features, golden.input(), rows);
         match self.stage {
             Stage::Dedup => {
                 let columns = columns(all);
-                let kept = module.dedup(budget, request, params, &columns.candidates())?;
+                let kept = module.dedup(call, &columns.candidates())?;
                 check_kept(&kept, columns.rows.len())?;
                 Ok(kept)
             }
             Stage::Score => {
                 let columns = columns(all);
-                let scores = module.score(budget, request, params, &columns.candidates())?;
+                let scores = module.score(call, &columns.candidates())?;
                 check_scores(&scores, columns.rows.len())?;
                 Ok(scores.into_iter().map(f32::to_bits).collect())
             }
@@ -267,7 +271,7 @@ impl Subject<'_> {
                     .map(|&row| golden.scores[row as usize])
                     .collect();
                 let columns = columns(order);
-                let shown = module.saturate(budget, request, params, &columns.ranked(&scores))?;
+                let shown = module.saturate(call, &columns.ranked(&scores))?;
                 check_permutation(&shown, columns.rows.len())?;
                 Ok(shown)
             }

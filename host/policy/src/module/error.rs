@@ -1,7 +1,7 @@
 //! Reasons for refusing bytes as a module.
 
+use crate::class_engine::root_cause;
 use crate::compiler::CompileError;
-use crate::engine::root_cause;
 use nova_model::failure::PolicyFailure;
 
 /// Reason for refusing bytes as a module.

@@ -3,13 +3,14 @@
 mod description;
 mod error;
 mod runner;
+mod world;
 
 pub use description::{Description, Parameter};
 pub use error::ModuleError;
 pub use runner::CallBudget;
 
 use super::bindings::{deduper, saturator, scorer};
-use super::engine::{ClassEngine, root_cause};
+use super::class_engine::{ClassEngine, root_cause};
 use super::meter::Meter;
 use super::sandbox::Sandbox;
 use super::shape::Shape;
@@ -20,7 +21,8 @@ use nova_policy_sdk::{Candidates, Ranked, Request};
 use runner::Runner;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wasmtime::component::InstancePre;
+use wasmtime::component::{Component, InstancePre};
+use world::World;
 
 /// Time limit of `describe`, which is called once, off the serving path.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(1);
@@ -30,7 +32,6 @@ const DESCRIBE_DEADLINE: Duration = Duration::from_secs(1);
 pub struct Origin {
     pub digest: Digest,
     pub shape: Shape,
-    pub stage: Stage,
     /// Time that compilation took. `None` if the code was read from the compile cache.
     pub compiled_in: Option<Duration>,
 }
@@ -42,6 +43,7 @@ pub struct Module {
     pub compiled_in: Option<Duration>,
     pub description: Description,
     pub features: Vec<Feature>,
+    engine: Arc<ClassEngine>,
     linked: Linked,
 }
 
@@ -54,126 +56,44 @@ impl std::fmt::Debug for Module {
     }
 }
 
+type Deduper = Runner<deduper::DeduperPre<Sandbox>>;
+type Scorer = Runner<scorer::ScorerPre<Sandbox>>;
+type Saturator = Runner<saturator::SaturatorPre<Sandbox>>;
+
 enum Linked {
-    Dedup(Runner<deduper::DeduperPre<Sandbox>>),
-    Score(Runner<scorer::ScorerPre<Sandbox>>),
-    Saturation(Runner<saturator::SaturatorPre<Sandbox>>),
+    Dedup(Deduper),
+    Score(Scorer),
+    Saturation(Saturator),
 }
 
-/// Converts a description. The generated types of the three worlds differ only in their paths.
-macro_rules! description_from {
-    ($generated:expr) => {{
-        let generated = $generated;
-        Description {
-            name: generated.name,
-            version: generated.version,
-            features: generated.features,
-            parameters: generated
-                .parameters
-                .into_iter()
-                .map(|p| Parameter {
-                    name: p.name,
-                    default: p.default,
-                    min: p.min,
-                    max: p.max,
-                    doc: p.doc,
-                })
-                .collect(),
-            explains: generated.explains,
-        }
-    }};
-}
-
-macro_rules! request_for {
-    ($module:ident :: $interface:ident, $request:expr) => {
-        $module::exports::nova::policy::$interface::Request {
-            user_id: $request.user_id,
-            now_ms: $request.now_ms,
-            seed: $request.seed,
-            limit: $request.limit,
-        }
-    };
-}
-
-macro_rules! candidates_for {
-    ($module:ident :: $interface:ident, $candidates:expr) => {
-        $module::exports::nova::policy::$interface::Candidates {
-            post_ids: $candidates.post_ids,
-            author_ids: $candidates.author_ids,
-            created_at_ms: $candidates.created_at_ms,
-            features: $candidates.features,
-        }
-    };
-}
-
-fn ranked_for<'a>(ranked: &Ranked<'a>) -> saturator::exports::nova::policy::saturation::Ranked<'a> {
-    saturator::exports::nova::policy::saturation::Ranked {
-        post_ids: ranked.post_ids,
-        author_ids: ranked.author_ids,
-        created_at_ms: ranked.created_at_ms,
-        features: ranked.features,
-        scores: ranked.scores,
-    }
+/// The arguments that all calls of a stage have: its budget, the request, and the parameter values
+/// in the order in which the module declares them.
+#[derive(Debug, Clone, Copy)]
+pub struct StageCall<'a> {
+    pub budget: CallBudget,
+    pub request: &'a Request,
+    pub params: &'a [f64],
 }
 
 impl Module {
     pub(super) fn link(
         engine: Arc<ClassEngine>,
         origin: Origin,
-        pre: InstancePre<Sandbox>,
+        component: &Component,
     ) -> Result<Self, ModuleError> {
+        let stage = world::exported_stage(&engine.inner, component)?;
+        let pre = engine.linker.instantiate_pre(component).map_err(invalid)?;
+        let (linked, description) = match stage {
+            Stage::Dedup => described(&engine, pre, Linked::Dedup),
+            Stage::Score => described(&engine, pre, Linked::Score),
+            Stage::Saturation => described(&engine, pre, Linked::Saturation),
+        }?;
+        let features = description::check(&description)?;
         let Origin {
             digest,
             shape,
-            stage,
             compiled_in,
         } = origin;
-        let invalid = |error: wasmtime::Error| ModuleError::Invalid(root_cause(&error));
-        let budget = CallBudget {
-            deadline: Instant::now() + DESCRIBE_DEADLINE,
-            memory_bytes: engine.limits.describe_memory_bytes,
-            mode: InstanceMode::Fresh,
-        };
-        let (linked, described) = match stage {
-            Stage::Dedup => {
-                let runner = Runner::new(
-                    engine,
-                    stage,
-                    deduper::DeduperPre::new(pre).map_err(invalid)?,
-                );
-                let described = runner.call(budget, |store, instance| {
-                    Ok(description_from!(
-                        instance.nova_policy_dedup().call_describe(store)?
-                    ))
-                });
-                (Linked::Dedup(runner), described)
-            }
-            Stage::Score => {
-                let runner =
-                    Runner::new(engine, stage, scorer::ScorerPre::new(pre).map_err(invalid)?);
-                let described = runner.call(budget, |store, instance| {
-                    Ok(description_from!(
-                        instance.nova_policy_score().call_describe(store)?
-                    ))
-                });
-                (Linked::Score(runner), described)
-            }
-            Stage::Saturation => {
-                let runner = Runner::new(
-                    engine,
-                    stage,
-                    saturator::SaturatorPre::new(pre).map_err(invalid)?,
-                );
-                let described = runner.call(budget, |store, instance| {
-                    Ok(description_from!(
-                        instance.nova_policy_saturation().call_describe(store)?
-                    ))
-                });
-                (Linked::Saturation(runner), described)
-            }
-        };
-        let description = described.map_err(ModuleError::Describe)?;
-        let features = description::check(&description)?;
         Ok(Self {
             digest,
             shape,
@@ -181,147 +101,114 @@ impl Module {
             compiled_in,
             description,
             features,
+            engine,
             linked,
         })
     }
 
     /// Returns the meter, if the module was loaded for measurement.
     pub fn meter(&self) -> Option<&Meter> {
-        let engine = match &self.linked {
-            Linked::Dedup(runner) => runner.engine(),
-            Linked::Score(runner) => runner.engine(),
-            Linked::Saturation(runner) => runner.engine(),
-        };
-        engine.meter.as_ref()
+        self.engine.meter.as_ref()
     }
 
     pub fn dedup(
         &self,
-        budget: CallBudget,
-        request: &Request,
-        params: &[f64],
+        call: StageCall<'_>,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<u32>, PolicyFailure> {
-        let Linked::Dedup(runner) = &self.linked else {
-            return Err(self.wrong_stage(Stage::Dedup));
-        };
-        runner.call(budget, |store, instance| {
-            instance.nova_policy_dedup().call_dedup(
-                store,
-                request_for!(deduper::dedup, request),
-                params,
-                candidates_for!(deduper::dedup, candidates),
-            )
+        self.deduper()?.call(call.budget, |store, instance| {
+            let (request, candidates) = (call.request.into(), candidates.into());
+            let dedup = instance.nova_policy_dedup();
+            dedup.call_dedup(store, request, call.params, candidates)
         })
     }
 
     pub fn score(
         &self,
-        budget: CallBudget,
-        request: &Request,
-        params: &[f64],
+        call: StageCall<'_>,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<f32>, PolicyFailure> {
-        let Linked::Score(runner) = &self.linked else {
-            return Err(self.wrong_stage(Stage::Score));
-        };
-        runner
-            .call(budget, |store, instance| {
-                let scores = instance.nova_policy_score().call_score(
-                    store,
-                    request_for!(scorer::score, request),
-                    params,
-                    candidates_for!(scorer::score, candidates),
-                )?;
-                Ok(Floats(scores))
-            })
-            .map(|Floats(scores)| scores)
+        let scores = self.scorer()?.call(call.budget, |store, instance| {
+            let (request, candidates) = (call.request.into(), candidates.into());
+            let score = instance.nova_policy_score();
+            let scores = score.call_score(store, request, call.params, candidates);
+            scores.map(Floats)
+        });
+        scores.map(|Floats(scores)| scores)
     }
 
     pub fn saturate(
         &self,
-        budget: CallBudget,
-        request: &Request,
-        params: &[f64],
+        call: StageCall<'_>,
         ranked: &Ranked<'_>,
     ) -> Result<Vec<u32>, PolicyFailure> {
-        let Linked::Saturation(runner) = &self.linked else {
-            return Err(self.wrong_stage(Stage::Saturation));
-        };
-        runner.call(budget, |store, instance| {
-            instance.nova_policy_saturation().call_saturate(
-                store,
-                request_for!(saturator::saturation, request),
-                params,
-                ranked_for(ranked),
-            )
+        self.saturator()?.call(call.budget, |store, instance| {
+            let (request, ranked) = (call.request.into(), ranked.into());
+            let saturation = instance.nova_policy_saturation();
+            saturation.call_saturate(store, request, call.params, ranked)
         })
     }
 
     /// Returns a reason code for each candidate, as `dedup` decided on them.
     pub fn explain_dedup(
         &self,
-        budget: CallBudget,
-        request: &Request,
-        params: &[f64],
+        call: StageCall<'_>,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<u32>, PolicyFailure> {
-        let Linked::Dedup(runner) = &self.linked else {
-            return Err(self.wrong_stage(Stage::Dedup));
-        };
-        runner.call(budget, |store, instance| {
-            instance.nova_policy_dedup().call_explain(
-                store,
-                request_for!(deduper::dedup, request),
-                params,
-                candidates_for!(deduper::dedup, candidates),
-            )
+        self.deduper()?.call(call.budget, |store, instance| {
+            let (request, candidates) = (call.request.into(), candidates.into());
+            let dedup = instance.nova_policy_dedup();
+            dedup.call_explain(store, request, call.params, candidates)
         })
     }
 
     /// Returns the component columns of the candidates given to `score`, column after column.
     pub fn explain_score(
         &self,
-        budget: CallBudget,
-        request: &Request,
-        params: &[f64],
+        call: StageCall<'_>,
         candidates: &Candidates<'_>,
     ) -> Result<Vec<f32>, PolicyFailure> {
-        let Linked::Score(runner) = &self.linked else {
-            return Err(self.wrong_stage(Stage::Score));
-        };
-        runner
-            .call(budget, |store, instance| {
-                let columns = instance.nova_policy_score().call_explain(
-                    store,
-                    request_for!(scorer::score, request),
-                    params,
-                    candidates_for!(scorer::score, candidates),
-                )?;
-                Ok(Floats(columns))
-            })
-            .map(|Floats(columns)| columns)
+        let columns = self.scorer()?.call(call.budget, |store, instance| {
+            let (request, candidates) = (call.request.into(), candidates.into());
+            let score = instance.nova_policy_score();
+            let columns = score.call_explain(store, request, call.params, candidates);
+            columns.map(Floats)
+        });
+        columns.map(|Floats(columns)| columns)
     }
 
     /// Returns a reason code for each candidate, as `saturate` placed them.
     pub fn explain_saturation(
         &self,
-        budget: CallBudget,
-        request: &Request,
-        params: &[f64],
+        call: StageCall<'_>,
         ranked: &Ranked<'_>,
     ) -> Result<Vec<u32>, PolicyFailure> {
-        let Linked::Saturation(runner) = &self.linked else {
-            return Err(self.wrong_stage(Stage::Saturation));
-        };
-        runner.call(budget, |store, instance| {
-            instance.nova_policy_saturation().call_explain(
-                store,
-                request_for!(saturator::saturation, request),
-                params,
-                ranked_for(ranked),
-            )
+        self.saturator()?.call(call.budget, |store, instance| {
+            let (request, ranked) = (call.request.into(), ranked.into());
+            let saturation = instance.nova_policy_saturation();
+            saturation.call_explain(store, request, call.params, ranked)
         })
+    }
+
+    fn deduper(&self) -> Result<&Deduper, PolicyFailure> {
+        match &self.linked {
+            Linked::Dedup(runner) => Ok(runner),
+            _ => Err(self.wrong_stage(Stage::Dedup)),
+        }
+    }
+
+    fn scorer(&self) -> Result<&Scorer, PolicyFailure> {
+        match &self.linked {
+            Linked::Score(runner) => Ok(runner),
+            _ => Err(self.wrong_stage(Stage::Score)),
+        }
+    }
+
+    fn saturator(&self) -> Result<&Saturator, PolicyFailure> {
+        match &self.linked {
+            Linked::Saturation(runner) => Ok(runner),
+            _ => Err(self.wrong_stage(Stage::Saturation)),
+        }
     }
 
     /// Returns the failure of a module called for another stage. Publication binds modules to the
@@ -334,6 +221,26 @@ impl Module {
             format!("module {} is a {} module", self.digest, self.stage),
         )
     }
+}
+
+/// Links a component and asks it for its description.
+fn described<W: World>(
+    engine: &Arc<ClassEngine>,
+    pre: InstancePre<Sandbox>,
+    linked: impl FnOnce(Runner<W>) -> Linked,
+) -> Result<(Linked, Description), ModuleError> {
+    let budget = CallBudget {
+        deadline: Instant::now() + DESCRIBE_DEADLINE,
+        memory_bytes: engine.limits.describe_memory_bytes,
+        mode: InstanceMode::Fresh,
+    };
+    let runner = Runner::new(engine.clone(), W::link(pre).map_err(invalid)?);
+    let description = runner.call(budget, W::describe);
+    Ok((linked(runner), description.map_err(ModuleError::Describe)?))
+}
+
+fn invalid(error: wasmtime::Error) -> ModuleError {
+    ModuleError::Invalid(root_cause(&error))
 }
 
 /// Floats compared by their bits, so that NaN equals NaN when the answers of two calls are

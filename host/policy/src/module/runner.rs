@@ -1,9 +1,9 @@
 //! Calls into one compiled module, on fresh or reused instances, each within its budget.
 
-use crate::bindings::{deduper, saturator, scorer};
-use crate::engine::{ClassEngine, root_cause};
+use super::world::World;
+use crate::class_engine::{ClassEngine, root_cause};
 use crate::sandbox::Sandbox;
-use nova_model::artifact::{InstanceMode, Stage};
+use nova_model::artifact::InstanceMode;
 use nova_model::failure::{FailureKind, PolicyFailure};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,26 +27,6 @@ pub struct CallBudget {
     pub mode: InstanceMode,
 }
 
-/// A generated, pre-linked world.
-pub(super) trait World: Send + Sync {
-    type Instance: Send;
-    fn instantiate(&self, store: &mut Store<Sandbox>) -> wasmtime::Result<Self::Instance>;
-}
-
-macro_rules! world {
-    ($pre:ty, $instance:ty) => {
-        impl World for $pre {
-            type Instance = $instance;
-            fn instantiate(&self, store: &mut Store<Sandbox>) -> wasmtime::Result<Self::Instance> {
-                <$pre>::instantiate(self, store)
-            }
-        }
-    };
-}
-world!(deduper::DeduperPre<Sandbox>, deduper::Deduper);
-world!(scorer::ScorerPre<Sandbox>, scorer::Scorer);
-world!(saturator::SaturatorPre<Sandbox>, saturator::Saturator);
-
 struct Idle<I> {
     store: Store<Sandbox>,
     instance: I,
@@ -56,7 +36,6 @@ struct Idle<I> {
 /// Runs calls on fresh or reused instances of one module.
 pub(super) struct Runner<W: World> {
     engine: Arc<ClassEngine>,
-    stage: Stage,
     pre: W,
     idle: Mutex<Vec<Idle<W::Instance>>>,
     /// Set permanently once a reused instance gives another answer than a fresh one.
@@ -72,19 +51,14 @@ impl<W: World> Drop for Runner<W> {
 }
 
 impl<W: World> Runner<W> {
-    pub fn new(engine: Arc<ClassEngine>, stage: Stage, pre: W) -> Self {
+    pub fn new(engine: Arc<ClassEngine>, pre: W) -> Self {
         Self {
             engine,
-            stage,
             pre,
             idle: Mutex::new(Vec::new()),
             reuse_refuted: AtomicBool::new(false),
             calls_until_recheck: AtomicU32::new(RECHECK_EVERY),
         }
-    }
-
-    pub fn engine(&self) -> &ClassEngine {
-        &self.engine
     }
 
     pub fn call<R: PartialEq>(
@@ -114,7 +88,7 @@ impl<W: World> Runner<W> {
                 && fresh != answer
             {
                 self.reuse_refuted.store(true, Ordering::Relaxed);
-                tracing::error!(stage = %self.stage, "a reused instance gave another answer than a fresh one; running this module on fresh instances only from now on");
+                tracing::error!(stage = %W::STAGE, "a reused instance gave another answer than a fresh one; running this module on fresh instances only from now on");
                 return Ok(fresh);
             }
         }
@@ -141,7 +115,7 @@ impl<W: World> Runner<W> {
                 calls: 0,
             }),
             Err(error) if self.is_hosts(&store, &error) => Err(PolicyFailure::new(
-                self.stage,
+                W::STAGE,
                 FailureKind::Pool,
                 root_cause(&error),
             )),
@@ -185,7 +159,7 @@ impl<W: World> Runner<W> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(PolicyFailure::new(
-                self.stage,
+                W::STAGE,
                 FailureKind::Deadline,
                 "no time was left for this stage",
             ));
@@ -208,7 +182,7 @@ impl<W: World> Runner<W> {
         } else {
             FailureKind::Trap
         };
-        PolicyFailure::new(self.stage, kind, root_cause(error))
+        PolicyFailure::new(W::STAGE, kind, root_cause(error))
     }
 
     /// Takes an idle instance. All policies with this module share its instances. If another

@@ -1,8 +1,8 @@
 //! The build of a JavaScript policy: componentize-js, from the policy's own node_modules, puts
 //! SpiderMonkey with the policy loaded into a component.
 
-use super::tool::{self, BuildError, run};
-use super::{Progress, Project};
+use super::tool::{self, run};
+use super::{BuildError, BuildProgress, Project};
 use nova_model::artifact::Stage;
 use std::path::Path;
 use std::process::Command;
@@ -34,7 +34,7 @@ const { component } = await componentize({
 });
 await writeFile(to, component);"#;
 
-pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
+pub fn build(project: &Project, progress: BuildProgress<'_>) -> Result<Vec<u8>, BuildError> {
     let directory = &project.directory;
     if directory.to_string_lossy().contains(char::is_whitespace) {
         return Err(BuildError::Unsuitable(format!(
@@ -67,7 +67,7 @@ fn node(
 }
 
 /// Fills node_modules, once for each content of the lock file.
-fn install(directory: &Path, progress: Progress<'_>) -> Result<(), BuildError> {
+fn install(directory: &Path, progress: BuildProgress<'_>) -> Result<(), BuildError> {
     let lock = directory.join(LOCK);
     let wanted = std::fs::read(&lock).map_err(|error| BuildError::file(&lock, error))?;
     let installed = directory.join("node_modules/.nova-package-lock.json");

@@ -1,38 +1,20 @@
 //! A policy's source directory: detection of its language from the files in it, and its build
 //! into a component.
 
+mod error;
 mod javascript;
+mod language;
 mod python;
 pub mod sources;
 mod tool;
 
-use super::toolchain::{Job, build_component_modules, encode_component};
+use super::toolchain::{ComponentBuild, build_component_modules, encode_component};
+pub use error::BuildError;
 pub use javascript::COMPONENTIZE_JS;
+pub use language::Language;
 pub use python::COMPONENTIZE_PY;
 use std::path::{Path, PathBuf};
-pub use tool::BuildError;
 use tool::fields;
-
-/// The language of a policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Language {
-    Rust,
-    Python,
-    Javascript,
-}
-
-impl Language {
-    const ALL: [Self; 3] = [Self::Rust, Self::Python, Self::Javascript];
-
-    /// Returns the name of the file that identifies a project in this language.
-    fn manifest(self) -> &'static str {
-        match self {
-            Self::Rust => "Cargo.toml",
-            Self::Python => "pyproject.toml",
-            Self::Javascript => "package.json",
-        }
-    }
-}
 
 /// The purpose of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +26,7 @@ pub enum Purpose {
 }
 
 /// Callback that shows the current step to the person who waits.
-pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
+pub type BuildProgress<'a> = &'a (dyn Fn(&str) + Sync);
 
 #[derive(Debug, Clone)]
 pub struct Project {
@@ -85,7 +67,11 @@ impl Project {
     ///
     /// # Errors
     /// Fails with the missing tool and how to get it, or with the compiler's output.
-    pub fn build(&self, purpose: Purpose, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
+    pub fn build(
+        &self,
+        purpose: Purpose,
+        progress: BuildProgress<'_>,
+    ) -> Result<Vec<u8>, BuildError> {
         let bytes = match self.language {
             Language::Rust => self.build_rust(purpose, progress),
             Language::Python => python::build(self, progress),
@@ -95,21 +81,25 @@ impl Project {
         Ok(bytes)
     }
 
-    fn build_rust(&self, purpose: Purpose, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
+    fn build_rust(
+        &self,
+        purpose: Purpose,
+        progress: BuildProgress<'_>,
+    ) -> Result<Vec<u8>, BuildError> {
         progress("compiling");
         let target = self.directory.join("target");
         let watching = target.join("watch");
-        let job = Job {
+        let build = ComponentBuild {
             directory: &self.directory,
             target: &target,
             profile: "release",
             arguments: &["--lib"],
         };
-        let job = match purpose {
-            Purpose::Shipping => job,
+        let build = match purpose {
+            Purpose::Shipping => build,
             // The watch build has its own target directory, because it is optimized for build
-            // time and never shipped.
-            Purpose::Watching => Job {
+            // time and never published.
+            Purpose::Watching => ComponentBuild {
                 target: &watching,
                 arguments: &[
                     "--lib",
@@ -117,10 +107,10 @@ impl Project {
                     "--config=profile.release.incremental=true",
                     "--config=profile.release.codegen-units=16",
                 ],
-                ..job
+                ..build
             },
         };
-        build_component_modules(job)
+        build_component_modules(build)
             .and_then(|modules| encode_component(&modules.join(self.module_file())))
             .map_err(BuildError::Rust)
     }

@@ -1,8 +1,8 @@
 //! The build of a Python policy: componentize-py, in the policy's own virtual environment, puts
 //! CPython with the policy loaded into a component.
 
-use super::tool::{self, BuildError, run};
-use super::{Progress, Project};
+use super::tool::{self, run};
+use super::{BuildError, BuildProgress, Project};
 use nova_model::artifact::Stage;
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +22,7 @@ const CHECK_PYTHON: &str = "import sys, venv, ensurepip; sys.exit(sys.version_in
 /// line numbers; in the component build they would appear late.
 const FIND_STAGE: &str = "from policy import policy; print(policy.stage)";
 
-pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, BuildError> {
+pub fn build(project: &Project, progress: BuildProgress<'_>) -> Result<Vec<u8>, BuildError> {
     let directory = &project.directory;
     let environment = directory.join(".venv");
     install(directory, &environment, progress)?;
@@ -52,7 +52,11 @@ pub fn build(project: &Project, progress: Progress<'_>) -> Result<Vec<u8>, Build
 }
 
 /// Creates the environment, once for each content of requirements.txt.
-fn install(directory: &Path, environment: &Path, progress: Progress<'_>) -> Result<(), BuildError> {
+fn install(
+    directory: &Path,
+    environment: &Path,
+    progress: BuildProgress<'_>,
+) -> Result<(), BuildError> {
     let requirements = directory.join(REQUIREMENTS);
     let wanted =
         std::fs::read(&requirements).map_err(|error| BuildError::file(&requirements, error))?;

@@ -1,6 +1,6 @@
 //! The source files of a policy: the files of its directory without the output of builds.
 
-use super::BuildError;
+use super::error::BuildError;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
-//! Common parts of the builds in all languages: reading the project file, running a program, and
-//! errors that say what to do.
+//! Common parts of the builds in all languages: reading the project file and running a program.
 
-use super::Language;
+use super::error::BuildError;
+use super::language::Language;
 use super::sources::Sources;
 use nova_model::artifact::Stage;
 use serde::Deserialize;
@@ -12,38 +12,6 @@ use std::process::{Command, Stdio};
 
 /// Directory of the copied sources, relative to the policy's directory.
 pub const STAGED: &str = ".nova/source";
-
-/// Reason for a failed build.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    #[error("{} is not a policy directory; create one with: nova policy new NAME", .0.display())]
-    NotAProject(PathBuf),
-    #[error("{}: {reason}", .file.display())]
-    File { file: PathBuf, reason: String },
-    #[error("{program} could not be started: {reason}; {advice}")]
-    Missing {
-        program: String,
-        reason: std::io::Error,
-        advice: &'static str,
-    },
-    #[error("{what} failed:\n{output}")]
-    Failed { what: &'static str, output: String },
-    #[error("{0}")]
-    Unsuitable(String),
-    #[error("{0}")]
-    Rust(String),
-    #[error("the component imports {}, but a policy imports nothing; remove the code that needs them", .0.join(", "))]
-    Imports(Vec<String>),
-}
-
-impl BuildError {
-    pub fn file(file: &Path, reason: impl std::fmt::Display) -> Self {
-        Self::File {
-            file: file.to_owned(),
-            reason: reason.to_string(),
-        }
-    }
-}
 
 /// The fields that every project file has, under the same names.
 #[derive(Deserialize)]

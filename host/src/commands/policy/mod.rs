@@ -248,7 +248,7 @@ fn build(path: &Path, json: bool) -> anyhow::Result<()> {
     })?;
     let to = path.join(project.module_file());
     std::fs::write(&to, &bytes).with_context(|| to.display().to_string())?;
-    let digest = Digest::of(&bytes);
+    let digest = Digest::from_content(&bytes);
     let text = format!("{}\nsha256:{digest}\n", to.display());
     print(
         json,

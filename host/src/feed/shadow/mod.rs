@@ -15,14 +15,11 @@ use crate::config::Live;
 use arc_swap::ArcSwap;
 use cpu_time::ThreadTime;
 use nova_model::artifact::Digest;
-use nova_model::artifact::Stage;
 use nova_model::budget::{Call, Thresholds};
-use nova_model::failure::{FailureKind, PolicyFailure};
-use nova_model::features::Feature;
+use nova_model::failure::FailureKind;
 use nova_policy::compare::compare;
-use nova_policy::loaded::{LoadedPolicy, Running};
-use nova_policy::ranking::{Ranking, Stages, rank};
-use nova_policy_sdk::{Candidates, Ranked, Request};
+use nova_policy::loaded::LoadedPolicy;
+use nova_policy::ranking::{Ranking, rank};
 use nova_support::clock::unix_ms;
 use nova_support::metrics::METRICS;
 use share::CpuShare;
@@ -187,14 +184,14 @@ impl Shared {
         let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
         let deadline = policy.deadline();
         let budget = policy.budget_without_deadline(deadline * PATIENCE);
-        let answer = rank(&Uncounted(policy.running(budget)), decision.task.input());
+        let answer = rank(&policy.running(budget).uncounted(), decision.task.input());
         let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
         let cpu = cpu.unwrap_or_else(|_| begun.elapsed());
         let failure = match &answer {
             Err(failure) => Some(failure.kind),
             Ok(_) => (cpu > deadline).then_some(FailureKind::Deadline),
         };
-        let outcome = match Call::of(failure, cpu, deadline) {
+        let outcome = match Call::from_outcome(failure, cpu, deadline) {
             Some(call) => {
                 self.note(policy, decision, answer.ok(), call, thresholds);
                 failure.map_or("ok", FailureKind::as_str)
@@ -240,35 +237,5 @@ impl Shared {
                 "a shadow policy has spent its error budget; it is no longer run in shadow"
             );
         }
-    }
-}
-
-/// The stages of a policy without its metrics, because the metrics count only what was served to
-/// viewers.
-struct Uncounted<'a>(Running<'a>);
-
-impl Stages for Uncounted<'_> {
-    fn features(&self, stage: Stage) -> &[Feature] {
-        self.0.features(stage)
-    }
-
-    fn dedup(
-        &self,
-        request: &Request,
-        candidates: &Candidates<'_>,
-    ) -> Result<Vec<u32>, PolicyFailure> {
-        self.0.dedup(request, candidates)
-    }
-
-    fn score(
-        &self,
-        request: &Request,
-        candidates: &Candidates<'_>,
-    ) -> Result<Vec<f32>, PolicyFailure> {
-        self.0.score(request, candidates)
-    }
-
-    fn saturate(&self, request: &Request, ranked: &Ranked<'_>) -> Result<Vec<u32>, PolicyFailure> {
-        self.0.saturate(request, ranked)
     }
 }

@@ -1,6 +1,6 @@
 //! The candidate sources and features, computed from posts, follows and the aggregates of events.
 
-use super::questions::{Affinities, Affinity, Followees, OfViewer, RecentImpressions, Totals};
+use super::queries::{Affinities, Affinity, Followees, OfViewer, RecentImpressions, Totals};
 use super::{
     ALL_THREADS, ClickHouseStore, POST_WINDOW_MS, STORE_NAME, failure, first_hour_of_window,
     from_ticks, hour_of, to_ticks,
@@ -131,7 +131,7 @@ impl ClickHouseStore {
     ) -> Found<Vec<Post>> {
         let window_ms = u64::from(window_hours) * HOUR_MS;
         let contenders = limit.saturating_mul(CONTENDERS_PER_POST);
-        let ask = |contenders: u32| {
+        let trending = |contenders: u32| {
             let query = (self.reader.query(TRENDING))
                 .with_setting(ALL_THREADS.0, ALL_THREADS.1)
                 .param("viewer", viewer)
@@ -142,13 +142,13 @@ impl ClickHouseStore {
                 .param("limit", limit);
             self.posts_of(query)
         };
-        let posts = ask(contenders).await?;
+        let posts = trending(contenders).await?;
         if posts.len() as u64 == u64::from(limit) {
             return Ok(posts);
         }
         // Either fewer posts have engagement than were asked for, or most contenders may not be
         // shown. Only a query over all engaged posts can tell.
-        ask(u32::MAX).await
+        trending(u32::MAX).await
     }
 
     /// Sums over the hourly buckets from `from_hour` to `to_hour`, both included.
@@ -194,7 +194,7 @@ impl CandidateStore for ClickHouseStore {
             viewer,
             at_ms: now_ms,
         };
-        (self.asked.followees.ask(self, Followees { of, limit })).await
+        (self.queries.followees.run(self, Followees { of, limit })).await
     }
 
     async fn trending(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
@@ -218,7 +218,7 @@ impl CandidateStore for ClickHouseStore {
         per_author: u32,
         limit: u32,
     ) -> StoreResult<Vec<Post>> {
-        let question = Affinity {
+        let query = Affinity {
             of: OfViewer {
                 viewer,
                 at_ms: now_ms,
@@ -226,7 +226,7 @@ impl CandidateStore for ClickHouseStore {
             per_author,
             limit,
         };
-        self.asked.affinity.ask(self, question).await
+        self.queries.affinity.run(self, query).await
     }
 
     async fn recent(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
@@ -245,11 +245,11 @@ impl CandidateStore for ClickHouseStore {
         post_ids: &[u64],
         now_ms: UnixMs,
     ) -> StoreResult<HashMap<u64, Counters>> {
-        let question = Totals {
+        let query = Totals {
             post_ids: post_ids.to_vec(),
             from_hour: first_hour_of_window(now_ms),
         };
-        let totals = self.asked.totals.ask(self, question).await?;
+        let totals = self.queries.totals.run(self, query).await?;
         let found = |id: &u64| Some((*id, *totals.get(id)?));
         Ok(post_ids.iter().filter_map(found).collect())
     }
@@ -259,7 +259,7 @@ impl CandidateStore for ClickHouseStore {
             viewer,
             at_ms: now_ms,
         };
-        self.asked.affinities.ask(self, Affinities(of)).await
+        self.queries.affinities.run(self, Affinities(of)).await
     }
 
     async fn recent_impressions(
@@ -271,7 +271,7 @@ impl CandidateStore for ClickHouseStore {
             viewer,
             at_ms: since_ms,
         };
-        (self.asked.impressions.ask(self, RecentImpressions(of))).await
+        (self.queries.impressions.run(self, RecentImpressions(of))).await
     }
 
     async fn trending_window(

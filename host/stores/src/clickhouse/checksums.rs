@@ -4,8 +4,8 @@
 use super::{ClickHouseStore, failure};
 use crate::ports::StoreResult;
 use clickhouse::Row;
-use nova_model::captured::Bucket;
-use nova_model::captured::Table;
+use nova_model::cdc::Bucket;
+use nova_model::cdc::Table;
 use serde::Deserialize;
 
 /// The query for a table's checksums. It sums the 60 high bits of each row's MD5, which fit a
@@ -54,9 +54,9 @@ impl ClickHouseStore {
     ///
     /// # Errors
     /// Fails if the server fails or refuses.
-    pub async fn captured_checksums(&self, table: Table) -> StoreResult<Vec<Bucket>> {
+    pub async fn cdc_checksums(&self, table: Table) -> StoreResult<Vec<Bucket>> {
         let query = self.worker.query(query(table));
-        let ask = async {
+        let read = async {
             let rows = query.fetch_all::<BucketRow>().await.map_err(failure)?;
             let bucket = |row: BucketRow| Bucket {
                 day: row.day,
@@ -65,6 +65,6 @@ impl ClickHouseStore {
             };
             Ok(rows.into_iter().map(bucket).collect())
         };
-        self.work_guard.run("captured_checksums", ask).await
+        self.work_guard.run("captured_checksums", read).await
     }
 }

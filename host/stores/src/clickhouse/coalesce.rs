@@ -1,9 +1,9 @@
-//! Coalescing of queries: questions of one kind that arrive while queries of that kind run are
+//! Coalescing of queries: parts of one kind that arrive while queries of that kind run are
 //! answered together by the next query.
 //!
-//! If a hundred viewers miss the cache at once, they ask the same questions about different
+//! If a hundred viewers miss the cache at once, they ask the same parts about different
 //! viewers and mostly the same posts. Much of the cost of such a query is fixed: parsing,
-//! planning and starting its pipeline. No question lingers: one that arrives while a query may
+//! planning and starting its pipeline. No part lingers: one that arrives while a query may
 //! start is sent at once, alone.
 
 use super::{ClickHouseStore, STORE_NAME};
@@ -21,64 +21,64 @@ use tokio::time::Instant as Deadline;
 const QUERIES_AT_ONCE: usize = 2;
 
 /// One caller's part of a query.
-pub(super) trait Question: Sized + Send + Sync + 'static {
+pub(super) trait SharedQuery: Sized + Send + Sync + 'static {
     type Answer: Send + 'static;
     /// The query's name in metrics and errors.
     const NAME: &'static str;
 
-    /// Reports if the query for `batch` can also answer this question.
+    /// Reports if the query for `batch` can also answer this part.
     fn joins(&self, batch: &[Self]) -> bool;
 
-    /// Answers all questions with one query; returns one answer for each.
+    /// Answers all parts with one query; returns one answer for each.
     fn answer_all(
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, Failure>> + Send;
 }
 
-/// Handle to the queue of one kind of question; clones share the queue.
-pub(super) struct Coalescer<Q: Question>(Arc<Mutex<Line<Q>>>);
+/// Handle to the queue of one kind of part; clones share the queue.
+pub(super) struct Coalescer<Q: SharedQuery>(Arc<Mutex<Queue<Q>>>);
 
-struct Line<Q: Question> {
-    waiting: VecDeque<Asker<Q>>,
+struct Queue<Q: SharedQuery> {
+    waiting: VecDeque<Caller<Q>>,
     running: usize,
 }
 
-struct Asker<Q: Question> {
-    question: Q,
+struct Caller<Q: SharedQuery> {
+    part: Q,
     /// Time at which the caller gives up; `None` if it waits until the store's own time limit.
     until: Option<Deadline>,
     reply: oneshot::Sender<StoreResult<Q::Answer>>,
 }
 
-impl<Q: Question> Clone for Coalescer<Q> {
+impl<Q: SharedQuery> Clone for Coalescer<Q> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<Q: Question> Default for Coalescer<Q> {
+impl<Q: SharedQuery> Default for Coalescer<Q> {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Line {
+        Self(Arc::new(Mutex::new(Queue {
             waiting: VecDeque::new(),
             running: 0,
         })))
     }
 }
 
-impl<Q: Question> Coalescer<Q> {
-    /// Asks a question and waits for its answer.
+impl<Q: SharedQuery> Coalescer<Q> {
+    /// Adds a part to a query and waits for its answer.
     ///
     /// # Errors
-    /// Fails if the query that this question became part of fails.
-    pub async fn ask(&self, store: &ClickHouseStore, question: Q) -> StoreResult<Q::Answer> {
+    /// Fails if the query that this part became part of fails.
+    pub async fn run(&self, store: &ClickHouseStore, part: Q) -> StoreResult<Q::Answer> {
         let (reply, answer) = oneshot::channel();
-        let asker = Asker {
-            question,
-            until: guard::patience(),
+        let caller = Caller {
+            part,
+            until: guard::caller_deadline(),
             reply,
         };
-        if let Some(runner) = self.line_up(asker) {
+        if let Some(runner) = self.enqueue(caller) {
             // The query runs in its own task, so that answers for other callers do not end with
             // a caller who hangs up.
             tokio::spawn(runner.run(store.clone()));
@@ -89,110 +89,110 @@ impl<Q: Question> Coalescer<Q> {
         }
     }
 
-    /// Queues a question. Returns a runner to start, unless enough queries are already running.
-    fn line_up(&self, asker: Asker<Q>) -> Option<Runner<Q>> {
-        let mut line = self.line();
-        line.waiting.push_back(asker);
-        if line.running == QUERIES_AT_ONCE {
+    /// Queues a part. Returns a runner to start, unless enough queries are already running.
+    fn enqueue(&self, caller: Caller<Q>) -> Option<Runner<Q>> {
+        let mut queue = self.queue();
+        queue.waiting.push_back(caller);
+        if queue.running == QUERIES_AT_ONCE {
             return None;
         }
-        line.running += 1;
+        queue.running += 1;
         Some(Runner {
             of: self.clone(),
             counted: true,
         })
     }
 
-    fn line(&self) -> MutexGuard<'_, Line<Q>> {
+    fn queue(&self) -> MutexGuard<'_, Queue<Q>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs queries until no question waits. It counts as running until it is dropped, even if it
+/// Runs queries until no part waits. It counts as running until it is dropped, even if it
 /// panics.
-struct Runner<Q: Question> {
+struct Runner<Q: SharedQuery> {
     of: Coalescer<Q>,
     counted: bool,
 }
 
-impl<Q: Question> Drop for Runner<Q> {
+impl<Q: SharedQuery> Drop for Runner<Q> {
     fn drop(&mut self) {
         if self.counted {
-            self.of.line().running -= 1;
+            self.of.queue().running -= 1;
         }
     }
 }
 
-impl<Q: Question> Runner<Q> {
+impl<Q: SharedQuery> Runner<Q> {
     async fn run(mut self, store: ClickHouseStore) {
-        while let Some((questions, askers)) = self.next_batch() {
-            let asked = store.guard.run(Q::NAME, Q::answer_all(&store, &questions));
-            let answered = guard::within_until(latest(&askers), asked).await;
-            reply(askers, answered);
+        while let Some((parts, callers)) = self.next_batch() {
+            let asked = store.guard.run(Q::NAME, Q::answer_all(&store, &parts));
+            let answered = guard::within_until(latest(&callers), asked).await;
+            reply(callers, answered);
         }
     }
 
-    /// Takes as many questions from the front of the queue as one query can answer, and skips
+    /// Takes as many parts from the front of the queue as one query can answer, and skips
     /// callers that have given up. Returns `None` if the queue is empty. The runner then stops
     /// counting as running while it still holds the lock, because the next caller that queues a
-    /// question relies on the count.
+    /// part relies on the count.
     fn next_batch(&mut self) -> Option<(Vec<Q>, Vec<Reply<Q>>)> {
-        let mut line = self.of.line();
-        let (mut questions, mut replies) = (Vec::new(), Vec::new());
-        while let Some(asker) = line.waiting.pop_front() {
-            if asker.reply.is_closed() {
+        let mut queue = self.of.queue();
+        let (mut parts, mut replies) = (Vec::new(), Vec::new());
+        while let Some(caller) = queue.waiting.pop_front() {
+            if caller.reply.is_closed() {
                 continue;
             }
-            if !questions.is_empty() && !asker.question.joins(&questions) {
-                line.waiting.push_front(asker);
+            if !parts.is_empty() && !caller.part.joins(&parts) {
+                queue.waiting.push_front(caller);
                 break;
             }
-            questions.push(asker.question);
+            parts.push(caller.part);
             replies.push(Reply {
-                until: asker.until,
-                to: asker.reply,
+                until: caller.until,
+                to: caller.reply,
             });
         }
-        if questions.is_empty() {
-            line.running -= 1;
-            drop(line);
+        if parts.is_empty() {
+            queue.running -= 1;
+            drop(queue);
             self.counted = false;
             return None;
         }
-        Some((questions, replies))
+        Some((parts, replies))
     }
 }
 
-struct Reply<Q: Question> {
+struct Reply<Q: SharedQuery> {
     until: Option<Deadline>,
     to: oneshot::Sender<StoreResult<Q::Answer>>,
 }
 
 /// The latest deadline of all callers; the query is useful until then.
-fn latest<Q: Question>(askers: &[Reply<Q>]) -> Option<Deadline> {
-    let untils: Option<Vec<Deadline>> = askers.iter().map(|asker| asker.until).collect();
+fn latest<Q: SharedQuery>(callers: &[Reply<Q>]) -> Option<Deadline> {
+    let untils: Option<Vec<Deadline>> = callers.iter().map(|caller| caller.until).collect();
     untils?.into_iter().max()
 }
 
-fn reply<Q: Question>(askers: Vec<Reply<Q>>, answered: Option<StoreResult<Vec<Q::Answer>>>) {
+fn reply<Q: SharedQuery>(callers: Vec<Reply<Q>>, answered: Option<StoreResult<Vec<Q::Answer>>>) {
     let error = match answered {
         Some(Ok(answers)) => {
-            for (asker, answer) in askers.into_iter().zip(answers) {
+            for (caller, answer) in callers.into_iter().zip(answers) {
                 // Sending fails only if the caller has hung up, and then the answer is not needed.
-                let _ = asker.to.send(Ok(answer));
+                let _ = caller.to.send(Ok(answer));
             }
             return;
         }
         Some(Err(error)) => error,
         None => failed::<Q>(true, anyhow::anyhow!("no answer in time")),
     };
-    for asker in askers {
+    for caller in callers {
         let cause = anyhow::anyhow!("{:#}", error.source);
-        let _ = asker.to.send(Err(failed::<Q>(error.retryable, cause)));
+        let _ = caller.to.send(Err(failed::<Q>(error.retryable, cause)));
     }
 }
 
-fn failed<Q: Question>(retryable: bool, source: anyhow::Error) -> StoreError {
+fn failed<Q: SharedQuery>(retryable: bool, source: anyhow::Error) -> StoreError {
     StoreError {
         store: STORE_NAME,
         query: Q::NAME,
@@ -214,7 +214,7 @@ mod tests {
     /// Doubles a number once the test allows it; fails for whole batches that contain a 13.
     struct Double(u64);
 
-    impl Question for Double {
+    impl SharedQuery for Double {
         type Answer = u64;
         const NAME: &'static str = "double";
 
@@ -226,10 +226,10 @@ mod tests {
             QUERIES.fetch_add(1, Ordering::SeqCst);
             let permit = ANSWERING.acquire().await;
             permit.map_err(Failure::permanent)?.forget();
-            if batch.iter().any(|question| question.0 == 13) {
+            if batch.iter().any(|part| part.0 == 13) {
                 return Err(Failure::permanent(anyhow::anyhow!("unlucky")));
             }
-            Ok(batch.iter().map(|question| question.0 * 2).collect())
+            Ok(batch.iter().map(|part| part.0 * 2).collect())
         }
     }
 
@@ -239,7 +239,7 @@ mod tests {
         let together = Coalescer::<Double>::default();
         let ask = |number| {
             let (store, together) = (store.clone(), together.clone());
-            tokio::spawn(async move { together.ask(&store, Double(number)).await })
+            tokio::spawn(async move { together.run(&store, Double(number)).await })
         };
         // Two queries run alone. Of the other callers, one hangs up, four form a batch, and the
         // 13 fails another batch.
@@ -250,19 +250,19 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
-        let lined_up = async |askers: usize| {
-            while together.line().waiting.len() < askers {
+        let queued = async |callers: usize| {
+            while together.queue().waiting.len() < callers {
                 tokio::task::yield_now().await;
             }
         };
         let hung_up = ask(100);
-        lined_up(1).await;
+        queued(1).await;
         hung_up.abort();
         let _ = hung_up.await;
         asked.extend((3..=6).map(ask));
-        lined_up(5).await;
+        queued(5).await;
         asked.extend((13..=14).map(ask));
-        lined_up(7).await;
+        queued(7).await;
         ANSWERING.add_permits(4);
         let mut answers = Vec::new();
         for one in asked {
@@ -272,6 +272,6 @@ mod tests {
         assert_eq!(answers[..6], ok);
         assert_eq!(answers[6..], [Err(false), Err(false)]);
         assert_eq!(QUERIES.load(Ordering::SeqCst), 4);
-        assert_eq!(together.line().running, 0);
+        assert_eq!(together.queue().running, 0);
     }
 }

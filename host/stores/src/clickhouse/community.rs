@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 /// A row of a CDC table. `version` is the position of the change in PostgreSQL's
 /// log. The row with the highest version counts; if it is deleted, no row counts.
 /// `created_at` is in milliseconds.
-pub trait CapturedRow: RowOwned + RowWrite + Send + Sync {
+pub trait CdcRow: RowOwned + RowWrite + Send + Sync {
     const TABLE: &'static str;
 }
 
-macro_rules! captured {
+macro_rules! cdc {
     ($($row:ident of $table:literal { $($column:ident: $type:ty),* $(,)? })*) => {$(
         #[doc = concat!("`", $table, "`")]
         #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
@@ -23,13 +23,13 @@ macro_rules! captured {
             pub is_deleted: u8,
         }
 
-        impl CapturedRow for $row {
+        impl CdcRow for $row {
             const TABLE: &'static str = $table;
         }
     )*};
 }
 
-captured! {
+cdc! {
     UserRow of "users" {
         user_id: u64,
         username: String,
@@ -50,7 +50,7 @@ impl ClickHouseStore {
     ///
     /// # Errors
     /// Fails if the server fails or refuses; a part of the rows may have been written.
-    pub async fn insert_captured<R: CapturedRow>(&self, rows: &[R]) -> StoreResult<()> {
+    pub async fn insert_cdc<R: CdcRow>(&self, rows: &[R]) -> StoreResult<()> {
         let insert = self.insert(R::TABLE, rows, None);
         self.work_guard.run("insert_captured", insert).await
     }

@@ -94,7 +94,7 @@ impl ClickHouseStore {
         run: PartitionRun,
         events: &[&AcceptedEvent],
     ) -> Result<Vec<bool>, Failure> {
-        let own = OwnRows::of(run, events);
+        let own = OwnRows::new(run, events);
         let mut keys = HashSet::new();
         let mut ids = HashSet::new();
         for events in events.chunks(EVENTS_PER_QUERY) {
@@ -156,7 +156,7 @@ impl ClickHouseStore {
 }
 
 impl OwnRows {
-    fn of(run: PartitionRun, events: &[&AcceptedEvent]) -> Self {
+    fn new(run: PartitionRun, events: &[&AcceptedEvent]) -> Self {
         Self {
             run,
             accepted_ms: range(events.iter().map(|event| event.accepted_ms)),

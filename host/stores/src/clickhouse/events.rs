@@ -45,7 +45,7 @@ pub struct EventRow {
 }
 
 impl EventRow {
-    pub(super) fn of(event: &AcceptedEvent, partition: i32, offset: i64) -> Self {
+    pub(super) fn new(event: &AcceptedEvent, partition: i32, offset: i64) -> Self {
         Self {
             event_id: event.event_id,
             event_time: to_ticks(event.event_time_ms),
@@ -94,7 +94,7 @@ impl ClickHouseStore {
         token: &str,
     ) -> StoreResult<()> {
         let row =
-            |(offset, event): &(i64, &AcceptedEvent)| EventRow::of(event, run.partition, *offset);
+            |(offset, event): &(i64, &AcceptedEvent)| EventRow::new(event, run.partition, *offset);
         let rows: Vec<EventRow> = events.iter().map(row).collect();
         let insert = self.insert("events", &rows, Some(token));
         self.work_guard.run("insert_events", insert).await

@@ -142,11 +142,11 @@ impl ClickHouseStore {
 /// Returns a token that identifies exactly these rows.
 fn token_of(events: &[&ImportedEvent]) -> String {
     let ids: Vec<&str> = events.iter().map(|row| &*row.import_id).collect();
-    format!("import:{}", Digest::of(ids.join("\n").as_bytes()))
+    format!("import:{}", Digest::from_content(ids.join("\n").as_bytes()))
 }
 
 fn row_of(imported: &ImportedEvent) -> EventRow {
-    let mut row = EventRow::of(&imported.event, NO_PARTITION, 0);
+    let mut row = EventRow::new(&imported.event, NO_PARTITION, 0);
     row.times = imported.times;
     row.origin = ORIGIN_IMPORT;
     row.import_id.clone_from(&imported.import_id);

@@ -13,7 +13,7 @@ mod duplicates;
 mod events;
 mod imported;
 mod migrate;
-mod questions;
+mod queries;
 mod served;
 mod shared_lists;
 mod suggested;
@@ -21,7 +21,7 @@ mod suggested;
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 
-pub use community::{CapturedRow, CommentRow, FollowRow, LikeRow, PostRow, UserRow};
+pub use community::{CdcRow, CommentRow, FollowRow, LikeRow, PostRow, UserRow};
 pub use events::{EventRow, PartitionRun};
 pub use imported::ImportedEvent;
 
@@ -32,7 +32,7 @@ use anyhow::Context as _;
 use clickhouse::error::Error;
 use clickhouse::{Client, Compression, RowOwned, RowWrite};
 use nova_model::time::{DAY_MS, HOUR_MS, UnixMs};
-use questions::Asked;
+use queries::SharedQueries;
 use shared_lists::SharedLists;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ pub struct ClickHouseStore {
     /// says nothing about feeds.
     suggestions_guard: Guard,
     lists: SharedLists,
-    asked: Asked,
+    queries: SharedQueries,
 }
 
 impl std::fmt::Debug for ClickHouseStore {
@@ -130,7 +130,7 @@ impl ClickHouseStore {
                 Breaker::default(),
             ),
             lists: SharedLists::default(),
-            asked: Asked::default(),
+            queries: SharedQueries::default(),
         })
     }
 

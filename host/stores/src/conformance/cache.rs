@@ -17,7 +17,7 @@ use uuid::Uuid;
 const LIFE: Duration = Duration::from_secs(60);
 
 pub fn digest(name: &str) -> Digest {
-    Digest::of(name.as_bytes())
+    Digest::from_content(name.as_bytes())
 }
 
 pub fn snapshot(viewer: u64, ranking_id: Uuid, algo: Algo, policy: &str) -> Arc<Snapshot> {
@@ -81,7 +81,7 @@ pub async fn keeps_its_promises(cache: &dyn FeedCache, ids: Ids) {
     a_timeline_is_latest_and_never_newest(cache, ids.viewer(5), ids).await;
     candidates_are_kept_in_their_epoch(cache, ids.viewer(6)).await;
     candidates_of_a_past_epoch_are_not_kept(cache, ids.viewer(7)).await;
-    overtaking_leaves_snapshots_to_their_cursors(cache, ids.viewer(8), ids.ranking(8)).await;
+    invalidating_leaves_snapshots_to_their_cursors(cache, ids.viewer(8), ids.ranking(8)).await;
     many_digests_leave_the_last_one_latest(cache, ids.viewer(9), ids).await;
     assert!(cache.ping().await.is_ok());
 }
@@ -101,12 +101,12 @@ async fn nothing_is_known_of_a_stranger(cache: &dyn FeedCache, viewer: u64, rank
     assert_eq!(ranking_of(cache, viewer, "a").await, None);
     assert_eq!(newest_of(cache, viewer).await, None);
     assert!(cache.candidates(viewer).await.unwrap().candidates.is_none());
-    assert!(cache.overtake(viewer).await.is_ok());
+    assert!(cache.invalidate(viewer).await.is_ok());
 }
 
 async fn a_snapshot_is_latest_and_newest(cache: &dyn FeedCache, viewer: u64, ranking: Uuid) {
     let epoch = cache.epoch(viewer).await.unwrap();
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     cache.put_snapshot(put.clone(), Some(epoch)).await.unwrap();
     let found = cache.snapshot(ranking).await.unwrap().unwrap();
     assert_eq!(found.posts, put.posts);
@@ -119,7 +119,7 @@ async fn a_snapshot_is_latest_and_newest(cache: &dyn FeedCache, viewer: u64, ran
 async fn each_digest_has_its_own_latest(cache: &dyn FeedCache, viewer: u64, ids: Ids) {
     let epoch = cache.epoch(viewer).await.unwrap();
     for (policy, ranking) in [("a", ids.ranking(2)), ("b", ids.ranking(3))] {
-        let put = snapshot(viewer, ranking, Algo::Ch, policy);
+        let put = snapshot(viewer, ranking, Algo::Ranked, policy);
         cache.put_snapshot(put, Some(epoch)).await.unwrap();
     }
     assert_eq!(ranking_of(cache, viewer, "a").await, Some(ids.ranking(2)));
@@ -133,7 +133,7 @@ async fn a_snapshot_without_an_epoch_is_for_cursors_only(
     viewer: u64,
     ranking: Uuid,
 ) {
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     cache.put_snapshot(put, None).await.unwrap();
     assert_eq!(ranking_of(cache, viewer, "a").await, None);
     assert!(cache.snapshot(ranking).await.unwrap().is_some());
@@ -142,9 +142,9 @@ async fn a_snapshot_without_an_epoch_is_for_cursors_only(
 
 async fn a_past_epoch_makes_nothing_latest(cache: &dyn FeedCache, viewer: u64, ranking: Uuid) {
     let epoch = cache.epoch(viewer).await.unwrap();
-    cache.overtake(viewer).await.unwrap();
+    cache.invalidate(viewer).await.unwrap();
     assert_ne!(cache.epoch(viewer).await.unwrap(), epoch);
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     cache.put_snapshot(put, Some(epoch)).await.unwrap();
     assert_eq!(ranking_of(cache, viewer, "a").await, None);
     assert!(cache.snapshot(ranking).await.unwrap().is_some());
@@ -152,7 +152,7 @@ async fn a_past_epoch_makes_nothing_latest(cache: &dyn FeedCache, viewer: u64, r
 
 async fn a_timeline_is_latest_and_never_newest(cache: &dyn FeedCache, viewer: u64, ids: Ids) {
     let epoch = cache.epoch(viewer).await.unwrap();
-    let ranked = snapshot(viewer, ids.ranking(6), Algo::Ch, "a");
+    let ranked = snapshot(viewer, ids.ranking(6), Algo::Ranked, "a");
     cache.put_snapshot(ranked, Some(epoch)).await.unwrap();
     let timeline = snapshot(viewer, ids.ranking(7), Algo::Timeline, "timeline");
     cache.put_snapshot(timeline, Some(epoch)).await.unwrap();
@@ -180,7 +180,7 @@ async fn candidates_of_a_past_epoch_are_not_kept(cache: &dyn FeedCache, viewer: 
         .put_candidates(viewer, before, candidates(3), LIFE)
         .await
         .unwrap();
-    cache.overtake(viewer).await.unwrap();
+    cache.invalidate(viewer).await.unwrap();
     let after = cache.candidates(viewer).await.unwrap();
     assert!(after.candidates.is_none());
     assert_ne!(after.epoch, before);
@@ -196,15 +196,15 @@ async fn candidates_of_a_past_epoch_are_not_kept(cache: &dyn FeedCache, viewer: 
     assert!(cache.candidates(viewer).await.unwrap().candidates.is_some());
 }
 
-async fn overtaking_leaves_snapshots_to_their_cursors(
+async fn invalidating_leaves_snapshots_to_their_cursors(
     cache: &dyn FeedCache,
     viewer: u64,
     ranking: Uuid,
 ) {
     let epoch = cache.epoch(viewer).await.unwrap();
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     cache.put_snapshot(put, Some(epoch)).await.unwrap();
-    cache.overtake(viewer).await.unwrap();
+    cache.invalidate(viewer).await.unwrap();
     assert_eq!(ranking_of(cache, viewer, "a").await, None);
     assert!(cache.snapshot(ranking).await.unwrap().is_some());
     assert_eq!(newest_of(cache, viewer).await, Some(ranking));
@@ -214,7 +214,7 @@ async fn many_digests_leave_the_last_one_latest(cache: &dyn FeedCache, viewer: u
     let epoch = cache.epoch(viewer).await.unwrap();
     for n in 0..12 {
         let (policy, ranking) = (format!("policy-{n}"), ids.ranking(20 + n));
-        let put = snapshot(viewer, ranking, Algo::Ch, &policy);
+        let put = snapshot(viewer, ranking, Algo::Ranked, &policy);
         cache.put_snapshot(put, Some(epoch)).await.unwrap();
         assert_eq!(ranking_of(cache, viewer, &policy).await, Some(ranking));
     }

@@ -1,11 +1,9 @@
 //! The audit log's rows in SQLite.
 
-use super::registry::{corrupt, unavailable};
-use crate::ports::registry::RegistryError;
-use nova_model::artifact::Digest;
-use nova_model::audit::{AuditEntry, AuditPage, head_of_unhashed};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection, SqlitePool};
+use crate::ports::RegistryError;
+use crate::registry::{AuditRow, audit_entry};
+use nova_model::audit::{AuditEntry, AuditPage};
+use sqlx::{SqliteConnection, SqlitePool};
 
 /// Adds the hash columns to a log that is older than the hash chain, and a trigger that rejects
 /// entries without a hash.
@@ -31,46 +29,21 @@ pub(super) async fn read(
 ) -> Result<Vec<AuditEntry>, RegistryError> {
     let (select, id) = match page {
         AuditPage::Before(id) => (
-            "SELECT * FROM audit WHERE id < ? ORDER BY id DESC LIMIT ?",
+            "SELECT id, at_ms, actor, action, subject, detail, previous_hash, hash FROM audit \
+             WHERE id < ? ORDER BY id DESC LIMIT ?",
             id,
         ),
-        AuditPage::After(id) => ("SELECT * FROM audit WHERE id > ? ORDER BY id LIMIT ?", id),
+        AuditPage::After(id) => (
+            "SELECT id, at_ms, actor, action, subject, detail, previous_hash, hash FROM audit \
+             WHERE id > ? ORDER BY id LIMIT ?",
+            id,
+        ),
     };
-    let rows = sqlx::query(select).bind(id).bind(limit);
-    let rows = rows.fetch_all(connection).await.map_err(unavailable)?;
-    rows.iter().map(entry).collect()
-}
-
-fn entry(row: &SqliteRow) -> Result<AuditEntry, RegistryError> {
-    let digest = |column| {
-        let text: Option<&str> = row.get(column);
-        text.map(str::parse).transpose().map_err(corrupt)
-    };
-    Ok(AuditEntry {
-        id: row.get("id"),
-        at: chrono::DateTime::from_timestamp_millis(row.get("at_ms")).unwrap_or_default(),
-        actor: row.get("actor"),
-        action: row.get("action"),
-        subject: row.get("subject"),
-        detail: serde_json::from_str(row.get("detail")).map_err(corrupt)?,
-        previous_hash: digest("previous_hash")?,
-        hash: digest("hash")?,
-    })
-}
-
-/// Returns the hash that the next entry continues. It must run in the transaction that writes
-/// that entry.
-pub(super) async fn head(
-    connection: &mut SqliteConnection,
-) -> Result<Option<Digest>, RegistryError> {
-    let newest = read(connection, AuditPage::NEWEST, 1).await?;
-    match newest.first() {
-        Some(newest) if newest.hash.is_none() => {
-            let all = read(connection, AuditPage::OLDEST, i64::MAX).await?;
-            head_of_unhashed(&all).map_err(corrupt)
-        }
-        newest => Ok(newest.and_then(|newest| newest.hash)),
-    }
+    let rows = sqlx::query_as(select).bind(id).bind(limit);
+    let rows: Vec<AuditRow> = rows.fetch_all(connection).await.map_err(unavailable)?;
+    rows.into_iter()
+        .map(|row| audit_entry(row).map_err(corrupt))
+        .collect()
 }
 
 pub(super) async fn append(
@@ -91,4 +64,14 @@ pub(super) async fn append(
         .await
         .map_err(unavailable)?;
     Ok(())
+}
+
+pub(super) fn unavailable(error: sqlx::Error) -> RegistryError {
+    RegistryError::Unavailable(error.into())
+}
+
+pub(super) fn corrupt(error: impl std::fmt::Display) -> RegistryError {
+    RegistryError::Unavailable(anyhow::anyhow!(
+        "could not decode a row of the policy registry: {error}"
+    ))
 }

@@ -51,7 +51,7 @@ impl Default for Epochs {
 }
 
 impl Epochs {
-    fn of(&self, viewer: u64) -> &AtomicU64 {
+    fn epoch(&self, viewer: u64) -> &AtomicU64 {
         &self.0[viewer as usize % EPOCHS]
     }
 }
@@ -91,7 +91,7 @@ impl ProcessCache {
     }
 
     fn epoch_of(&self, viewer: u64) -> u64 {
-        self.epochs.of(viewer).load(Ordering::Acquire)
+        self.epochs.epoch(viewer).load(Ordering::Acquire)
     }
 }
 
@@ -150,7 +150,7 @@ impl FeedCache for ProcessCache {
         }
         // A timeline must not replace a ranking here, because it is the next step of the
         // fallback chain.
-        if snapshot.algo == Algo::Ch {
+        if snapshot.algo == Algo::Ranked {
             self.newest.insert(viewer, ranking_id);
         }
         self.snapshots.insert(ranking_id, snapshot);
@@ -181,8 +181,8 @@ impl FeedCache for ProcessCache {
         Ok(self.epoch_of(viewer))
     }
 
-    async fn overtake(&self, viewer: u64) -> StoreResult<()> {
-        self.epochs.of(viewer).fetch_add(1, Ordering::AcqRel);
+    async fn invalidate(&self, viewer: u64) -> StoreResult<()> {
+        self.epochs.epoch(viewer).fetch_add(1, Ordering::AcqRel);
         self.candidates.invalidate(&viewer);
         self.latest.invalidate(&viewer);
         Ok(())

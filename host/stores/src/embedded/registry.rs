@@ -1,15 +1,16 @@
 //! The policy registry in SQLite, in the same file as the data.
 
-use super::{EmbeddedStore, audit, to_sql};
+use super::audit::{self, corrupt, unavailable};
+use super::{EmbeddedStore, to_sql};
 use crate::ports::registry::{Registry, RegistryError};
+use crate::registry::{Transaction, Write, apply, outdated};
 use anyhow::Context;
 use async_trait::async_trait;
-use nova_model::artifact::{Digest, PolicyRef};
+use nova_model::artifact::Digest;
 use nova_model::audit::{AuditEntry, AuditPage};
 use nova_model::registry::{Change, PublishedPolicy, RegistryState, put_stage};
-use nova_support::clock::unix_ms;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
 /// The registry's tables in the embedded store's file.
 #[derive(Debug, Clone)]
@@ -32,16 +33,6 @@ impl SqliteRegistry {
             .context("could not prepare the audit log")?;
         Ok(Self { reader, writer })
     }
-}
-
-pub(super) fn unavailable(error: sqlx::Error) -> RegistryError {
-    RegistryError::Unavailable(error.into())
-}
-
-pub(super) fn corrupt(error: impl std::fmt::Display) -> RegistryError {
-    RegistryError::Unavailable(anyhow::anyhow!(
-        "could not decode a row of the policy registry: {error}"
-    ))
 }
 
 #[async_trait]
@@ -70,8 +61,7 @@ impl Registry for SqliteRegistry {
                 .push(row.get::<&str, _>(0).parse().map_err(corrupt)?);
         }
         for row in fetch(&mut tx, "SELECT policy, stage, percent FROM policy_stages").await? {
-            let policy = row.get::<&str, _>(0).parse().map_err(corrupt)?;
-            put_stage(&mut state, policy, row.get(1), row.get(2)).map_err(corrupt)?;
+            put_stage(&mut state, row.get(0), row.get(1), row.get(2)).map_err(corrupt)?;
         }
         for row in fetch(&mut tx, "SELECT digest, body FROM policy_quarantine").await? {
             state.quarantined.insert(
@@ -113,17 +103,8 @@ impl Registry for SqliteRegistry {
             .begin_with("BEGIN IMMEDIATE")
             .await
             .map_err(unavailable)?;
-        if revision(&mut tx).await? != expected_revision {
-            return Err(RegistryError::Conflict(
-                "the registry was changed in the meantime; read its state again and repeat the request".into(),
-            ));
-        }
-        write(&mut tx, change).await?;
-        let revision = expected_revision + 1;
-        let previous = audit::head(&mut tx).await?;
-        let entry =
-            AuditEntry::of(change, actor, revision, unix_ms(), previous).map_err(corrupt)?;
-        audit::append(&mut tx, &entry).await?;
+        let applied = apply(&mut *tx, change, actor, expected_revision).await?;
+        let revision = applied.ok_or_else(outdated)?;
         tx.commit().await.map_err(unavailable)?;
         Ok(revision)
     }
@@ -150,131 +131,109 @@ async fn revision(connection: &mut SqliteConnection) -> Result<i64, RegistryErro
 }
 
 async fn fetch(
-    tx: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     sql: &'static str,
 ) -> Result<Vec<SqliteRow>, RegistryError> {
     sqlx::query(sql)
-        .fetch_all(&mut **tx)
+        .fetch_all(connection)
         .await
         .map_err(unavailable)
 }
 
-async fn write(tx: &mut Transaction<'_, Sqlite>, change: &Change) -> Result<(), RegistryError> {
-    match change {
-        Change::Publish {
-            spec,
-            digest,
-            modules,
-            at_ms,
-            ..
-        } => {
-            for (digest, bytes) in modules {
-                let insert = sqlx::query(
-                    "INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)",
-                );
-                run(tx, insert.bind(digest.to_string()).bind(bytes.as_slice())).await?;
+#[async_trait]
+impl Transaction for SqliteConnection {
+    type Error = RegistryError;
+
+    async fn locked_revision(&mut self) -> Result<i64, RegistryError> {
+        // `BEGIN IMMEDIATE` took the lock.
+        revision(self).await
+    }
+
+    async fn write(&mut self, write: Write<'_>) -> Result<(), RegistryError> {
+        let query = match write {
+            Write::Module { digest, bytes } => {
+                sqlx::query("INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)")
+                    .bind(digest.to_string())
+                    .bind(bytes)
             }
-            let insert = "INSERT INTO policies (name, version, digest, spec, published_at_ms) VALUES (?, ?, ?, ?, ?)";
-            let PolicyRef { name, version } = &spec.policy;
-            let query = sqlx::query(insert)
-                .bind(name)
-                .bind(version.to_string())
+            Write::Policy {
+                policy,
+                digest,
+                spec,
+                at_ms,
+            } => sqlx::query("INSERT INTO policies (name, version, digest, spec, published_at_ms) VALUES (?, ?, ?, ?, ?)")
+                .bind(&policy.name)
+                .bind(policy.version.to_string())
                 .bind(digest.to_string())
-                .bind(serde_json::to_string(spec).map_err(corrupt)?)
-                .bind(to_sql(*at_ms));
-            run(tx, query).await
-        }
-        Change::Activate { policy } => {
-            end_trial(tx, policy).await?;
-            run(
-                tx,
+                .bind(spec)
+                .bind(to_sql(at_ms)),
+            Write::Activation(policy) => {
                 sqlx::query("INSERT INTO policy_activations (policy) VALUES (?)")
-                    .bind(policy.to_string()),
+                    .bind(policy.to_string())
+            }
+            Write::Rollback(policy) => sqlx::query(
+                "DELETE FROM policy_activations WHERE id > \
+                 (SELECT max(id) FROM policy_activations WHERE policy = ? AND id < (SELECT max(id) FROM policy_activations))",
             )
-            .await
-        }
-        Change::Rollback { to, .. } => {
-            end_trial(tx, to).await?;
-            // Deletes every activation above the target's last one. The ones in between are of
-            // quarantined policies.
-            let delete = "DELETE FROM policy_activations WHERE id > \
-                 (SELECT max(id) FROM policy_activations WHERE policy = ? AND id < (SELECT max(id) FROM policy_activations))";
-            run(tx, sqlx::query(delete).bind(to.to_string())).await
-        }
-        Change::Shadow { policy } => write_stage(tx, policy, "shadow", None).await,
-        Change::Retire { policy } => write_stage(tx, policy, "retired", None).await,
-        Change::Canary { policy, percent } if *percent > 0.0 => {
-            run(
-                tx,
-                sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'"),
+            .bind(policy.to_string()),
+            Write::Stage {
+                policy,
+                stage,
+                percent,
+            } => sqlx::query(
+                "INSERT OR REPLACE INTO policy_stages (policy, stage, percent) VALUES (?, ?, ?)",
             )
-            .await?;
-            write_stage(tx, policy, "canary", Some(*percent)).await
-        }
-        Change::Canary { policy, .. } => end_trial(tx, policy).await,
-        Change::Quarantine { digest, quarantine } => {
-            let end_trials = "DELETE FROM policy_stages WHERE stage <> 'retired' AND policy IN \
-                 (SELECT name || '@' || version FROM policies WHERE digest = ?)";
-            run(tx, sqlx::query(end_trials).bind(digest.to_string())).await?;
-            let body = serde_json::to_string(quarantine).map_err(corrupt)?;
-            let insert = "INSERT OR IGNORE INTO policy_quarantine (digest, body) VALUES (?, ?)";
-            run(tx, sqlx::query(insert).bind(digest.to_string()).bind(body)).await
-        }
-        Change::PutExperiment { key, experiment } => {
-            let body = serde_json::to_string(experiment).map_err(corrupt)?;
-            run(
-                tx,
+            .bind(policy.to_string())
+            .bind(stage.as_str())
+            .bind(percent),
+            Write::EndTrial(policy) => {
+                sqlx::query("DELETE FROM policy_stages WHERE policy = ? AND stage <> 'retired'")
+                    .bind(policy.to_string())
+            }
+            Write::EndTrialsOf(digest) => sqlx::query(
+                "DELETE FROM policy_stages WHERE stage <> 'retired' AND policy IN \
+                 (SELECT name || '@' || version FROM policies WHERE digest = ?)",
+            )
+            .bind(digest.to_string()),
+            Write::EndCanary => sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'"),
+            Write::Quarantine { digest, body } => {
+                sqlx::query("INSERT OR IGNORE INTO policy_quarantine (digest, body) VALUES (?, ?)")
+                    .bind(digest.to_string())
+                    .bind(body)
+            }
+            Write::Experiment { key, body } => {
                 sqlx::query("INSERT OR REPLACE INTO experiments (key, body) VALUES (?, ?)")
                     .bind(key)
-                    .bind(body),
-            )
-            .await
-        }
-        Change::PutCohort { key, rule } => {
-            let rule = serde_json::to_string(rule).map_err(corrupt)?;
-            run(
-                tx,
+                    .bind(body)
+            }
+            Write::Cohort { key, rule } => {
                 sqlx::query("INSERT OR REPLACE INTO cohorts (key, rule) VALUES (?, ?)")
                     .bind(key)
-                    .bind(rule),
-            )
-            .await
-        }
-        Change::SetFlag { name, enabled } => {
-            let query = sqlx::query("INSERT OR REPLACE INTO flags (name, enabled) VALUES (?, ?)");
-            run(tx, query.bind(name).bind(enabled)).await
-        }
-        Change::Reconciled { change, .. } => Box::pin(write(tx, change)).await,
-        Change::Dropped { .. } => Ok(()),
+                    .bind(rule)
+            }
+            Write::Flag { name, enabled } => {
+                sqlx::query("INSERT OR REPLACE INTO flags (name, enabled) VALUES (?, ?)")
+                    .bind(name)
+                    .bind(enabled)
+            }
+        };
+        query.execute(self).await.map_err(unavailable)?;
+        Ok(())
     }
-}
 
-async fn end_trial(
-    tx: &mut Transaction<'_, Sqlite>,
-    policy: &PolicyRef,
-) -> Result<(), RegistryError> {
-    let delete = "DELETE FROM policy_stages WHERE policy = ? AND stage <> 'retired'";
-    run(tx, sqlx::query(delete).bind(policy.to_string())).await
-}
+    async fn audit(
+        &mut self,
+        page: AuditPage,
+        limit: i64,
+    ) -> Result<Vec<AuditEntry>, RegistryError> {
+        audit::read(self, page, limit).await
+    }
 
-async fn write_stage(
-    tx: &mut Transaction<'_, Sqlite>,
-    policy: &PolicyRef,
-    stage: &'static str,
-    percent: Option<f64>,
-) -> Result<(), RegistryError> {
-    let put = "INSERT OR REPLACE INTO policy_stages (policy, stage, percent) VALUES (?, ?, ?)";
-    let put = sqlx::query(put).bind(policy.to_string());
-    run(tx, put.bind(stage).bind(percent)).await
-}
+    async fn append(&mut self, entry: &AuditEntry) -> Result<(), RegistryError> {
+        audit::append(self, entry).await
+    }
 
-async fn run(
-    tx: &mut Transaction<'_, Sqlite>,
-    query: sqlx::query::Query<'_, Sqlite, sqlx::sqlite::SqliteArguments>,
-) -> Result<(), RegistryError> {
-    query
-        .execute(&mut **tx)
-        .await
-        .map(|_| ())
-        .map_err(unavailable)
+    fn corrupt(error: serde_json::Error) -> RegistryError {
+        corrupt(error)
+    }
 }

@@ -5,7 +5,7 @@ use super::files::ImportFile;
 use super::offset::Shift;
 use super::source::{ROWS_PER_STATEMENT, Source};
 use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
-use super::{FileSummary, ImportError, Progress};
+use super::{FileSummary, ImportError, ImportProgress};
 use crate::ports::StoreResult;
 use csv::ByteRecord;
 use std::path::Path;
@@ -23,7 +23,7 @@ pub(super) async fn load_file(
     file: &'static ImportFile,
     path: &Path,
     shift: &Shift,
-    progress: &mut (dyn FnMut(Progress) + Send),
+    progress: &mut (dyn FnMut(ImportProgress) + Send),
 ) -> Result<FileSummary, ImportError> {
     let mut source = Source::open(file, path, shift.offset_ms)?;
     let load = async {
@@ -49,7 +49,7 @@ pub(super) async fn load_file(
 async fn stage(
     load: &mut dyn FileLoad,
     source: &mut Source,
-    progress: &mut (dyn FnMut(Progress) + Send),
+    progress: &mut (dyn FnMut(ImportProgress) + Send),
 ) -> StoreResult<Staged> {
     let mut record = ByteRecord::new();
     let mut rows_read = 0;
@@ -59,7 +59,7 @@ async fn stage(
             load.stage(json).await?;
             rows_read += rows;
         }
-        progress(Progress {
+        progress(ImportProgress {
             file: source.file.name,
             rows_done: rows_read,
             bytes_done: source.bytes_done(),

@@ -12,6 +12,7 @@ mod offset;
 mod rows;
 mod source;
 mod stack;
+mod staging;
 mod target;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -36,9 +37,9 @@ pub struct ImportOptions {
     pub now_ms: UnixMs,
 }
 
-/// Progress in the current file. Rows are counted while they are read, and loaded at the end.
+/// ImportProgress in the current file. Rows are counted while they are read, and loaded at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct ImportProgress {
     pub file: &'static str,
     pub rows_done: u64,
     pub bytes_done: u64,
@@ -74,7 +75,7 @@ pub async fn import_dir(
     target: &dyn ImportTarget,
     dir: &Path,
     options: &ImportOptions,
-    progress: &mut (dyn FnMut(Progress) + Send),
+    progress: &mut (dyn FnMut(ImportProgress) + Send),
 ) -> Result<ImportSummary, ImportError> {
     let files = present_files(dir)?;
     let shift = Shift::choose(target, &files, options).await?;

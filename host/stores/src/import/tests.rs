@@ -417,7 +417,7 @@ async fn progress_ends_with_all_bytes_of_a_file() {
     .await
     .unwrap();
     let bytes = USERS_CSV.len() as u64;
-    let expected = Progress {
+    let expected = ImportProgress {
         file: "users.csv",
         rows_done: 2,
         bytes_done: bytes,

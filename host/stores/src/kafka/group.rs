@@ -33,7 +33,7 @@ pub type PartitionKey = (String, i32);
 
 /// A change of the assignment by a rebalance. Changes are kept in the order in which they happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum AssignmentChange {
     Assigned(PartitionKey),
     Revoked(PartitionKey),
 }
@@ -43,7 +43,7 @@ pub struct Group {
 }
 
 struct Membership {
-    changes: Mutex<Vec<Change>>,
+    changes: Mutex<Vec<AssignmentChange>>,
 }
 
 /// A position to commit: the next offset to read, and the intent in its metadata note.
@@ -103,7 +103,7 @@ impl Group {
 
     /// Returns the changes of the assignment since the last call. Rebalances happen only while
     /// polling.
-    pub fn changes(&self) -> Vec<Change> {
+    pub fn changes(&self) -> Vec<AssignmentChange> {
         std::mem::take(&mut *self.consumer.context().lock())
     }
 
@@ -180,11 +180,11 @@ fn parse_intent(metadata: &str) -> Option<i64> {
 }
 
 impl Membership {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Change>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<AssignmentChange>> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, partitions: &TopicPartitionList, change: fn(PartitionKey) -> Change) {
+    fn note(&self, partitions: &TopicPartitionList, change: fn(PartitionKey) -> AssignmentChange) {
         let keys = partitions.elements();
         let keys = keys
             .iter()
@@ -221,8 +221,8 @@ impl ClientContext for Membership {
 impl ConsumerContext for Membership {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
-            Rebalance::Assign(partitions) => self.note(partitions, Change::Assigned),
-            Rebalance::Revoke(partitions) => self.note(partitions, Change::Revoked),
+            Rebalance::Assign(partitions) => self.note(partitions, AssignmentChange::Assigned),
+            Rebalance::Revoke(partitions) => self.note(partitions, AssignmentChange::Revoked),
             Rebalance::Error(error) => {
                 tracing::warn!(target: "kafka", %error, "could not rebalance the consumer group; waiting for the next rebalance")
             }

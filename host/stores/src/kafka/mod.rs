@@ -9,19 +9,21 @@ pub mod batch;
 pub mod dead_letter;
 pub mod exposures;
 mod group;
-mod held;
 pub mod lag;
 mod linger;
 pub mod message;
+mod partition_buffer;
 pub mod producer;
 pub mod reader;
 pub mod sink;
+mod subscription;
 pub mod topics;
 
 pub use batch::{Batch, Row};
 pub use producer::Producer;
 pub use reader::Reader;
 pub use sink::KafkaSink;
+pub use subscription::Subscription;
 pub use topics::Topic;
 
 use crate::ports::StoreError;

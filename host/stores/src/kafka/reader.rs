@@ -9,11 +9,12 @@
 
 use super::batch::Batch;
 use super::dead_letter::{DeadLetter, DeadLetters};
-use super::group::{Change, Group, PartitionKey, Position};
-use super::held::{Content, Cut, Held, Taken};
-use super::linger::WaitForCompany;
+use super::group::{AssignmentChange, Group, PartitionKey, Position};
+use super::linger::LingerTimer;
 use super::message::Undecodable;
-use super::{KafkaSettings, Producer, Topic};
+use super::partition_buffer::{BufferedMessage, Content, PartitionBuffer, SealedBatch};
+use super::subscription::Subscription;
+use super::{KafkaSettings, Producer};
 use crate::ports::StoreResult;
 use nova_support::clock::unix_ms;
 use nova_support::metrics::METRICS;
@@ -59,26 +60,12 @@ pub trait BatchHandler: Send + Sync + 'static {
     fn store(&self, batches: &[Batch<Self::Item>]) -> impl Future<Output = StoreResult<()>> + Send;
 }
 
-/// The topics that a consumer group reads, and the limits on its batches.
-#[derive(Debug, Clone)]
-pub struct Subscription {
-    pub group: &'static str,
-    pub topics: Vec<Topic>,
-    pub dead_letters: Topic,
-    /// Time that the first batch of a round lingers for more messages.
-    pub linger: Duration,
-    /// Maximum number of messages of one partition that are stored together.
-    pub batch_max: usize,
-    /// Number of messages in memory that ends a round early.
-    pub round_max: usize,
-}
-
 pub struct Reader<H: BatchHandler> {
     group: Group,
     handler: Arc<H>,
     dead_letters: DeadLetters,
     subscription: Subscription,
-    held: Held<H::Item>,
+    buffer: PartitionBuffer<H::Item>,
     runtime: Handle,
     lag_shown: Option<Instant>,
     stop: CancellationToken,
@@ -106,9 +93,9 @@ struct Receipt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
-    Cut,
+    Sealed,
     Intended,
-    Buried,
+    DeadLettered,
     Stored,
     Committed,
 }
@@ -140,7 +127,7 @@ impl<H: BatchHandler> Reader<H> {
                 handler: handler.clone(),
                 dead_letters: dead_letters.clone(),
                 subscription: subscription.clone(),
-                held: Held::default(),
+                buffer: PartitionBuffer::default(),
                 runtime: runtime.clone(),
                 lag_shown: None,
                 stop: stop.clone(),
@@ -159,9 +146,9 @@ impl<H: BatchHandler> Reader<H> {
                 anyhow::bail!("{code}: {reason}");
             }
             self.gather();
-            let cuts = self.held.cut(self.subscription.batch_max);
-            if !cuts.is_empty() {
-                let round = Round::of(cuts);
+            let batches = self.buffer.seal(self.subscription.batch_max);
+            if !batches.is_empty() {
+                let round = Round::new(batches);
                 self.show_lag(Some(&round));
                 self.settle(round);
             }
@@ -181,7 +168,7 @@ impl<H: BatchHandler> Reader<H> {
         self.lag_shown = Some(Instant::now());
         let now_ms = unix_ms();
         let mut by_topic = BTreeMap::new();
-        for (key, waiting) in self.held.oldest() {
+        for (key, waiting) in self.buffer.oldest() {
             // Messages that are being stored are older than those that are still buffered.
             let on_its_way = round.and_then(|round| round.oldest(key));
             let seconds = on_its_way
@@ -199,9 +186,9 @@ impl<H: BatchHandler> Reader<H> {
 
     /// Polls until a batch can be sealed and either the round is full or the linger time is over.
     fn gather(&mut self) {
-        let mut wait = WaitForCompany::of(&self.held);
+        let mut wait = LingerTimer::new(&self.buffer);
         while !self.stop.is_cancelled()
-            && let Some(left) = wait.left(&self.held, &self.subscription)
+            && let Some(left) = wait.left(&self.buffer, &self.subscription)
         {
             self.poll(left.min(POLL));
             self.show_lag(None);
@@ -224,7 +211,7 @@ impl<H: BatchHandler> Reader<H> {
         // assignment.
         let revoked = self.follow_group();
         if let Some((key, taken)) = taken {
-            self.held.push(&key, taken);
+            self.buffer.push(&key, taken);
         }
         revoked
     }
@@ -233,9 +220,9 @@ impl<H: BatchHandler> Reader<H> {
         let mut revoked = Vec::new();
         for change in self.group.changes() {
             match change {
-                Change::Assigned(key) => self.held.assign(key),
-                Change::Revoked(key) => {
-                    self.held.revoke(&key);
+                AssignmentChange::Assigned(key) => self.buffer.assign(key),
+                AssignmentChange::Revoked(key) => {
+                    self.buffer.revoke(&key);
                     let labels = [key.0.as_str(), &key.1.to_string()];
                     // Removal fails if nothing was reported yet; that is no error.
                     let _ = METRICS.kafka_consumer_lag.remove_label_values(&labels);
@@ -246,12 +233,12 @@ impl<H: BatchHandler> Reader<H> {
                 }
             }
         }
-        let unknown = self.held.unknown();
+        let unknown = self.buffer.unknown();
         if !unknown.is_empty() {
             match self.group.intents(&unknown) {
                 Ok(intents) => {
                     for (key, intent) in intents {
-                        self.held.set_intent(&key, intent);
+                        self.buffer.set_intent(&key, intent);
                     }
                 }
                 Err(error) => {
@@ -290,12 +277,12 @@ impl<H: BatchHandler> Reader<H> {
             self.group.commit(&round.intents())?;
             round.step = Step::Intended;
         }
-        if round.step < Step::Buried {
+        if round.step < Step::DeadLettered {
             for receipt in &round.receipts {
                 self.runtime
                     .block_on(self.dead_letters.put(&receipt.dead))?;
             }
-            round.step = Step::Buried;
+            round.step = Step::DeadLettered;
         }
         if round.step < Step::Stored {
             self.runtime.block_on(self.handler.store(&round.batches))?;
@@ -376,21 +363,21 @@ fn keep_reading<H: BatchHandler>(first: Reader<H>, join: impl Fn() -> anyhow::Re
 }
 
 impl<T> Round<T> {
-    fn of(cuts: Vec<Cut<T>>) -> Self {
-        let (batches, receipts) = cuts
+    fn new(sealed: Vec<SealedBatch<T>>) -> Self {
+        let (batches, receipts) = sealed
             .into_iter()
-            .map(|cut| {
+            .map(|sealed| {
                 let receipt = Receipt {
-                    dead: cut.dead,
-                    messages: cut.messages,
+                    dead: sealed.dead,
+                    messages: sealed.messages,
                 };
-                (cut.batch, receipt)
+                (sealed.batch, receipt)
             })
             .unzip();
         Self {
             batches,
             receipts,
-            step: Step::Cut,
+            step: Step::Sealed,
         }
     }
 
@@ -442,7 +429,7 @@ impl<T> Round<T> {
 fn take<H: BatchHandler>(
     handler: &H,
     message: &BorrowedMessage<'_>,
-) -> (PartitionKey, Taken<H::Item>) {
+) -> (PartitionKey, BufferedMessage<H::Item>) {
     let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
     let content = match handler.decode(topic, message.payload()) {
         Ok(Some(item)) => Content::Row(item),
@@ -454,7 +441,7 @@ fn take<H: BatchHandler>(
         )),
     };
     let at_ms = message.timestamp().to_millis().unwrap_or(0).max(0) as u64;
-    let taken = Taken {
+    let taken = BufferedMessage {
         offset,
         at_ms,
         content,

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// The shared cache of feeds (Redis in the real stack). A failure here is a cache miss, never an
 /// error for the viewer.
 ///
-/// Each viewer has an **epoch**, which [`FeedCache::overtake`] ends. A result whose computation
+/// Each viewer has an **epoch**, which [`FeedCache::invalidate`] ends. A result whose computation
 /// began in an epoch that has ended is not cached: a ranking that was being computed while its
 /// viewer liked a post would otherwise hide that like for the whole lifetime of the cache entry.
 #[async_trait]
@@ -54,7 +54,7 @@ pub trait FeedCache: Send + Sync + 'static {
     /// Ends the viewer's epoch, drops the cached candidates and marks no snapshot as `latest`
     /// any more. Called after the viewer's own like, comment or share, and after a new post by
     /// an author they follow. The snapshots themselves stay, so that their cursors work.
-    async fn overtake(&self, viewer: u64) -> StoreResult<()>;
+    async fn invalidate(&self, viewer: u64) -> StoreResult<()>;
 
     async fn ping(&self) -> StoreResult<()>;
 }

@@ -1,10 +1,9 @@
 //! The audit log's rows in PostgreSQL.
 
 use crate::guard::Failure;
-use nova_model::artifact::Digest;
-use nova_model::audit::{AuditEntry, AuditPage, head_of_unhashed};
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row as _};
+use crate::registry::{AuditRow, audit_entry};
+use nova_model::audit::{AuditEntry, AuditPage};
+use sqlx::PgConnection;
 
 pub(super) async fn read(
     connection: &mut PgConnection,
@@ -23,43 +22,15 @@ pub(super) async fn read(
             id,
         ),
     };
-    let rows = sqlx::query(select).bind(id).bind(limit);
-    let rows = rows.fetch_all(connection).await?;
-    rows.iter().map(entry).collect()
-}
-
-fn entry(row: &PgRow) -> Result<AuditEntry, Failure> {
-    let digest = |column| {
-        let text: Option<&str> = row.try_get(column)?;
-        text.map(str::parse).transpose().map_err(unreadable)
-    };
-    Ok(AuditEntry {
-        id: row.try_get("id")?,
-        at: chrono::DateTime::from_timestamp_millis(row.try_get("at_ms")?).unwrap_or_default(),
-        actor: row.try_get("actor")?,
-        action: row.try_get("action")?,
-        subject: row.try_get("subject")?,
-        detail: serde_json::from_str(row.try_get("detail")?).map_err(unreadable)?,
-        previous_hash: digest("previous_hash")?,
-        hash: digest("hash")?,
-    })
+    let rows = sqlx::query_as(select).bind(id).bind(limit);
+    let rows: Vec<AuditRow> = rows.fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|row| audit_entry(row).map_err(unreadable))
+        .collect()
 }
 
 fn unreadable(error: impl std::fmt::Display) -> Failure {
     Failure::permanent(anyhow::anyhow!("could not decode an audit entry: {error}"))
-}
-
-/// Returns the hash that the next entry continues. The caller must hold the lock on the
-/// registry's revision.
-pub(super) async fn head(connection: &mut PgConnection) -> Result<Option<Digest>, Failure> {
-    let newest = read(connection, AuditPage::NEWEST, 1).await?;
-    match newest.first() {
-        Some(newest) if newest.hash.is_none() => {
-            let all = read(connection, AuditPage::OLDEST, i64::MAX).await?;
-            head_of_unhashed(&all).map_err(unreadable)
-        }
-        newest => Ok(newest.and_then(|newest| newest.hash)),
-    }
 }
 
 pub(super) async fn append(

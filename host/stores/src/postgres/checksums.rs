@@ -2,7 +2,7 @@
 //! capture of changes is behind.
 
 use anyhow::Context as _;
-use nova_model::captured::{Bucket, Table};
+use nova_model::cdc::{Bucket, Table};
 use sqlx::{Connection as _, PgConnection, Row as _};
 
 /// Computes the same checksums as `clickhouse/checksums.rs`, over the rows that are not deleted.

@@ -7,16 +7,16 @@ use crate::breaker::Breaker;
 use crate::guard::{Failure, Guard};
 use crate::ports::StoreError;
 use crate::ports::registry::{Registry, RegistryError};
+use crate::registry::{self, Transaction, Write};
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit::{AuditEntry, AuditPage};
-use nova_model::registry::{Change, PublishedPolicy, Quarantine, RegistryState, put_stage};
+use nova_model::quarantine::Quarantine;
+use nova_model::registry::{Change, PublishedPolicy, RegistryState, put_stage};
 use nova_model::time::UnixMs;
-use nova_support::clock::unix_ms;
 use serde::de::DeserializeOwned;
-use sqlx::postgres::{PgArguments, PgListener, PgPool, PgPoolOptions};
-use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres};
+use sqlx::PgConnection;
+use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,8 +142,8 @@ impl Registry for PostgresRegistry {
     }
 
     async fn revision(&self) -> Result<i64, RegistryError> {
-        let ask = async { Ok(revision(&mut *self.pool.acquire().await?).await?) };
-        self.guard.run("revision", ask).await.map_err(unavailable)
+        let read = async { Ok(revision(&mut *self.pool.acquire().await?).await?) };
+        self.guard.run("revision", read).await.map_err(unavailable)
     }
 
     async fn apply(
@@ -154,34 +154,18 @@ impl Registry for PostgresRegistry {
     ) -> Result<i64, RegistryError> {
         let apply = async {
             let mut tx = self.pool.begin().await?;
-            // A second change waits here for the commit of the first, and then sees its
-            // revision.
-            let lock = "SELECT revision FROM registry_revision WHERE id = 1 FOR UPDATE";
-            let found: i64 = sqlx::query_scalar(lock).fetch_one(&mut *tx).await?;
-            if found != expected_revision {
-                return Ok(None);
+            let applied = registry::apply(&mut *tx, change, actor, expected_revision).await?;
+            if applied.is_some() {
+                tx.commit().await?;
             }
-            let revision = found + 1;
-            write(&mut tx, change).await?;
-            let previous = audit::head(&mut tx).await?;
-            let entry =
-                AuditEntry::of(change, actor, revision, unix_ms(), previous).map_err(corrupt)?;
-            audit::append(&mut tx, &entry).await?;
-            let advance = "UPDATE registry_revision SET revision = $1 WHERE id = 1";
-            run(&mut tx, sqlx::query(advance).bind(revision)).await?;
-            tx.commit().await?;
-            Ok(Some(revision))
+            Ok(applied)
         };
         let guard = match change {
             Change::Publish { .. } => &self.modules_guard,
             _ => &self.guard,
         };
         let applied = guard.run("apply", apply).await.map_err(unavailable)?;
-        applied.ok_or_else(|| {
-            RegistryError::Conflict(
-                "the registry was changed in the meantime; read its state again and repeat the request".into(),
-            )
-        })
+        applied.ok_or_else(registry::outdated)
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
@@ -241,7 +225,7 @@ async fn stages(connection: &mut PgConnection, state: &mut RegistryState) -> Res
     let rows: Vec<(String, String, Option<f64>)> =
         sqlx::query_as(all).fetch_all(connection).await?;
     for (policy, stage, percent) in rows {
-        put_stage(state, policy.parse().map_err(corrupt)?, &stage, percent).map_err(corrupt)?;
+        put_stage(state, &policy, &stage, percent).map_err(corrupt)?;
     }
     Ok(())
 }
@@ -266,101 +250,101 @@ async fn by_key<T: DeserializeOwned>(
         .collect()
 }
 
-async fn write(connection: &mut PgConnection, change: &Change) -> Result<(), Failure> {
-    match change {
-        Change::Publish {
-            spec,
-            digest,
-            modules,
-            at_ms,
-            ..
-        } => {
-            let keep =
-                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            for (digest, bytes) in modules {
-                let keep = sqlx::query(keep).bind(digest.to_string()).bind(bytes);
-                run(connection, keep).await?;
-            }
-            let insert = "INSERT INTO policies (name, version, digest, spec, published_at_ms) VALUES ($1, $2, $3, $4::json, $5)";
-            let PolicyRef { name, version } = &spec.policy;
-            let insert = sqlx::query(insert)
-                .bind(name)
-                .bind(version.to_string())
-                .bind(digest.to_string())
-                .bind(serde_json::to_string(spec).map_err(corrupt)?)
-                .bind(to_sql(*at_ms));
-            run(connection, insert).await
-        }
-        Change::Activate { policy } => {
-            end_trial(connection, policy).await?;
-            let insert = sqlx::query("INSERT INTO policy_activations (policy) VALUES ($1)");
-            run(connection, insert.bind(policy.to_string())).await
-        }
-        Change::Rollback { to, .. } => {
-            end_trial(connection, to).await?;
-            // Deletes every activation above the target's last one. The ones in between are of
-            // quarantined policies.
-            let delete = "DELETE FROM policy_activations WHERE id > \
-                 (SELECT max(id) FROM policy_activations WHERE policy = $1 AND id < (SELECT max(id) FROM policy_activations))";
-            run(connection, sqlx::query(delete).bind(to.to_string())).await
-        }
-        Change::Shadow { policy } => write_stage(connection, policy, "shadow", None).await,
-        Change::Retire { policy } => write_stage(connection, policy, "retired", None).await,
-        Change::Canary { policy, percent } if *percent > 0.0 => {
-            let end_other = sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'");
-            run(connection, end_other).await?;
-            write_stage(connection, policy, "canary", Some(*percent)).await
-        }
-        Change::Canary { policy, .. } => end_trial(connection, policy).await,
-        Change::Quarantine { digest, quarantine } => {
-            let end_trials = "DELETE FROM policy_stages WHERE stage <> 'retired' AND policy IN \
-                 (SELECT name || '@' || version FROM policies WHERE digest = $1)";
-            run(connection, sqlx::query(end_trials).bind(digest.to_string())).await?;
-            let insert = "INSERT INTO policy_quarantine (digest, body) VALUES ($1, $2::json) ON CONFLICT DO NOTHING";
-            let body = serde_json::to_string(quarantine).map_err(corrupt)?;
-            let insert = sqlx::query(insert).bind(digest.to_string()).bind(body);
-            run(connection, insert).await
-        }
-        Change::PutExperiment { key, experiment } => {
-            let put = "INSERT INTO experiments (key, body) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET body = excluded.body";
-            let body = serde_json::to_string(experiment).map_err(corrupt)?;
-            run(connection, sqlx::query(put).bind(key).bind(body)).await
-        }
-        Change::PutCohort { key, rule } => {
-            let put = "INSERT INTO cohorts (key, rule) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET rule = excluded.rule";
-            let rule = serde_json::to_string(rule).map_err(corrupt)?;
-            run(connection, sqlx::query(put).bind(key).bind(rule)).await
-        }
-        Change::SetFlag { name, enabled } => {
-            let put = "INSERT INTO flags (name, enabled) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled";
-            run(connection, sqlx::query(put).bind(name).bind(enabled)).await
-        }
-        Change::Reconciled { change, .. } => Box::pin(write(connection, change)).await,
-        Change::Dropped { .. } => Ok(()),
+#[async_trait]
+impl Transaction for PgConnection {
+    type Error = Failure;
+
+    async fn locked_revision(&mut self) -> Result<i64, Failure> {
+        // A second change waits here for the commit of the first, and then sees its revision.
+        let lock = "SELECT revision FROM registry_revision WHERE id = 1 FOR UPDATE";
+        Ok(sqlx::query_scalar(lock).fetch_one(self).await?)
     }
-}
 
-async fn end_trial(connection: &mut PgConnection, policy: &PolicyRef) -> Result<(), Failure> {
-    let delete = "DELETE FROM policy_stages WHERE policy = $1 AND stage <> 'retired'";
-    run(connection, sqlx::query(delete).bind(policy.to_string())).await
-}
+    async fn write(&mut self, write: Write<'_>) -> Result<(), Failure> {
+        let query = match write {
+            Write::Module { digest, bytes } => sqlx::query(
+                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            )
+            .bind(digest.to_string())
+            .bind(bytes),
+            Write::Policy {
+                policy,
+                digest,
+                spec,
+                at_ms,
+            } => sqlx::query("INSERT INTO policies (name, version, digest, spec, published_at_ms) VALUES ($1, $2, $3, $4::json, $5)")
+                .bind(&policy.name)
+                .bind(policy.version.to_string())
+                .bind(digest.to_string())
+                .bind(spec)
+                .bind(to_sql(at_ms)),
+            Write::Activation(policy) => {
+                sqlx::query("INSERT INTO policy_activations (policy) VALUES ($1)")
+                    .bind(policy.to_string())
+            }
+            Write::Rollback(policy) => sqlx::query(
+                "DELETE FROM policy_activations WHERE id > \
+                 (SELECT max(id) FROM policy_activations WHERE policy = $1 AND id < (SELECT max(id) FROM policy_activations))",
+            )
+            .bind(policy.to_string()),
+            Write::Stage {
+                policy,
+                stage,
+                percent,
+            } => sqlx::query(
+                "INSERT INTO policy_stages (policy, stage, percent) VALUES ($1, $2, $3) \
+                 ON CONFLICT (policy) DO UPDATE SET stage = excluded.stage, percent = excluded.percent",
+            )
+            .bind(policy.to_string())
+            .bind(stage.as_str())
+            .bind(percent),
+            Write::EndTrial(policy) => {
+                sqlx::query("DELETE FROM policy_stages WHERE policy = $1 AND stage <> 'retired'")
+                    .bind(policy.to_string())
+            }
+            Write::EndTrialsOf(digest) => sqlx::query(
+                "DELETE FROM policy_stages WHERE stage <> 'retired' AND policy IN \
+                 (SELECT name || '@' || version FROM policies WHERE digest = $1)",
+            )
+            .bind(digest.to_string()),
+            Write::EndCanary => sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'"),
+            Write::Quarantine { digest, body } => sqlx::query(
+                "INSERT INTO policy_quarantine (digest, body) VALUES ($1, $2::json) ON CONFLICT DO NOTHING",
+            )
+            .bind(digest.to_string())
+            .bind(body),
+            Write::Experiment { key, body } => sqlx::query(
+                "INSERT INTO experiments (key, body) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET body = excluded.body",
+            )
+            .bind(key)
+            .bind(body),
+            Write::Cohort { key, rule } => sqlx::query(
+                "INSERT INTO cohorts (key, rule) VALUES ($1, $2::json) ON CONFLICT (key) DO UPDATE SET rule = excluded.rule",
+            )
+            .bind(key)
+            .bind(rule),
+            Write::Flag { name, enabled } => sqlx::query(
+                "INSERT INTO flags (name, enabled) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled",
+            )
+            .bind(name)
+            .bind(enabled),
+        };
+        query.execute(self).await?;
+        Ok(())
+    }
 
-async fn write_stage(
-    connection: &mut PgConnection,
-    policy: &PolicyRef,
-    stage: &'static str,
-    percent: Option<f64>,
-) -> Result<(), Failure> {
-    let put = "INSERT INTO policy_stages (policy, stage, percent) VALUES ($1, $2, $3) \
-         ON CONFLICT (policy) DO UPDATE SET stage = excluded.stage, percent = excluded.percent";
-    let put = sqlx::query(put).bind(policy.to_string());
-    run(connection, put.bind(stage).bind(percent)).await
-}
+    async fn audit(&mut self, page: AuditPage, limit: i64) -> Result<Vec<AuditEntry>, Failure> {
+        audit::read(self, page, limit).await
+    }
 
-async fn run(
-    connection: &mut PgConnection,
-    query: Query<'_, Postgres, PgArguments>,
-) -> Result<(), Failure> {
-    query.execute(connection).await?;
-    Ok(())
+    async fn append(&mut self, entry: &AuditEntry) -> Result<(), Failure> {
+        audit::append(self, entry).await?;
+        let advance = "UPDATE registry_revision SET revision = $1 WHERE id = 1";
+        sqlx::query(advance).bind(entry.id).execute(self).await?;
+        Ok(())
+    }
+
+    fn corrupt(error: serde_json::Error) -> Failure {
+        corrupt(error)
+    }
 }

@@ -10,7 +10,8 @@ use futures::future::join_all;
 use nova_model::artifact::{Digest, PolicyRef, PolicySpec};
 use nova_model::audit::{AuditEntry, AuditPage, verify};
 use nova_model::experiments::cohort::Rule;
-use nova_model::registry::{Change, Quarantine, RegistryState};
+use nova_model::quarantine::Quarantine;
+use nova_model::registry::{Change, RegistryState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ async fn on_both(check: impl AsyncFn(Arc<dyn Registry>)) {
 
 fn module() -> (Digest, Vec<u8>) {
     let bytes = vec![0, 0x61, 0x73, 0x6d, 0xff];
-    (Digest::of(&bytes), bytes)
+    (Digest::from_content(&bytes), bytes)
 }
 
 /// A policy with parameters that a database can easily corrupt.
@@ -77,7 +78,10 @@ async fn a_published_policy_is_read_back_bit_for_bit() {
         assert_eq!(published.spec, policy("1.0.0"));
         let (digest, bytes) = module();
         assert_eq!(registry.module(digest).await.unwrap(), Some(bytes));
-        assert_eq!(registry.module(Digest::of(b"?")).await.unwrap(), None);
+        assert_eq!(
+            registry.module(Digest::from_content(b"?")).await.unwrap(),
+            None
+        );
     })
     .await;
 }
@@ -165,7 +169,7 @@ fn a_life() -> Vec<Change> {
     let publish = |version: &str, digest: &[u8], at_ms| match publish(version) {
         Change::Publish { spec, modules, .. } => Change::Publish {
             spec,
-            digest: Digest::of(digest),
+            digest: Digest::from_content(digest),
             modules,
             at_ms,
             measured: None,
@@ -186,7 +190,7 @@ fn a_life() -> Vec<Change> {
         policy: policy.clone(),
     };
     let quarantine = |policy: &PolicyRef, digest: &[u8]| Change::Quarantine {
-        digest: Digest::of(digest),
+        digest: Digest::from_content(digest),
         quarantine: Quarantine {
             policy: policy.clone(),
             reason: "trap".into(),

@@ -12,7 +12,7 @@ const UNBOUNDED: Bounds = Bounds {
 
 fn spec(module: &[u8]) -> PolicySpec {
     let stage = || StageSpec {
-        module: Digest::of(module),
+        module: Digest::from_content(module),
         params: BTreeMap::new(),
     };
     PolicySpec {
@@ -56,7 +56,10 @@ async fn a_full_store_keeps_the_newest_records_within_its_bytes() {
     let mut store = RecordStore::open(directory.path()).await.unwrap();
     let policy = spec(b"module");
     store
-        .put_policy(&policy, &[(Digest::of(b"module"), b"module".to_vec())])
+        .put_policy(
+            &policy,
+            &[(Digest::from_content(b"module"), b"module".to_vec())],
+        )
         .await
         .unwrap();
     let records: Vec<Encoded> = (1..=50).map(|user| made(NOW_MS, user, &policy)).collect();
@@ -81,7 +84,7 @@ async fn records_that_are_too_old_are_removed_with_their_policy() {
     let (old, new) = (spec(b"old"), spec(b"new"));
     for (policy, module) in [(&old, b"old"), (&new, b"new")] {
         store
-            .put_policy(policy, &[(Digest::of(module), module.to_vec())])
+            .put_policy(policy, &[(Digest::from_content(module), module.to_vec())])
             .await
             .unwrap();
     }
@@ -93,8 +96,17 @@ async fn records_that_are_too_old_are_removed_with_their_policy() {
     assert_eq!(store.prune(NOW_MS, UNBOUNDED).await.unwrap(), 1);
     assert_eq!(users(&mut store, Selection::default()).await, [2]);
     assert_eq!(store.policies().await.unwrap(), [new]);
-    assert_eq!(store.module(Digest::of(b"old")).await.unwrap(), None);
-    assert!(store.module(Digest::of(b"new")).await.unwrap().is_some());
+    assert_eq!(
+        store.module(Digest::from_content(b"old")).await.unwrap(),
+        None
+    );
+    assert!(
+        store
+            .module(Digest::from_content(b"new"))
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -133,7 +145,7 @@ async fn an_export_is_one_file_with_everything_a_replay_needs() {
     let mut store = RecordStore::open(directory.path()).await.unwrap();
     let policy = spec(b"m");
     store
-        .put_policy(&policy, &[(Digest::of(b"m"), b"m".to_vec())])
+        .put_policy(&policy, &[(Digest::from_content(b"m"), b"m".to_vec())])
         .await
         .unwrap();
     store.append(&[made(NOW_MS, 7, &policy)]).await.unwrap();
@@ -149,7 +161,12 @@ async fn an_export_is_one_file_with_everything_a_replay_needs() {
     let mut read = RecordStore::open_to_read(&file).await.unwrap();
     assert_eq!(users(&mut read, Selection::default()).await, [7]);
     assert_eq!(read.policies().await.unwrap(), [policy]);
-    assert!(read.module(Digest::of(b"m")).await.unwrap().is_some());
+    assert!(
+        read.module(Digest::from_content(b"m"))
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]

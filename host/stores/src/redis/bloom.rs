@@ -31,7 +31,7 @@ pub struct Hash {
 impl Hash {
     /// Hashes a post id. The function is part of the format: all hosts, of all versions, must
     /// agree on it.
-    pub fn of(post_id: u64) -> Self {
+    pub fn new(post_id: u64) -> Self {
         let mixed = mix(post_id);
         Self {
             first: mixed as u32,
@@ -118,7 +118,7 @@ pub(super) mod tests {
         }
         let (start, bits) = layer_with_room(filter, posts.len() as u32);
         let mut joined = false;
-        for hash in posts.iter().map(|post| Hash::of(*post)) {
+        for hash in posts.iter().map(|post| Hash::new(*post)) {
             if Filter::read(filter).is_some_and(|read| read.contains(hash)) {
                 continue;
             }
@@ -153,7 +153,7 @@ pub(super) mod tests {
             .filter_map(|bytes| Filter::read(bytes))
             .collect();
         strangers
-            .filter(|post| filters.iter().any(|one| one.contains(Hash::of(*post))))
+            .filter(|post| filters.iter().any(|one| one.contains(Hash::new(*post))))
             .count()
     }
 
@@ -214,6 +214,6 @@ pub(super) mod tests {
     fn hashes_never_change() {
         // The first output of SplitMix64 seeded with 1.
         let (first, step) = (0x8902_5cc1, 0x910a_2dec | 1);
-        assert_eq!(Hash::of(1), Hash { first, step });
+        assert_eq!(Hash::new(1), Hash { first, step });
     }
 }

@@ -137,7 +137,7 @@ impl RedisCache {
             .arg("EX")
             .arg(SNAPSHOT_EXPIRY_S);
         let found: Option<Vec<u8>> =
-            self.unless_poisoned(self.redis.ask("snapshot", command).await, &self.snapshots)?;
+            self.unless_poisoned(self.redis.call("snapshot", command).await, &self.snapshots)?;
         let Some(bytes) = found else {
             return Ok(None);
         };
@@ -154,7 +154,7 @@ impl RedisCache {
     /// Remembers the viewer's newest ranking; ranking ids are ordered by time. A timeline is left
     /// out, because it must not stand in for a ranking: it is the next step of the fallback chain.
     fn note_newest(&self, snapshot: &Snapshot) {
-        if snapshot.algo == Algo::Ch {
+        if snapshot.algo == Algo::Ranked {
             let ranking_id = snapshot.ranking_id;
             self.newest.entry(snapshot.viewer).and_upsert_with(|known| {
                 known.map_or(ranking_id, |k| k.into_value().max(ranking_id))
@@ -174,7 +174,7 @@ impl RedisCache {
     ) -> StoreResult<Option<Arc<Snapshot>>> {
         let _timer = self.snapshots.duration_seconds.start_timer();
         let pointer: Option<Vec<u8>> =
-            self.unless_poisoned(self.redis.ask(query, pointer).await, &self.snapshots)?;
+            self.unless_poisoned(self.redis.call(query, pointer).await, &self.snapshots)?;
         match pointer.map(|bytes| Uuid::from_slice(&bytes)) {
             None => Ok(None),
             Some(Ok(ranking_id)) => self.by_ranking(ranking_id).await,
@@ -215,13 +215,13 @@ pub(super) async fn keep_alive(redis: Redis, snapshot: Arc<Snapshot>) {
     touch
         .expire(keys::newest(snapshot.viewer), SNAPSHOT_EXPIRY_S as i64)
         .ignore();
-    match redis.ask::<(bool,)>("touch_snapshot", touch).await {
+    match redis.call::<(bool,)>("touch_snapshot", touch).await {
         Ok((true,)) => {}
         Ok((false,)) => {
             if let Ok(bytes) = codec::encode_snapshot(&snapshot) {
                 let mut restore = cmd("SET");
                 restore.arg(key).arg(bytes).arg("EX").arg(SNAPSHOT_EXPIRY_S);
-                let _: StoreResult<()> = redis.ask("restore_snapshot", restore).await;
+                let _: StoreResult<()> = redis.call("restore_snapshot", restore).await;
             }
         }
         Err(error) => tracing::debug!(%error, "could not renew a snapshot in Redis; will retry"),
@@ -298,11 +298,11 @@ impl FeedCache for RedisCache {
             .arg(ranking_id.as_bytes())
             .arg(SNAPSHOT_EXPIRY_S)
             // Only a ranking may become the newest one; see `note_newest`.
-            .arg(u8::from(snapshot.algo == Algo::Ch))
+            .arg(u8::from(snapshot.algo == Algo::Ranked))
             .arg(snapshot.policy.effective_digest.to_string())
             .arg(epoch.map(|epoch| epoch.to_string()).unwrap_or_default())
             .arg(DIGESTS_PER_VIEWER_MAX);
-        self.redis.ask("put_snapshot", script).await
+        self.redis.call("put_snapshot", script).await
     }
 
     async fn candidates(&self, viewer: u64) -> StoreResult<CandidatesLookup> {
@@ -312,7 +312,7 @@ impl FeedCache for RedisCache {
             .arg(keys::epoch(viewer))
             .arg(keys::candidates(viewer));
         let (epoch, stored): (Option<Vec<u8>>, Option<Vec<u8>>) =
-            self.redis.ask("candidates", command).await?;
+            self.redis.call("candidates", command).await?;
         let candidates = stored.and_then(|bytes| {
             let decoded = codec::decode_candidates(&bytes, viewer);
             if decoded.is_none() {
@@ -347,19 +347,19 @@ impl FeedCache for RedisCache {
             .arg(bytes)
             .arg(left_ms)
             .arg(epoch);
-        self.redis.ask("put_candidates", script).await
+        self.redis.call("put_candidates", script).await
     }
 
     async fn epoch(&self, viewer: u64) -> StoreResult<u64> {
         let command = cmd("MGET").arg(keys::epoch(viewer)).to_owned();
-        let [epoch] = self.redis.ask("epoch", command).await?;
+        let [epoch] = self.redis.call("epoch", command).await?;
         Ok(epoch_of(epoch))
     }
 
     /// Ends the epoch. The next epoch is a random number instead of a counter: Redis may lose an
     /// epoch at any moment, and a counter that restarted from the beginning could reach a number
     /// that a request still holds.
-    async fn overtake(&self, viewer: u64) -> StoreResult<()> {
+    async fn invalidate(&self, viewer: u64) -> StoreResult<()> {
         let next: u64 = rand::random_range(1..=u64::MAX);
         let mut end = pipe();
         end.atomic()
@@ -367,7 +367,7 @@ impl FeedCache for RedisCache {
             .ignore()
             .unlink(&[keys::candidates(viewer), keys::latest(viewer)])
             .ignore();
-        self.redis.ask("overtake", end).await
+        self.redis.call("overtake", end).await
     }
 
     async fn ping(&self) -> StoreResult<()> {
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn use_of_a_snapshot_is_reported_once_a_minute() {
-        let known = Known::new(snapshot(1, Uuid::now_v7(), Algo::Ch, "a"));
+        let known = Known::new(snapshot(1, Uuid::now_v7(), Algo::Ranked, "a"));
         let after = |s| known.since + Duration::from_secs(s);
         assert!(!known.touch(after(0)));
         assert!(!known.touch(after(59)));

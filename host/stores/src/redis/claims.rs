@@ -57,7 +57,7 @@ impl RedisClaims {
         for (hour, places) in &hours {
             claim_hour(&mut pipeline, viewer, *hour, &names(batch, places));
         }
-        let claimed: Vec<Vec<bool>> = self.redis.ask("claim_events", pipeline).await?;
+        let claimed: Vec<Vec<bool>> = self.redis.call("claim_events", pipeline).await?;
         let mut known = Vec::new();
         for (places, claimed) in hours.values().zip(claimed) {
             for (place, claimed) in places.iter().zip(claimed.chunks(NAMES)) {

@@ -128,19 +128,7 @@ pub fn encode_candidates(viewer: u64, candidates: &CachedCandidates) -> anyhow::
 pub fn decode_candidates(bytes: &[u8], viewer: u64) -> Option<CachedCandidates> {
     let stored: StoredCandidates<'static> = decode(bytes)?;
     let set = stored.set.into_owned();
-    // Code that reads a row reads it from every column, so all columns must have the same length.
-    let rows = set.len();
-    let even = [
-        set.author_ids.len(),
-        set.created_at_ms.len(),
-        set.sources.len(),
-        set.counters.len(),
-        set.affinity.len(),
-        set.author_recent_impressions.len(),
-    ]
-    .iter()
-    .all(|column| *column == rows);
-    (stored.viewer == viewer && even).then_some(())?;
+    (stored.viewer == viewer && set.has_even_columns()).then_some(())?;
     Some(CachedCandidates {
         set: Arc::new(set),
         fetched: instant_of(stored.fetched_at_ms)?,
@@ -199,7 +187,7 @@ pub(super) mod tests {
             served_by: ServedBy::LastGood,
             fallback: true,
             degraded: vec!["policy".into(), "clickhouse".into()],
-            policy: ServedPolicy::native(Algo::Ch),
+            policy: ServedPolicy::native(Algo::Ranked),
             assignment: Some(Assignment {
                 experiment: "does-recency-help".into(),
                 variation: "größer".into(),

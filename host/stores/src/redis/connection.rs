@@ -6,7 +6,7 @@
 //! should cause no more than a slow answer. Therefore every command here may be sent twice.
 
 use super::STORE_NAME;
-use super::line::Line;
+use super::concurrency_limit::ConcurrencyLimit;
 use crate::guard::{Failure, Guard};
 use crate::ports::StoreResult;
 use anyhow::Context;
@@ -30,7 +30,7 @@ pub struct Redis {
     client: Client,
     manager: Arc<ArcSwap<ConnectionManager>>,
     guard: Guard,
-    line: Arc<Line>,
+    limit: Arc<ConcurrencyLimit>,
     timeout: Duration,
 }
 
@@ -66,7 +66,7 @@ impl Redis {
             client,
             manager: Arc::new(ArcSwap::from_pointee(manager)),
             guard,
-            line: Arc::default(),
+            limit: Arc::default(),
             timeout,
         })
     }
@@ -78,7 +78,7 @@ impl Redis {
         let breaker = self.guard.breaker_like();
         Self {
             guard: Guard::for_some(STORE_NAME, circuit, timeout, breaker),
-            line: Arc::default(),
+            limit: Arc::default(),
             timeout,
             ..self.clone()
         }
@@ -94,27 +94,27 @@ impl Redis {
     /// # Errors
     /// Fails if Redis did not answer in time or refused, if the circuit is open, or if too many
     /// calls are in progress.
-    pub(super) async fn ask<'a, T: FromRedisValue + Send>(
+    pub(super) async fn call<'a, T: FromRedisValue + Send>(
         &self,
         query: &'static str,
         request: impl Into<Request<'a>>,
     ) -> StoreResult<T> {
-        let Some(_turn) = self.line.turn().await else {
-            return Err(self.guard.turned_away(query));
+        let Some(_permit) = self.limit.acquire().await else {
+            return Err(self.guard.shed(query));
         };
         let answer = self.guard.run(query, self.exchange(request.into())).await;
         let failed = answer.as_ref().is_err_and(|error| error.retryable);
-        self.line.ended_with(!failed);
+        self.limit.ended_with(!failed);
         answer
     }
 
     async fn exchange<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {
-        let mut turn = Turn::new(self);
-        let mut answer = request.send(&turn.manager).await;
+        let mut exchange = Exchange::new(self);
+        let mut answer = request.send(&exchange.manager).await;
         if answer.as_ref().is_err_and(connection_broke) {
-            answer = request.send(&turn.manager).await;
+            answer = request.send(&exchange.manager).await;
         }
-        turn.end = if answer.as_ref().is_err_and(connection_broke) {
+        exchange.end = if answer.as_ref().is_err_and(connection_broke) {
             End::Broken
         } else {
             End::Answered
@@ -186,7 +186,7 @@ impl Request<'_> {
 /// One caller's use of the connection. If the connection was unusable, the caller replaces it for
 /// later callers. This is needed because a peer that disappears silently causes no error for many
 /// minutes, and the manager does not reconnect after a handshake that was answered with garbage.
-struct Turn<'a> {
+struct Exchange<'a> {
     redis: &'a Redis,
     manager: Arc<ConnectionManager>,
     began: Instant,
@@ -200,7 +200,7 @@ enum End {
     Broken,
 }
 
-impl<'a> Turn<'a> {
+impl<'a> Exchange<'a> {
     fn new(redis: &'a Redis) -> Self {
         Self {
             redis,
@@ -211,7 +211,7 @@ impl<'a> Turn<'a> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Exchange<'_> {
     fn drop(&mut self) {
         let unusable = match self.end {
             End::Answered => false,

@@ -38,12 +38,12 @@ impl Lease for RedisLease {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut script = HOLD.key(keys::lease(job));
         script.arg(&self.holder).arg(ttl_ms);
-        self.redis.ask("hold_lease", script).await
+        self.redis.call("hold_lease", script).await
     }
 
     async fn release(&self, job: &str) -> StoreResult<()> {
         let mut script = RELEASE.key(keys::lease(job));
         script.arg(&self.holder);
-        self.redis.ask("release_lease", script).await
+        self.redis.call("release_lease", script).await
     }
 }

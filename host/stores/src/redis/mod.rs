@@ -9,10 +9,10 @@ pub mod bloom;
 pub mod cache;
 pub mod claims;
 mod codec;
+mod concurrency_limit;
 mod connection;
 mod keys;
 pub mod lease;
-mod line;
 pub mod scan;
 pub mod seen;
 #[cfg(test)]

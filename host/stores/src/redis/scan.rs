@@ -58,7 +58,7 @@ pub async fn scan_report(redis: &Redis, keys_max: u64) -> StoreResult<ScanReport
     loop {
         let mut step = cmd("SCAN");
         step.arg(cursor).arg("COUNT").arg(STEP_KEYS);
-        let (next, found): (u64, Vec<Vec<u8>>) = redis.ask("scan", step).await?;
+        let (next, found): (u64, Vec<Vec<u8>>) = redis.call("scan", step).await?;
         look_at(&redis, &found, &mut report).await?;
         cursor = next;
         report.complete = cursor == 0;
@@ -78,13 +78,14 @@ async fn look_at(redis: &Redis, found: &[Vec<u8>], report: &mut ScanReport) -> S
     if found.is_empty() {
         return Ok(());
     }
-    let mut ask = pipe();
+    let mut pipeline = pipe();
     let mut weighed = Vec::new();
     for key in found {
-        ask.cmd("PTTL").arg(key);
+        pipeline.cmd("PTTL").arg(key);
         let entry = report.prefixes.entry(prefix_of(key)).or_default();
         if entry.keys.is_multiple_of(SAMPLE) {
-            ask.cmd("MEMORY")
+            pipeline
+                .cmd("MEMORY")
                 .arg("USAGE")
                 .arg(key)
                 .arg("SAMPLES")
@@ -94,7 +95,7 @@ async fn look_at(redis: &Redis, found: &[Vec<u8>], report: &mut ScanReport) -> S
         entry.keys += 1;
         report.keys += 1;
     }
-    let answers: Vec<Option<i64>> = redis.ask("scan_keys", ask).await?;
+    let answers: Vec<Option<i64>> = redis.call("scan_keys", pipeline).await?;
     let mut answers = answers.into_iter();
     for (key, weighed) in found.iter().zip(weighed) {
         let entry = report.prefixes.entry(prefix_of(key)).or_default();

@@ -55,7 +55,7 @@ impl RedisSeen {
         for slice in oldest..=now_ms / SLICE_MS {
             command.arg(keys::seen(viewer, slice));
         }
-        let mut values: Vec<Option<Vec<u8>>> = self.redis.ask(query, command).await?;
+        let mut values: Vec<Option<Vec<u8>>> = self.redis.call(query, command).await?;
         let slices = values.split_off(1.min(values.len()));
         let version = version_of(values.pop().flatten());
         Ok((version, slices.into_iter().flatten().collect()))
@@ -80,10 +80,10 @@ impl RedisSeen {
         for bits in LAYERS_BITS {
             script.arg(bits);
         }
-        for Hash { first, step } in posts.iter().map(|post| Hash::of(*post)) {
+        for Hash { first, step } in posts.iter().map(|post| Hash::new(*post)) {
             script.arg(first).arg(step);
         }
-        self.redis.ask("mark_seen", script).await
+        self.redis.call("mark_seen", script).await
     }
 }
 
@@ -102,7 +102,7 @@ impl SeenPosts for RedisSeen {
     async fn version(&self, viewer: u64) -> StoreResult<u64> {
         let _timer = self.duration_seconds.start_timer();
         let command = cmd("MGET").arg(keys::seen_version(viewer)).to_owned();
-        let [version] = self.redis.ask("seen_version", command).await?;
+        let [version] = self.redis.call("seen_version", command).await?;
         Ok(version_of(version))
     }
 
@@ -113,7 +113,7 @@ impl SeenPosts for RedisSeen {
             .filter_map(|bytes| Filter::read(bytes))
             .collect();
         let is_seen = |post: &u64| {
-            let hash = Hash::of(*post);
+            let hash = Hash::new(*post);
             filters.iter().any(|filter| filter.contains(hash))
         };
         Ok(SeenAmong {

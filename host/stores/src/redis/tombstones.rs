@@ -13,7 +13,7 @@
 use super::{Redis, keys};
 use crate::ports::StoreResult;
 use futures::{Stream, StreamExt as _};
-use nova_model::deleted::{Fate, KEPT_MS};
+use nova_model::deleted::{KEPT_MS, Tombstone};
 use nova_model::time::UnixMs;
 use redis::aio::PubSubStream;
 use redis::{RedisResult, Script, cmd};
@@ -39,15 +39,15 @@ pub struct Tombstones {
 
 /// A published deletion or restoration of a post, with its time by the clock of Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Told {
+pub struct PublishedTombstone {
     pub post_id: u64,
     pub deleted: bool,
     pub at_ms: UnixMs,
 }
 
 /// Decodes an entry of the set. A negative member is a restored post.
-fn told((member, at_ms): (i64, UnixMs)) -> Told {
-    Told {
+fn decode((member, at_ms): (i64, UnixMs)) -> PublishedTombstone {
+    PublishedTombstone {
         post_id: member.unsigned_abs(),
         deleted: member > 0,
         at_ms,
@@ -67,18 +67,18 @@ impl Tombstones {
     ///
     /// # Errors
     /// Fails if Redis did not accept them. Publishing them again does no harm.
-    pub async fn tell(&self, fates: &[Fate]) -> StoreResult<()> {
-        for fates in fates.chunks(PAGE / 10) {
+    pub async fn publish(&self, tombstones: &[Tombstone]) -> StoreResult<()> {
+        for tombstones in tombstones.chunks(PAGE / 10) {
             let mut script = MARK.key(keys::DELETED);
             script.key(keys::DELETED_VERSIONS);
             script.arg(keys::DELETED_CHANNEL).arg(KEPT_MS);
-            for fate in fates {
+            for tombstone in tombstones {
                 script
-                    .arg(fate.post_id)
-                    .arg(fate.version)
-                    .arg(u8::from(fate.deleted));
+                    .arg(tombstone.post_id)
+                    .arg(tombstone.version)
+                    .arg(u8::from(tombstone.deleted));
             }
-            let () = self.redis.ask("mark_deleted", script).await?;
+            let () = self.redis.call("mark_deleted", script).await?;
         }
         Ok(())
     }
@@ -87,8 +87,8 @@ impl Tombstones {
     ///
     /// # Errors
     /// Fails if Redis did not answer.
-    pub async fn recent(&self, since_ms: UnixMs) -> StoreResult<Vec<Told>> {
-        let mut all: Vec<Told> = Vec::new();
+    pub async fn recent(&self, since_ms: UnixMs) -> StoreResult<Vec<PublishedTombstone>> {
+        let mut all: Vec<PublishedTombstone> = Vec::new();
         loop {
             let mut command = cmd("ZRANGEBYSCORE");
             command
@@ -99,9 +99,9 @@ impl Tombstones {
                 .arg("LIMIT")
                 .arg(all.len())
                 .arg(PAGE);
-            let page: Vec<(i64, UnixMs)> = self.redis.ask("recent_deleted", command).await?;
+            let page: Vec<(i64, UnixMs)> = self.redis.call("recent_deleted", command).await?;
             let is_last = page.len() < PAGE;
-            all.extend(page.into_iter().map(told));
+            all.extend(page.into_iter().map(decode));
             if is_last {
                 return Ok(all);
             }
@@ -111,7 +111,7 @@ impl Tombstones {
     /// Streams all earlier deletions and restorations, then every new one; the lists are never
     /// empty. The stream has no end and survives every outage: changes made during an outage
     /// come first after it.
-    pub fn follow(&self) -> impl Stream<Item = Vec<Told>> + Send + use<> {
+    pub fn follow(&self) -> impl Stream<Item = Vec<PublishedTombstone>> + Send + use<> {
         let follower = Follower {
             tombstones: self.clone(),
             messages: None,
@@ -131,16 +131,16 @@ struct Follower {
     messages: Option<PubSubStream>,
     /// The last changes that were returned. All have the same millisecond, in which there
     /// may be more changes.
-    known: Vec<Told>,
+    known: Vec<PublishedTombstone>,
     /// True if the set may have changed since it was last read.
     is_due: bool,
 }
 
 impl Follower {
-    async fn next(&mut self) -> Vec<Told> {
+    async fn next(&mut self) -> Vec<PublishedTombstone> {
         loop {
             self.wait().await;
-            let since_ms = self.known.first().map_or(0, |told| told.at_ms);
+            let since_ms = self.known.first().map_or(0, |published| published.at_ms);
             match self.tombstones.recent(since_ms).await {
                 Ok(mut news) => {
                     self.is_due = false;
@@ -159,10 +159,14 @@ impl Follower {
         }
     }
 
-    fn remember(&mut self, news: &[Told]) {
-        let newest_ms = news.iter().map(|told| told.at_ms).max().unwrap_or(0);
+    fn remember(&mut self, news: &[PublishedTombstone]) {
+        let newest_ms = news
+            .iter()
+            .map(|published| published.at_ms)
+            .max()
+            .unwrap_or(0);
         self.known.extend(news);
-        self.known.retain(|told| told.at_ms == newest_ms);
+        self.known.retain(|published| published.at_ms == newest_ms);
     }
 
     /// Waits until there may be changes. It subscribes before the set is read, so that no change

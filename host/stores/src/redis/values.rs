@@ -19,7 +19,7 @@ impl ValueCache for RedisValues {
     async fn get(&self, key: &str) -> StoreResult<Option<Vec<u8>>> {
         // MGET treats a key of another type as absent, whereas GET would return an error.
         let command = redis::cmd("MGET").arg(key).to_owned();
-        let [value] = self.0.ask("value_get", command).await?;
+        let [value] = self.0.call("value_get", command).await?;
         Ok(value)
     }
 
@@ -29,11 +29,11 @@ impl ValueCache for RedisValues {
         };
         let mut command = redis::cmd("SET");
         command.arg(key).arg(value).arg("PX").arg(ttl_ms);
-        self.0.ask("value_put", command).await
+        self.0.call("value_put", command).await
     }
 
     async fn remove(&self, key: &str) -> StoreResult<()> {
         let command = redis::cmd("UNLINK").arg(key).to_owned();
-        self.0.ask("value_remove", command).await
+        self.0.call("value_remove", command).await
     }
 }

@@ -42,7 +42,7 @@ CREATE INDEX IF NOT EXISTS seen_by_age ON seen (accepted_ms);
 ";
 
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum WriteRequest {
     Append {
         events: Vec<AcceptedEvent>,
         done: oneshot::Sender<Result<Accepted, SpoolError>>,
@@ -77,7 +77,7 @@ impl Writer {
         }
     }
 
-    pub async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+    pub async fn run(mut self, mut queue: mpsc::Receiver<WriteRequest>) {
         let mut jobs = Vec::new();
         loop {
             let received = if self.shared.healthy.load(Ordering::Relaxed) {
@@ -104,12 +104,12 @@ impl Writer {
         }
     }
 
-    async fn commit(&mut self, jobs: Vec<Job>) {
+    async fn commit(&mut self, jobs: Vec<WriteRequest>) {
         let (mut appends, mut forget, mut forgotten) = (Vec::new(), None, Vec::new());
         for job in jobs {
             match job {
-                Job::Append { events, done } => appends.push((events, done)),
-                Job::Forget { through, done } => {
+                WriteRequest::Append { events, done } => appends.push((events, done)),
+                WriteRequest::Forget { through, done } => {
                     forget = forget.max(Some(through));
                     forgotten.push(done);
                 }
@@ -162,7 +162,7 @@ impl Writer {
         };
         let now_ms = unix_ms();
         let mut tx = connection.begin().await?;
-        let mut change = Change::default();
+        let mut change = SizeChange::default();
         let accepted = append(&mut tx, batches, now_ms, self.memory, &mut change).await?;
         if batches.is_empty() && forget.is_none() {
             try_disk(&mut tx).await?;
@@ -193,10 +193,10 @@ impl Writer {
     }
 }
 
-fn event_count(jobs: &[Job]) -> usize {
+fn event_count(jobs: &[WriteRequest]) -> usize {
     jobs.iter()
         .map(|job| {
-            if let Job::Append { events, .. } = job {
+            if let WriteRequest::Append { events, .. } = job {
                 events.len()
             } else {
                 1
@@ -205,9 +205,9 @@ fn event_count(jobs: &[Job]) -> usize {
         .sum()
 }
 
-/// Change of the spool's size that one transaction makes.
+/// SizeChange of the spool's size that one transaction makes.
 #[derive(Default)]
-struct Change {
+struct SizeChange {
     events: i64,
     bytes: i64,
 }
@@ -219,7 +219,7 @@ async fn append(
     batches: &[&[AcceptedEvent]],
     now_ms: UnixMs,
     memory: Memory,
-    change: &mut Change,
+    change: &mut SizeChange,
 ) -> anyhow::Result<Vec<Accepted>> {
     if batches.is_empty() {
         return Ok(Vec::new());
@@ -307,7 +307,7 @@ async fn claimed_already<'a>(
 async fn drop_through(
     tx: &mut SqliteConnection,
     through: i64,
-    change: &mut Change,
+    change: &mut SizeChange,
 ) -> anyhow::Result<()> {
     let row = sqlx::query(
         "SELECT count(*), coalesce(sum(octet_length(event)), 0) FROM entries WHERE id <= ?",

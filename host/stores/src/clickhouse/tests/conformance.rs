@@ -41,7 +41,7 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
             is_deleted: 0,
         })
         .collect();
-    store.insert_captured(&users).await.unwrap();
+    store.insert_cdc(&users).await.unwrap();
     let follow = |(follower_id, following_id, at_ms): &(u64, u64, u64)| FollowRow {
         follower_id: *follower_id,
         following_id: *following_id,
@@ -50,24 +50,24 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
         is_deleted: 0,
     };
     let mut follows: Vec<FollowRow> = community.follows.iter().map(follow).collect();
-    store.insert_captured(&follows).await.unwrap();
+    store.insert_cdc(&follows).await.unwrap();
     // Each follow is removed, then added again; the older change is delivered last, and twice.
     for (version, is_deleted) in [(CAPTURED + 1, 0), (CAPTURED, 1), (CAPTURED, 1)] {
         for row in follows.iter_mut().step_by(3) {
             (row.version, row.is_deleted) = (version, is_deleted);
         }
         let changed: Vec<FollowRow> = follows.iter().step_by(3).cloned().collect();
-        store.insert_captured(&changed).await.unwrap();
+        store.insert_cdc(&changed).await.unwrap();
     }
     let posts: Vec<PostRow> = (community.posts.iter())
         .map(|(post, _)| post_row(post, IMPORTED, 0))
         .collect();
     // The posts are imported, and some arrive again by CDC.
-    store.insert_captured(&posts).await.unwrap();
+    store.insert_cdc(&posts).await.unwrap();
     let captured: Vec<PostRow> = (community.posts.iter().step_by(2))
         .map(|(post, _)| post_row(post, CAPTURED, 0))
         .collect();
-    store.insert_captured(&captured).await.unwrap();
+    store.insert_cdc(&captured).await.unwrap();
 }
 
 fn imported(reaction: &Reaction, action: Action, times: u64, import_id: String) -> EventRow {
@@ -136,7 +136,7 @@ async fn load_history(store: &ClickHouseStore, community: &Community) {
             is_deleted: 0,
         })
         .collect();
-    store.insert_captured(&likes).await.unwrap();
+    store.insert_cdc(&likes).await.unwrap();
     let comments: Vec<CommentRow> = (community.comments.iter())
         .map(|comment| CommentRow {
             comment_id: comment.id,
@@ -147,7 +147,7 @@ async fn load_history(store: &ClickHouseStore, community: &Community) {
             is_deleted: 0,
         })
         .collect();
-    store.insert_captured(&comments).await.unwrap();
+    store.insert_cdc(&comments).await.unwrap();
 }
 
 /// Stores a run as a consumer does, `attempts` times, like a consumer that never learns that it
@@ -199,7 +199,7 @@ async fn clickhouse_gives_the_same_answers_as_the_model_on_random_communities() 
             .filter(|(post, _)| community.deleted.contains(&post.post_id))
             .map(|(post, _)| post_row(post, DELETED, 1))
             .collect();
-        store.insert_captured(&deleted).await.unwrap();
+        store.insert_cdc(&deleted).await.unwrap();
         assert_conforms(store, &model).await;
     }
 }

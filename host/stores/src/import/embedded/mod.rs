@@ -5,6 +5,7 @@ mod statements;
 
 use super::files::ImportFile;
 use super::offset::Shift;
+use super::staging::{StagingTables, first_bad, insert_new};
 use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
 use crate::embedded::{EmbeddedStore, aggregate_after, last_event_row, to_sql};
 use crate::ports::StoreResult;
@@ -47,7 +48,7 @@ impl ImportTarget for EmbeddedStore {
             store: self.clone(),
             connection: connection.await?,
             file,
-            statements: Statements::of(file.kind),
+            statements: Statements::from_kind(file.kind),
         }))
     }
 }
@@ -70,12 +71,7 @@ impl FileLoad for Load {
     ) -> StoreResult<Loaded> {
         let load = async {
             let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-            let mut first_bad = unreadable;
-            for check in self.file.checks {
-                let found = sqlx::query_as(*check).fetch_optional(&mut *tx).await?;
-                first_bad = BadRow::first(first_bad, found);
-            }
-            if let Some(bad) = first_bad {
+            if let Some(bad) = first_bad(&mut *tx, self.file, unreadable).await? {
                 return Ok(Loaded::Refused(bad));
             }
             let new = load_staged(&mut tx, self.file, self.statements).await?;
@@ -87,21 +83,31 @@ impl FileLoad for Load {
     }
 }
 
+#[async_trait]
+impl StagingTables for SqliteConnection {
+    type Error = sqlx::Error;
+
+    async fn execute(&mut self, statement: &'static str) -> Result<u64, sqlx::Error> {
+        Ok(sqlx::query(statement).execute(self).await?.rows_affected())
+    }
+
+    async fn find_bad(
+        &mut self,
+        check: &'static str,
+    ) -> Result<Option<(i64, String)>, sqlx::Error> {
+        sqlx::query_as(check).fetch_optional(self).await
+    }
+}
+
 async fn load_staged(
     connection: &mut SqliteConnection,
     file: &ImportFile,
     statements: &Statements,
 ) -> Result<u64, sqlx::Error> {
-    sqlx::query(file.leave_out_known)
-        .execute(&mut *connection)
-        .await?;
     let events_before = last_event_row(connection).await?;
-    let new = sqlx::query(statements.insert)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
+    let new = insert_new(connection, file, statements.insert).await?;
     for effect in statements.effects {
-        sqlx::query(*effect).execute(&mut *connection).await?;
+        StagingTables::execute(connection, effect).await?;
     }
     // Only events.csv adds raw events. For the other files this adds nothing.
     aggregate_after(connection, events_before).await?;

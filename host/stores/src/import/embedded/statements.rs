@@ -12,7 +12,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub fn of(kind: FileKind) -> &'static Self {
+    pub fn from_kind(kind: FileKind) -> &'static Self {
         match kind {
             FileKind::Users => &USERS,
             FileKind::Posts => &POSTS,

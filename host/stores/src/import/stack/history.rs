@@ -2,7 +2,7 @@
 //! ClickHouse, and the posts that imported events mark as seen.
 
 use super::rows;
-use crate::clickhouse::{CapturedRow, ClickHouseStore, ImportedEvent};
+use crate::clickhouse::{CdcRow, ClickHouseStore, ImportedEvent};
 use crate::guard::Failure;
 use crate::import::files::FileKind;
 use crate::ports::{SeenPosts, StoreError};
@@ -55,7 +55,7 @@ impl History {
     }
 
     /// Copies the staged rows. A row that is copied again replaces itself.
-    async fn copy<T, R: CapturedRow>(
+    async fn copy<T, R: CdcRow>(
         &self,
         staged: &mut PgConnection,
         select: &'static str,
@@ -67,10 +67,7 @@ impl History {
         let selected = sqlx::query_as(select).fetch(staged).map_ok(row);
         let mut chunks = selected.try_chunks(ROWS_PER_INSERT);
         while let Some(rows) = chunks.try_next().await.map_err(|error| error.1)? {
-            self.clickhouse
-                .insert_captured(&rows)
-                .await
-                .map_err(failed)?;
+            self.clickhouse.insert_cdc(&rows).await.map_err(failed)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod tests;
 
 use super::files::ImportFile;
 use super::offset::Shift;
+use super::staging::{StagingTables, first_bad, insert_new};
 use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
 use crate::StackUrls;
 use crate::clickhouse::ClickHouseStore;
@@ -119,7 +120,7 @@ impl ImportTarget for StackTarget {
             history: self.history.clone(),
             connection: self.guard.run("import_begin", connection).await?,
             file,
-            statements: Statements::of(file.kind),
+            statements: Statements::from_kind(file.kind),
         }))
     }
 }
@@ -142,20 +143,14 @@ impl FileLoad for Load {
     ) -> StoreResult<Loaded> {
         let load = async {
             let mut tx = self.connection.begin().await?;
-            execute(&mut tx, LOCK).await?;
+            StagingTables::execute(&mut *tx, LOCK).await?;
             for settle in self.statements.settle {
-                execute(&mut tx, settle).await?;
+                StagingTables::execute(&mut *tx, settle).await?;
             }
-            let mut first_bad = unreadable;
-            for check in self.file.checks {
-                let found = sqlx::query_as(*check).fetch_optional(&mut *tx).await?;
-                first_bad = BadRow::first(first_bad, found);
-            }
-            if let Some(bad) = first_bad {
+            if let Some(bad) = first_bad(&mut *tx, self.file, unreadable).await? {
                 return Ok(Loaded::Refused(bad));
             }
-            execute(&mut tx, self.file.leave_out_known).await?;
-            let new = execute(&mut tx, self.statements.insert).await?;
+            let new = insert_new(&mut *tx, self.file, self.statements.insert).await?;
             // The offset is stored outside the transaction: ClickHouse keeps the rows that it
             // received, so the rest must be shifted by the same offset.
             remember(&self.pool, shift).await?;
@@ -167,11 +162,17 @@ impl FileLoad for Load {
     }
 }
 
-async fn execute(connection: &mut PgConnection, statement: &'static str) -> Result<u64, Failure> {
-    Ok(sqlx::query(statement)
-        .execute(connection)
-        .await?
-        .rows_affected())
+#[async_trait]
+impl StagingTables for PgConnection {
+    type Error = Failure;
+
+    async fn execute(&mut self, statement: &'static str) -> Result<u64, Failure> {
+        Ok(sqlx::query(statement).execute(self).await?.rows_affected())
+    }
+
+    async fn find_bad(&mut self, check: &'static str) -> Result<Option<(i64, String)>, Failure> {
+        Ok(sqlx::query_as(check).fetch_optional(self).await?)
+    }
 }
 
 async fn remember(pool: &PgPool, shift: &Shift) -> Result<(), Failure> {

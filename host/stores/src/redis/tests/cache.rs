@@ -54,11 +54,11 @@ async fn a_snapshot_stored_by_one_host_is_found_by_another() {
     };
     let (one, other) = (host(&trial.redis), host(&trial.redis));
     let (viewer, ranking) = (trial.ids.viewer(0), trial.ids.ranking(0));
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     one.put_snapshot(put.clone(), Some(0)).await.unwrap();
     let found = other.latest_snapshot(viewer, digest("a")).await.unwrap();
     assert_eq!(found.unwrap().posts, put.posts);
-    other.overtake(viewer).await.unwrap();
+    other.invalidate(viewer).await.unwrap();
     let found = one.latest_snapshot(viewer, digest("a")).await.unwrap();
     assert!(found.is_none());
     trial.end().await;
@@ -71,9 +71,9 @@ async fn every_key_of_the_feed_cache_expires() {
     };
     let cache = host(&trial.redis);
     let viewer = trial.ids.viewer(0);
-    cache.overtake(viewer).await.unwrap();
+    cache.invalidate(viewer).await.unwrap();
     let epoch = cache.epoch(viewer).await.unwrap();
-    let put = snapshot(viewer, trial.ids.ranking(0), Algo::Ch, "a");
+    let put = snapshot(viewer, trial.ids.ranking(0), Algo::Ranked, "a");
     cache.put_snapshot(put, Some(epoch)).await.unwrap();
     cache
         .put_candidates(viewer, epoch, candidates(3), LIFE)
@@ -114,7 +114,7 @@ async fn reading_a_snapshot_extends_its_lifetime() {
         return;
     };
     let ranking = trial.ids.ranking(0);
-    let put = snapshot(trial.ids.viewer(0), ranking, Algo::Ch, "a");
+    let put = snapshot(trial.ids.viewer(0), ranking, Algo::Ranked, "a");
     host(&trial.redis).put_snapshot(put, None).await.unwrap();
     let key = keys::snapshot(ranking);
     let () = trial.raw.expire(&key, 30).await.unwrap();
@@ -131,7 +131,7 @@ async fn a_used_snapshot_that_redis_lost_is_written_again() {
         return;
     };
     let ranking = trial.ids.ranking(0);
-    let known = snapshot(trial.ids.viewer(0), ranking, Algo::Ch, "a");
+    let known = snapshot(trial.ids.viewer(0), ranking, Algo::Ranked, "a");
     keep_alive(trial.redis.clone(), known).await;
     let found = host(&trial.redis).snapshot(ranking).await.unwrap();
     assert!(found.is_some());
@@ -196,9 +196,9 @@ async fn a_key_of_another_type_is_a_miss_and_is_overwritten() {
     let latest = cache.latest_snapshot(viewer, digest("a")).await.unwrap();
     assert!(latest.is_none());
     assert!(cache.candidates(viewer).await.unwrap().candidates.is_none());
-    cache.overtake(viewer).await.unwrap();
+    cache.invalidate(viewer).await.unwrap();
     let epoch = cache.epoch(viewer).await.unwrap();
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     cache.put_snapshot(put, Some(epoch)).await.unwrap();
     let latest = cache.latest_snapshot(viewer, digest("a")).await.unwrap();
     assert!(latest.is_some());

@@ -7,7 +7,7 @@ use crate::redis::lease::RedisLease;
 use crate::redis::scan::scan_report;
 use crate::redis::tombstones::Tombstones;
 use futures::StreamExt as _;
-use nova_model::deleted::Fate;
+use nova_model::deleted::Tombstone;
 use redis::AsyncCommands as _;
 use std::time::Duration;
 
@@ -68,8 +68,8 @@ async fn forget(trial: &mut Trial, posts: &[u64]) {
     let () = trial.raw.hdel(keys::DELETED_VERSIONS, posts).await.unwrap();
 }
 
-fn fate(post_id: u64, version: u64, deleted: bool) -> Fate {
-    Fate {
+fn tombstone(post_id: u64, version: u64, deleted: bool) -> Tombstone {
+    Tombstone {
         post_id,
         version,
         deleted,
@@ -84,19 +84,19 @@ async fn the_highest_version_of_a_post_wins_in_any_order_of_publication() {
     let [back, gone, new] = [3, 4, 5].map(|n| trial.ids.viewer(n));
     let tombstones = Tombstones::new(&trial.redis);
     let told = [
-        fate(back, 10, true),
-        fate(back, 20, false),
+        tombstone(back, 10, true),
+        tombstone(back, 20, false),
         // A repeated delivery.
-        fate(back, 10, true),
-        fate(gone, 20, true),
-        fate(gone, 10, false),
-        fate(new, 10, false),
+        tombstone(back, 10, true),
+        tombstone(gone, 20, true),
+        tombstone(gone, 10, false),
+        tombstone(new, 10, false),
     ];
-    tombstones.tell(&told).await.unwrap();
+    tombstones.publish(&told).await.unwrap();
     let recent = tombstones.recent(0).await.unwrap();
     let deleted = |post| {
-        let mut of_post = recent.iter().filter(|told| told.post_id == post);
-        of_post.next_back().map(|told| told.deleted)
+        let mut of_post = recent.iter().filter(|published| published.post_id == post);
+        of_post.next_back().map(|published| published.deleted)
     };
     assert_eq!(deleted(back), Some(false));
     assert_eq!(deleted(gone), Some(true));
@@ -115,43 +115,43 @@ async fn a_deletion_reaches_current_and_later_followers() {
         Tombstones::new(&trial.redis),
         Tombstones::new(&patient(&std::env::var("REDIS_URL").unwrap())),
     );
-    here.tell(&[fate(before, 1, true)]).await.unwrap();
+    here.publish(&[tombstone(before, 1, true)]).await.unwrap();
     let mut followed = Box::pin(there.follow());
-    let mut told = Vec::new();
-    while !told.contains(&before) {
-        told.extend(
+    let mut published = Vec::new();
+    while !published.contains(&before) {
+        published.extend(
             followed
                 .next()
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|told| told.post_id),
+                .map(|published| published.post_id),
         );
     }
-    here.tell(&[fate(after, 1, true)]).await.unwrap();
-    while !told.contains(&after) {
-        told.extend(
+    here.publish(&[tombstone(after, 1, true)]).await.unwrap();
+    while !published.contains(&after) {
+        published.extend(
             followed
                 .next()
                 .await
                 .unwrap()
                 .into_iter()
-                .map(|told| told.post_id),
+                .map(|published| published.post_id),
         );
     }
-    let times_told = told.iter().filter(|post| **post == before).count();
+    let times_told = published.iter().filter(|post| **post == before).count();
     assert_eq!(times_told, 1, "a known deletion is not repeated");
     let recent = there.recent(0).await.unwrap();
     let at_ms = |post| {
         recent
             .iter()
-            .find(|told| told.post_id == post)
+            .find(|published| published.post_id == post)
             .unwrap()
             .at_ms
     };
     assert!(at_ms(before) <= at_ms(after));
     let later = there.recent(at_ms(after) + 1).await.unwrap();
-    assert!(!later.iter().any(|told| told.post_id == after));
+    assert!(!later.iter().any(|published| published.post_id == after));
     forget(&mut trial, &[before, after]).await;
     trial.end().await;
 }

@@ -91,7 +91,7 @@ async fn a_restart_between_two_calls_causes_no_failure() {
     let redis = patient(&server.url());
     let cache = RedisCache::new(redis.clone(), 64 << 20);
     let (viewer, ranking) = (1, Ids::fresh().ranking(0));
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     cache.put_snapshot(put.clone(), Some(0)).await.unwrap();
     server.down();
     assert!(server.up().await);
@@ -127,7 +127,7 @@ async fn cursors_of_this_host_work_while_redis_is_down_and_the_cache_recovers() 
     let cache = RedisCache::new(redis.clone(), 64 << 20);
     let seen = RedisSeen::new(redis);
     let (viewer, ranking) = (1, Ids::fresh().ranking(0));
-    let put = snapshot(viewer, ranking, Algo::Ch, "a");
+    let put = snapshot(viewer, ranking, Algo::Ranked, "a");
     assert!(cache.put_snapshot(put.clone(), Some(0)).await.is_err());
     assert!(cache.snapshot(ranking).await.unwrap().is_some());
     assert!(cache.latest_snapshot(viewer, digest("a")).await.is_err());
@@ -151,14 +151,14 @@ async fn a_hit_on_a_snapshot_in_this_hosts_memory_costs_one_small_command() {
     };
     let redis = patient(&server.url());
     let cache = RedisCache::new(redis.clone(), 64 << 20);
-    let put = snapshot(1, Ids::fresh().ranking(0), Algo::Ch, "a");
+    let put = snapshot(1, Ids::fresh().ranking(0), Algo::Ranked, "a");
     cache.put_snapshot(put, Some(0)).await.unwrap();
     for _ in 0..10 {
         let hit = cache.latest_snapshot(1, digest("a")).await.unwrap();
         assert!(hit.is_some());
     }
     let stats: InfoDict = redis
-        .ask("info", redis::cmd("INFO").arg("commandstats").to_owned())
+        .call("info", redis::cmd("INFO").arg("commandstats").to_owned())
         .await
         .unwrap();
     let calls = |command: &str| -> Option<String> { stats.get(&format!("cmdstat_{command}")) };

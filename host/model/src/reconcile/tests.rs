@@ -1,8 +1,10 @@
 //! Tests of the reconciliation of local changes after changes by others.
 
 use super::*;
+use crate::artifact::{Digest, PolicyRef};
 use crate::registry::PublishedPolicy;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 /// Model of the registry for activations: a state and the log that led to it.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +24,7 @@ impl Model {
     fn apply(&mut self, change: &Change, actor: &str) {
         self.state.apply(change);
         self.state.revision += 1;
-        let entry = AuditEntry::of(change, actor, self.state.revision, 1_750_000_000_000, None);
+        let entry = AuditEntry::new(change, actor, self.state.revision, 1_750_000_000_000, None);
         self.log.push(entry.unwrap());
     }
 
@@ -56,7 +58,7 @@ fn rollback_of(state: &RegistryState) -> Option<Change> {
 }
 
 fn published(policy: PolicyRef) -> PublishedPolicy {
-    let stage = serde_json::json!({"module": Digest::of(b"module"), "params": {}});
+    let stage = serde_json::json!({"module": Digest::from_content(b"module"), "params": {}});
     let spec = serde_json::json!({
         "policy": policy,
         "description": "",
@@ -65,7 +67,7 @@ fn published(policy: PolicyRef) -> PublishedPolicy {
     });
     PublishedPolicy {
         spec: serde_json::from_value(spec).unwrap(),
-        digest: Digest::of(policy.to_string().as_bytes()),
+        digest: Digest::from_content(policy.to_string().as_bytes()),
         published_at_ms: 1,
     }
 }

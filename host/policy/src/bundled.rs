@@ -6,9 +6,10 @@
 //! registry can only choose between the bundles of these programs, each as a whole, and cannot
 //! add anything else.
 
-use super::resolve;
-use crate::builtin;
-use crate::module::Module;
+use super::builtin;
+use super::files::PolicyFiles;
+use super::loaded::resolve;
+use super::module::Module;
 use anyhow::Context;
 use nova_model::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage};
 use nova_support::durable_file;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 const FILE_NAME: &str = "shipped.json";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shipped(Vec<Program>);
+pub struct Bundled(Vec<Program>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Program {
@@ -35,14 +36,17 @@ struct Recipe {
     modules: PerStage<Digest>,
 }
 
-impl Shipped {
+impl Bundled {
     /// Returns the bundle of this program.
     pub fn here() -> Self {
-        let module = |name: &str| builtin::module(name).map(Digest::of);
-        let recipe = |files: super::PolicyFiles| {
+        let module = |name: &str| builtin::module(name).map(Digest::from_content);
+        let recipe = |files: PolicyFiles| {
             let manifest = Manifest::parse(&files.manifest).ok()?;
             let digest = |stage| match &manifest.stage(stage).module {
-                ModuleSource::File(name) => files.modules.get(name).map(|bytes| Digest::of(bytes)),
+                ModuleSource::File(name) => files
+                    .modules
+                    .get(name)
+                    .map(|bytes| Digest::from_content(bytes)),
                 ModuleSource::Builtin(name) => module(name),
                 ModuleSource::Published(digest) => Some(*digest),
             };
@@ -104,9 +108,9 @@ impl Shipped {
     /// Reports if one single program bundled all of these modules under these `builtin:` names.
     pub fn has_modules(&self, modules: &[(&str, Digest)]) -> bool {
         self.0.iter().any(|program| {
-            let shipped =
+            let bundled =
                 |(name, digest): &(&str, Digest)| program.modules.get(*name) == Some(digest);
-            modules.iter().all(shipped)
+            modules.iter().all(bundled)
         })
     }
 
@@ -136,7 +140,10 @@ mod tests {
     #[tokio::test]
     async fn modules_of_an_older_program_stay_known_after_an_upgrade_and_do_not_mix_with_newer() {
         let directory = tempfile::tempdir().unwrap();
-        let (old_dedup, old_scorer) = (Digest::of(b"old dedup"), Digest::of(b"old scorer"));
+        let (old_dedup, old_scorer) = (
+            Digest::from_content(b"old dedup"),
+            Digest::from_content(b"old scorer"),
+        );
         let older = Program {
             recipes: Vec::new(),
             modules: BTreeMap::from([
@@ -145,17 +152,17 @@ mod tests {
             ]),
         };
         let path = directory.path().join(FILE_NAME);
-        durable_file::write_json(path, &Shipped(vec![older]))
+        durable_file::write_json(path, &Bundled(vec![older]))
             .await
             .unwrap();
-        let known = Shipped::remembered(directory.path()).await.unwrap();
-        let scorer = Digest::of(builtin::module("weighted-scorer").unwrap());
+        let known = Bundled::remembered(directory.path()).await.unwrap();
+        let scorer = Digest::from_content(builtin::module("weighted-scorer").unwrap());
         let (dedup, old_scorer) = (("seen-dedup", old_dedup), ("weighted-scorer", old_scorer));
         assert!(known.has_modules(&[dedup, old_scorer]));
         assert!(known.has_modules(&[("weighted-scorer", scorer)]));
         assert!(!known.has_modules(&[dedup, ("weighted-scorer", scorer)]));
         assert!(!known.has_modules(&[("seen-dedup", scorer)]));
-        let again = Shipped::remembered(directory.path()).await.unwrap();
+        let again = Bundled::remembered(directory.path()).await.unwrap();
         assert_eq!(again, known);
     }
 
@@ -164,11 +171,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE_NAME);
         std::fs::write(&path, "{}").unwrap();
-        let known = Shipped::remembered(directory.path()).await.unwrap();
-        assert_eq!(known, Shipped::here());
+        let known = Bundled::remembered(directory.path()).await.unwrap();
+        assert_eq!(known, Bundled::here());
         let aside = path.with_extension("damaged");
         assert_eq!(std::fs::read_to_string(aside).unwrap(), "{}");
-        let again = Shipped::remembered(directory.path()).await.unwrap();
+        let again = Bundled::remembered(directory.path()).await.unwrap();
         assert_eq!(again, known);
     }
 }

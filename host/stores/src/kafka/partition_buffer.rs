@@ -20,7 +20,7 @@ pub enum Content<T> {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Taken<T> {
+pub struct BufferedMessage<T> {
     pub offset: i64,
     /// Timestamp of the message.
     pub at_ms: u64,
@@ -29,14 +29,14 @@ pub struct Taken<T> {
 
 /// A sealed batch, with the dead letters and the number of messages in its range.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Cut<T> {
+pub struct SealedBatch<T> {
     pub batch: Batch<T>,
     pub dead: Vec<DeadLetter>,
     pub messages: u64,
 }
 
 #[derive(Debug)]
-pub struct Held<T> {
+pub struct PartitionBuffer<T> {
     partitions: BTreeMap<PartitionKey, Partition<T>>,
     count: usize,
 }
@@ -44,7 +44,7 @@ pub struct Held<T> {
 #[derive(Debug)]
 struct Partition<T> {
     intent: Intent,
-    messages: VecDeque<Taken<T>>,
+    messages: VecDeque<BufferedMessage<T>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ enum Intent {
     Through(i64),
 }
 
-impl<T> Default for Held<T> {
+impl<T> Default for PartitionBuffer<T> {
     fn default() -> Self {
         Self {
             partitions: BTreeMap::new(),
@@ -65,7 +65,7 @@ impl<T> Default for Held<T> {
     }
 }
 
-impl<T> Held<T> {
+impl<T> PartitionBuffer<T> {
     pub fn assign(&mut self, key: PartitionKey) {
         self.revoke(&key);
         let partition = Partition {
@@ -100,9 +100,9 @@ impl<T> Held<T> {
 
     /// Buffers a message. A message of a partition that is no longer owned is dropped,
     /// because its owner reads it.
-    pub fn push(&mut self, key: &PartitionKey, taken: Taken<T>) {
+    pub fn push(&mut self, key: &PartitionKey, message: BufferedMessage<T>) {
         if let Some(partition) = self.partitions.get_mut(key) {
-            partition.messages.push_back(taken);
+            partition.messages.push_back(message);
             self.count += 1;
         }
     }
@@ -121,28 +121,31 @@ impl<T> Held<T> {
 
     /// True if a batch can be sealed. Buffered messages alone are not enough: an intent may be
     /// unknown, or its messages incomplete, and then only polling helps.
-    pub fn can_cut(&self) -> bool {
-        self.partitions.values().any(Partition::can_cut)
+    pub fn can_seal(&self) -> bool {
+        self.partitions.values().any(Partition::can_seal)
     }
 
     /// Seals at most `batch_max` messages from the front of each partition. A partition with an
     /// intent yields exactly the intended batch once it is complete, and nothing before.
-    pub fn cut(&mut self, batch_max: usize) -> Vec<Cut<T>> {
-        let cuts: Vec<Cut<T>> = self
+    pub fn seal(&mut self, batch_max: usize) -> Vec<SealedBatch<T>> {
+        let batches: Vec<SealedBatch<T>> = self
             .partitions
             .iter_mut()
             .filter_map(|(key, partition)| {
                 let messages = partition.take(batch_max)?;
-                Some(cut(key, messages))
+                Some(seal(key, messages))
             })
             .collect();
-        self.count -= cuts.iter().map(|cut| cut.messages as usize).sum::<usize>();
-        cuts
+        self.count -= batches
+            .iter()
+            .map(|sealed| sealed.messages as usize)
+            .sum::<usize>();
+        batches
     }
 }
 
 impl<T> Partition<T> {
-    fn can_cut(&self) -> bool {
+    fn can_seal(&self) -> bool {
         let (Some(first), Some(newest)) = (self.messages.front(), self.messages.back()) else {
             return false;
         };
@@ -153,15 +156,15 @@ impl<T> Partition<T> {
         }
     }
 
-    fn take(&mut self, batch_max: usize) -> Option<VecDeque<Taken<T>>> {
-        if !self.can_cut() {
+    fn take(&mut self, batch_max: usize) -> Option<VecDeque<BufferedMessage<T>>> {
+        if !self.can_seal() {
             return None;
         }
         let first = self.messages.front()?.offset;
         let count = match self.intent {
-            Intent::Through(last) if first <= last => {
-                self.messages.partition_point(|taken| taken.offset <= last)
-            }
+            Intent::Through(last) if first <= last => self
+                .messages
+                .partition_point(|message| message.offset <= last),
             // If the intent ends before the oldest message that the broker still has, retention
             // has deleted its messages, so it no longer applies.
             _ => self.messages.len().min(batch_max),
@@ -172,9 +175,12 @@ impl<T> Partition<T> {
     }
 }
 
-fn cut<T>((topic, partition): &PartitionKey, messages: VecDeque<Taken<T>>) -> Cut<T> {
-    let offsets = |end: Option<&Taken<T>>| end.map_or(0, |taken| taken.offset);
-    let mut cut = Cut {
+fn seal<T>(
+    (topic, partition): &PartitionKey,
+    messages: VecDeque<BufferedMessage<T>>,
+) -> SealedBatch<T> {
+    let offsets = |end: Option<&BufferedMessage<T>>| end.map_or(0, |message| message.offset);
+    let mut sealed = SealedBatch {
         messages: messages.len() as u64,
         dead: Vec::new(),
         batch: Batch {
@@ -182,21 +188,21 @@ fn cut<T>((topic, partition): &PartitionKey, messages: VecDeque<Taken<T>>) -> Cu
             partition: *partition,
             first: offsets(messages.front()),
             last: offsets(messages.back()),
-            first_at_ms: messages.front().map_or(0, |taken| taken.at_ms),
+            first_at_ms: messages.front().map_or(0, |message| message.at_ms),
             rows: Vec::with_capacity(messages.len()),
         },
     };
-    for Taken {
+    for BufferedMessage {
         offset, content, ..
     } in messages
     {
         match content {
-            Content::Row(value) => cut.batch.rows.push(Row { offset, value }),
+            Content::Row(value) => sealed.batch.rows.push(Row { offset, value }),
             Content::Nothing => {}
-            Content::Dead(letter) => cut.dead.push(letter),
+            Content::Dead(letter) => sealed.dead.push(letter),
         }
     }
-    cut
+    sealed
 }
 
 #[cfg(test)]
@@ -207,84 +213,92 @@ mod tests {
         ("events".to_owned(), partition)
     }
 
-    fn held(partition: i32, intent: Option<i64>, offsets: std::ops::Range<i64>) -> Held<i64> {
-        let mut held = Held::default();
-        held.assign(key(partition));
-        held.set_intent(&key(partition), intent);
-        push(&mut held, partition, offsets);
-        held
+    fn buffer(
+        partition: i32,
+        intent: Option<i64>,
+        offsets: std::ops::Range<i64>,
+    ) -> PartitionBuffer<i64> {
+        let mut buffer = PartitionBuffer::default();
+        buffer.assign(key(partition));
+        buffer.set_intent(&key(partition), intent);
+        push(&mut buffer, partition, offsets);
+        buffer
     }
 
-    fn push(held: &mut Held<i64>, partition: i32, offsets: std::ops::Range<i64>) {
+    fn push(buffer: &mut PartitionBuffer<i64>, partition: i32, offsets: std::ops::Range<i64>) {
         for offset in offsets {
-            let taken = Taken {
+            let message = BufferedMessage {
                 offset,
                 at_ms: 1,
                 content: Content::Row(offset),
             };
-            held.push(&key(partition), taken);
+            buffer.push(&key(partition), message);
         }
     }
 
-    fn tokens(held: &mut Held<i64>, batch_max: usize) -> Vec<String> {
-        let cuts = held.cut(batch_max);
-        cuts.iter().map(|cut| cut.batch.token()).collect()
+    fn tokens(buffer: &mut PartitionBuffer<i64>, batch_max: usize) -> Vec<String> {
+        let batches = buffer.seal(batch_max);
+        batches.iter().map(|sealed| sealed.batch.token()).collect()
     }
 
     #[test]
     fn a_batch_ends_at_its_maximum_size_and_the_rest_forms_the_next_batch() {
-        let mut held = held(3, None, 10..17);
-        assert_eq!(tokens(&mut held, 5), ["events:3:10-14@1"]);
-        assert_eq!(held.len(), 2);
-        assert_eq!(tokens(&mut held, 5), ["events:3:15-16@1"]);
-        assert!(tokens(&mut held, 5).is_empty() && held.len() == 0);
+        let mut buffer = buffer(3, None, 10..17);
+        assert_eq!(tokens(&mut buffer, 5), ["events:3:10-14@1"]);
+        assert_eq!(buffer.len(), 2);
+        assert_eq!(tokens(&mut buffer, 5), ["events:3:15-16@1"]);
+        assert!(tokens(&mut buffer, 5).is_empty() && buffer.len() == 0);
     }
 
     #[test]
     fn an_intended_batch_is_repeated_exactly_despite_new_messages_and_another_maximum_size() {
-        let mut held = held(0, Some(14), 10..13);
-        assert!(tokens(&mut held, 2).is_empty(), "not complete yet");
-        push(&mut held, 0, 13..20);
-        assert_eq!(tokens(&mut held, 2), ["events:0:10-14@1"]);
-        assert_eq!(tokens(&mut held, 100), ["events:0:15-19@1"]);
+        let mut buffer = buffer(0, Some(14), 10..13);
+        assert!(tokens(&mut buffer, 2).is_empty(), "not complete yet");
+        push(&mut buffer, 0, 13..20);
+        assert_eq!(tokens(&mut buffer, 2), ["events:0:10-14@1"]);
+        assert_eq!(tokens(&mut buffer, 100), ["events:0:15-19@1"]);
     }
 
     #[test]
     fn an_intent_whose_messages_the_broker_has_deleted_is_ignored() {
-        let mut held = held(0, Some(14), 20..22);
-        assert_eq!(tokens(&mut held, 100), ["events:0:20-21@1"]);
+        let mut buffer = buffer(0, Some(14), 20..22);
+        assert_eq!(tokens(&mut buffer, 100), ["events:0:20-21@1"]);
     }
 
     #[test]
     fn no_batch_is_sealed_before_the_intent_is_known_or_after_a_revocation() {
-        let mut held = Held::default();
-        held.assign(key(1));
-        push(&mut held, 1, 0..3);
-        assert_eq!(held.unknown(), [key(1)]);
-        assert!(tokens(&mut held, 10).is_empty());
-        held.revoke(&key(1));
-        held.set_intent(&key(1), None);
-        push(&mut held, 1, 3..5);
-        assert!(tokens(&mut held, 10).is_empty() && held.len() == 0);
+        let mut buffer = PartitionBuffer::default();
+        buffer.assign(key(1));
+        push(&mut buffer, 1, 0..3);
+        assert_eq!(buffer.unknown(), [key(1)]);
+        assert!(tokens(&mut buffer, 10).is_empty());
+        buffer.revoke(&key(1));
+        buffer.set_intent(&key(1), None);
+        push(&mut buffer, 1, 3..5);
+        assert!(tokens(&mut buffer, 10).is_empty() && buffer.len() == 0);
     }
 
     #[test]
     fn messages_without_rows_still_extend_the_batch() {
-        let mut held = held(0, None, 0..1);
+        let mut buffer = buffer(0, None, 0..1);
         for (offset, content) in [(1, Content::Nothing), (2, Content::Nothing)] {
-            held.push(
+            buffer.push(
                 &key(0),
-                Taken {
+                BufferedMessage {
                     offset,
                     at_ms: 9,
                     content,
                 },
             );
         }
-        let cuts = held.cut(10);
-        let cut = cuts
-            .first()
-            .map(|cut| (cut.batch.last, cut.batch.rows.len(), cut.batch.first_at_ms));
-        assert_eq!(cut, Some((2, 1, 1)));
+        let batches = buffer.seal(10);
+        let sealed = batches.first().map(|sealed| {
+            (
+                sealed.batch.last,
+                sealed.batch.rows.len(),
+                sealed.batch.first_at_ms,
+            )
+        });
+        assert_eq!(sealed, Some((2, 1, 1)));
     }
 }

@@ -4,7 +4,7 @@
 //! Callers ask at times that differ by milliseconds. Each gets the answer as of the
 //! latest of these times.
 
-use super::coalesce::{Coalescer, Question};
+use super::coalesce::{Coalescer, SharedQuery};
 use super::{ClickHouseStore, POST_WINDOW_MS, failure, first_day_of_window, from_ticks, to_ticks};
 use crate::guard::Failure;
 use clickhouse::Row;
@@ -71,7 +71,7 @@ GROUP BY user_id, author_id";
 
 /// One queue of questions for each kind.
 #[derive(Clone, Default)]
-pub(super) struct Asked {
+pub(super) struct SharedQueries {
     pub followees: Coalescer<Followees>,
     pub affinity: Coalescer<Affinity>,
     pub affinities: Coalescer<Affinities>,
@@ -169,7 +169,7 @@ fn for_each<T: Default + Clone>(batch: &[OfViewer], found: &HashMap<u64, T>) -> 
     batch.iter().map(of).collect()
 }
 
-impl Question for Followees {
+impl SharedQuery for Followees {
     type Answer = Vec<Post>;
     const NAME: &'static str = "followees";
 
@@ -182,19 +182,19 @@ impl Question for Followees {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<Vec<Post>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|question| question.of).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|part| part.of).collect();
         let now_ms = latest_ms(all.iter().copied());
         let since_ms = now_ms.saturating_sub(FOLLOWEES_WINDOW_MS);
         let query = (store.reader.query(FOLLOWEES))
             .param("viewers", viewers(all.iter().copied()))
             .param("since", to_ticks(since_ms))
             .param("now", to_ticks(now_ms))
-            .param("limit", batch.first().map_or(0, |question| question.limit));
+            .param("limit", batch.first().map_or(0, |part| part.limit));
         posts_by_viewer(query, &all).await
     }
 }
 
-impl Question for Affinity {
+impl SharedQuery for Affinity {
     type Answer = Vec<Post>;
     const NAME: &'static str = "affinity";
 
@@ -207,7 +207,7 @@ impl Question for Affinity {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<Vec<Post>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|question| question.of).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|part| part.of).collect();
         let now_ms = latest_ms(all.iter().copied());
         let limits = batch.first().map(|first| (first.per_author, first.limit));
         let (per_author, limit) = limits.unwrap_or_default();
@@ -222,7 +222,7 @@ impl Question for Affinity {
     }
 }
 
-impl Question for Affinities {
+impl SharedQuery for Affinities {
     type Answer = HashMap<u64, u64>;
     const NAME: &'static str = "affinities";
 
@@ -234,7 +234,7 @@ impl Question for Affinities {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<HashMap<u64, u64>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|question| question.0).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|part| part.0).collect();
         let now_ms = latest_ms(all.iter().copied());
         let query = (store.reader.query(AFFINITIES))
             .param("viewers", viewers(all.iter().copied()))
@@ -243,7 +243,7 @@ impl Question for Affinities {
     }
 }
 
-impl Question for RecentImpressions {
+impl SharedQuery for RecentImpressions {
     type Answer = HashMap<u64, u64>;
     const NAME: &'static str = "recent_impressions";
 
@@ -255,7 +255,7 @@ impl Question for RecentImpressions {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<HashMap<u64, u64>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|question| question.0).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|part| part.0).collect();
         let query = (store.reader.query(RECENT_IMPRESSIONS))
             .param("viewers", viewers(all.iter().copied()))
             .param("since", to_ticks(latest_ms(all.iter().copied())));
@@ -263,7 +263,7 @@ impl Question for RecentImpressions {
     }
 }
 
-impl Question for Totals {
+impl SharedQuery for Totals {
     /// Totals of all posts that were asked for in the same query.
     type Answer = Arc<HashMap<u64, Counters>>;
     const NAME: &'static str = "counters";
@@ -278,10 +278,10 @@ impl Question for Totals {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<Self::Answer>, Failure> {
-        let ids = batch.iter().flat_map(|question| &question.post_ids);
+        let ids = batch.iter().flat_map(|part| &part.post_ids);
         let distinct: BTreeSet<u64> = ids.copied().collect();
         let ids: Vec<u64> = distinct.into_iter().collect();
-        let from_hour = batch.first().map_or(0, |question| question.from_hour);
+        let from_hour = batch.first().map_or(0, |part| part.from_hour);
         let totals = Arc::new(store.counters_between(&ids, from_hour, u32::MAX).await?);
         Ok(vec![totals; batch.len()])
     }

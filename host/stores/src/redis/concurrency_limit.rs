@@ -17,35 +17,35 @@ const CALLS_AT_ONCE: usize = 512;
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
-pub struct Line {
-    turns: Semaphore,
+pub struct ConcurrencyLimit {
+    permits: Semaphore,
     successes: AtomicU64,
     failures: AtomicU64,
 }
 
-impl Default for Line {
+impl Default for ConcurrencyLimit {
     fn default() -> Self {
         Self {
-            turns: Semaphore::new(CALLS_AT_ONCE),
+            permits: Semaphore::new(CALLS_AT_ONCE),
             successes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }
     }
 }
 
-impl Line {
+impl ConcurrencyLimit {
     /// Waits for a permit. Returns `None` if the wait is too long, or if calls only failed since
     /// the caller began to wait.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        if let Ok(turn) = self.turns.try_acquire() {
-            return Some(turn);
+    pub async fn acquire(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return Some(permit);
         }
         let (successes, failures) = self.ended();
-        let turn = tokio::time::timeout(WAIT_MAX, self.turns.acquire()).await;
-        let turn = turn.ok()?.ok()?;
+        let permit = tokio::time::timeout(WAIT_MAX, self.permits.acquire()).await;
+        let permit = permit.ok()?.ok()?;
         let (succeeded, failed) = self.ended();
         let only_failures = succeeded == successes && failed != failures;
-        (!only_failures).then_some(turn)
+        (!only_failures).then_some(permit)
     }
 
     /// Records the outcome of a call. Must be called while the permit is still held, so that the
@@ -70,34 +70,34 @@ mod tests {
     use super::*;
     use futures::future::join_all;
 
-    async fn full(line: &Line) -> Vec<SemaphorePermit<'_>> {
-        let turns = join_all((0..CALLS_AT_ONCE).map(|_| line.turn())).await;
-        turns.into_iter().flatten().collect()
+    async fn full(limit: &ConcurrencyLimit) -> Vec<SemaphorePermit<'_>> {
+        let permits = join_all((0..CALLS_AT_ONCE).map(|_| limit.acquire())).await;
+        permits.into_iter().flatten().collect()
     }
 
     #[tokio::test]
     async fn a_waiting_caller_gets_a_permit_unless_calls_only_failed_meanwhile() {
-        let line = Line::default();
-        let mut held = full(&line).await;
+        let limit = ConcurrencyLimit::default();
+        let mut held = full(&limit).await;
         assert_eq!(held.len(), CALLS_AT_ONCE);
-        let one_ends = async |outcomes: &[bool], turn: Option<SemaphorePermit<'_>>| {
+        let one_ends = async |outcomes: &[bool], permit: Option<SemaphorePermit<'_>>| {
             for success in outcomes {
-                line.ended_with(*success);
+                limit.ended_with(*success);
             }
-            drop(turn);
+            drop(permit);
         };
-        let (turn, ()) = tokio::join!(line.turn(), one_ends(&[true, false], held.pop()));
-        assert!(turn.is_some());
-        let (dismissed, ()) = tokio::join!(line.turn(), one_ends(&[false], held.pop()));
-        assert!(dismissed.is_none());
+        let (permit, ()) = tokio::join!(limit.acquire(), one_ends(&[true, false], held.pop()));
+        assert!(permit.is_some());
+        let (shed, ()) = tokio::join!(limit.acquire(), one_ends(&[false], held.pop()));
+        assert!(shed.is_none());
         // A caller that arrives now did not see those failures, and the permit is free again.
-        assert!(line.turn().await.is_some());
+        assert!(limit.acquire().await.is_some());
     }
 
     #[tokio::test]
     async fn a_wait_for_a_permit_is_bounded() {
-        let line = Line::default();
-        let _held = full(&line).await;
-        assert!(line.turn().await.is_none());
+        let limit = ConcurrencyLimit::default();
+        let _held = full(&limit).await;
+        assert!(limit.acquire().await.is_none());
     }
 }

@@ -13,11 +13,12 @@
 //! The list, the manifest and the signature are stored in the registry with the modules, because
 //! a policy is checked again at every load. So a person with write access to the registry's
 //! database can break a policy, but cannot create one. For the remaining gap with `builtin:`
-//! modules see [`super::shipped`].
+//! modules see [`super::bundled`].
 
-use super::shipped::Shipped;
-use super::{PolicyFiles, resolve};
-use crate::module::Module;
+use super::bundled::Bundled;
+use super::files::PolicyFiles;
+use super::loaded::resolve;
+use super::module::Module;
 use minisign_verify::{PublicKey, Signature};
 use nova_model::artifact::{Digest, Manifest, ModuleSource, PerStage, PolicySpec, Stage};
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ pub const MANIFEST_FILE: &str = "policy.toml";
 #[derive(Debug, Clone, Default)]
 pub struct TrustedKeys {
     keys: Vec<PublicKey>,
-    pub shipped: Shipped,
+    pub bundled: Bundled,
 }
 
 impl TrustedKeys {
@@ -52,7 +53,7 @@ impl TrustedKeys {
         };
         Ok(Self {
             keys: keys.iter().map(parse).collect::<anyhow::Result<_>>()?,
-            shipped: Shipped::here(),
+            bundled: Bundled::here(),
         })
     }
 
@@ -62,8 +63,8 @@ impl TrustedKeys {
     /// Fails if this program's bundle cannot be saved there. Without keys this is only logged,
     /// because the record is then not needed.
     pub async fn remembering(self, data_dir: &Path) -> anyhow::Result<Self> {
-        match Shipped::remembered(data_dir).await {
-            Ok(shipped) => Ok(Self { shipped, ..self }),
+        match Bundled::remembered(data_dir).await {
+            Ok(bundled) => Ok(Self { bundled, ..self }),
             Err(error) if self.is_empty() => {
                 tracing::warn!(
                     error = format!("{error:#}"),
@@ -90,7 +91,7 @@ pub struct Proof {
 
 impl Proof {
     /// Returns `None` if the list or its signature is missing.
-    pub fn of(files: &PolicyFiles) -> Option<Self> {
+    pub fn from_files(files: &PolicyFiles) -> Option<Self> {
         let text = |name: &str| {
             let bytes = files.modules.get(name)?;
             String::from_utf8(bytes.clone()).ok()
@@ -126,7 +127,11 @@ impl Proof {
         modules: &PerStage<Arc<Module>>,
     ) -> Result<(), String> {
         let sums = self.signed_sums(keys)?;
-        require(&sums, MANIFEST_FILE, Digest::of(self.manifest.as_bytes()))?;
+        require(
+            &sums,
+            MANIFEST_FILE,
+            Digest::from_content(self.manifest.as_bytes()),
+        )?;
         let manifest = Manifest::parse(&self.manifest)?;
         let mut builtins = Vec::new();
         for stage in Stage::ALL {
@@ -142,7 +147,7 @@ impl Proof {
                 }
             }
         }
-        if !keys.shipped.has_modules(&builtins) {
+        if !keys.bundled.has_modules(&builtins) {
             return Err(
                 "its `builtin:` modules were not all bundled with one program that ran on this host"
                     .to_owned(),
