@@ -67,7 +67,7 @@ impl From<&DigestCounts> for Ratios {
 }
 
 impl DailyMetrics {
-    fn of(date: NaiveDate, counts: &DailyCounts) -> Self {
+    fn from_counts(date: NaiveDate, counts: &DailyCounts) -> Self {
         let by_policy = counts
             .by_digest
             .iter()
@@ -110,7 +110,7 @@ pub async fn metrics(stores: &StoreSet, date: NaiveDate) -> StoreResult<Option<D
         return Ok(Some(found.value));
     }
     let counts = stores.exposures.daily_metrics(start_ms).await?;
-    let metrics = DailyMetrics::of(date, &counts);
+    let metrics = DailyMetrics::from_counts(date, &counts);
     shared::put(values, &key, &metrics, ttl).await;
     Ok(Some(metrics))
 }

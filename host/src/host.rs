@@ -98,7 +98,7 @@ impl Host {
             registry,
             spool,
             embedded,
-            beside,
+            background,
         } = wiring::connect(&config).await?;
         let into_stores = embedded.is_some();
         let keys = TrustedKeys::parse(&config.policy.trusted_keys)?;
@@ -148,7 +148,7 @@ impl Host {
             logging,
             config: config_file,
         });
-        let mut draining = beside(&app, &stop_draining)?;
+        let mut draining = background(&app, &stop_draining)?;
         draining.push(start_drain(&app, spool, into_stores, stop_draining.clone()));
         draining.push(exposures_task);
         draining.push(recorder_task);

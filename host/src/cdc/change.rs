@@ -53,7 +53,7 @@ impl RowChange {
 }
 
 impl Rows {
-    pub fn of<'a>(changes: impl Iterator<Item = &'a RowChange>) -> Self {
+    pub fn from_changes<'a>(changes: impl Iterator<Item = &'a RowChange>) -> Self {
         let mut rows = Self::default();
         for change in changes {
             match change {
@@ -228,7 +228,7 @@ mod tests {
             committed_ms: 0,
             snapshot: false,
         });
-        let rows = Rows::of(std::iter::once(&change)).posts;
+        let rows = Rows::from_changes(std::iter::once(&change)).posts;
         rows.iter()
             .map(|row| (row.author_id, row.version, row.is_deleted))
             .collect()

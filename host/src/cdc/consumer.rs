@@ -160,10 +160,10 @@ impl BatchHandler for Capture {
             let rows = batches.iter().flat_map(|batch| &batch.rows);
             rows.map(|row| &row.value)
         };
-        let written = self.write(&Rows::of(changes())).await;
+        let written = self.write(&Rows::from_changes(changes())).await;
         self.observe(changes(), written.is_ok());
         written?;
-        let invalidated = changes().flat_map(invalidation::of).collect();
+        let invalidated = changes().flat_map(invalidation::of_change).collect();
         self.invalidator.apply(&invalidated).await;
         Ok(())
     }

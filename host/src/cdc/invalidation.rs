@@ -45,7 +45,7 @@ pub enum Invalidation {
 
 /// Returns the invalidations that one change requires. A row read by a snapshot requires none,
 /// because it did not change.
-pub fn of(change: &RowChange) -> Vec<Invalidation> {
+pub fn of_change(change: &RowChange) -> Vec<Invalidation> {
     match change {
         RowChange::Post(change) if !change.snapshot => of_post(change),
         RowChange::Follow(change) if !change.snapshot => {

@@ -103,7 +103,7 @@ pub struct Validation {
     pub kafka: KafkaSettings,
     pub slot: String,
     /// Time for which a difference may still vanish before it is reported.
-    pub patience: Duration,
+    pub wait_max: Duration,
 }
 
 impl Validation {
@@ -132,14 +132,14 @@ impl Validation {
     }
 
     async fn table(&mut self, table: Table) -> anyhow::Result<TableReport> {
-        let until = Instant::now() + self.patience;
+        let until = Instant::now() + self.wait_max;
         let mut still = Still::default();
         loop {
             let postgres = self.postgres.table(table).await?;
             still.look(&postgres, Instant::now());
             let clickhouse = self.clickhouse.cdc_checksums(table).await?;
             let behind = self.behind(table).await?;
-            let settled = self.patience.min(IN_FLIGHT_MAX);
+            let settled = self.wait_max.min(IN_FLIGHT_MAX);
             let is_still = |day| still.since(day) >= settled;
             let report = compare(table, &postgres, &clickhouse, behind, is_still, unix_ms());
             // One read cannot distinguish a moving day from a different one.

@@ -87,7 +87,7 @@ impl AuditArguments {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let source = Source::of(&self.target).await?;
+        let source = Source::open(&self.target).await?;
         let mut entries: Vec<AuditEntry> = Vec::new();
         let mut page = AuditPage::NEWEST;
         let (mut local_changes, mut degraded) = (Vec::new(), Vec::new());
@@ -121,7 +121,7 @@ impl List {
 
 impl Verify {
     async fn run(self) -> anyhow::Result<()> {
-        let source = Source::of(&self.target).await?;
+        let source = Source::open(&self.target).await?;
         let verified = source.verify(self.expect_head).await?;
         if self.json {
             println!("{}", serde_json::to_string(&verified)?);
@@ -144,7 +144,7 @@ impl Verify {
 }
 
 impl Source {
-    async fn of(target: &TargetArguments) -> anyhow::Result<Self> {
+    async fn open(target: &TargetArguments) -> anyhow::Result<Self> {
         Ok(match target.remote()? {
             Some(remote) => Self::Host(remote),
             None => Self::Registry(target.registry().await?),

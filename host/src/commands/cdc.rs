@@ -80,7 +80,7 @@ impl Validate {
                 ..KafkaSettings::new(stack.kafka)
             },
             slot: self.slot,
-            patience: self.patience,
+            wait_max: self.patience,
         };
         validation.run().await
     }

@@ -220,7 +220,7 @@ impl Target {
     pub async fn list(&self) -> anyhow::Result<Value> {
         match self {
             Target::Host(remote) => remote.call(Method::GET, "/admin/v1/policies", None).await,
-            Target::Directory(deploy) => Ok(serde_json::to_value(PolicyList::of(deploy))?),
+            Target::Directory(deploy) => Ok(serde_json::to_value(PolicyList::of_host(deploy))?),
         }
     }
 

@@ -87,11 +87,11 @@ pub struct TrendingList {
     pub degraded: Option<&'static str>,
 }
 
-type Made = (Instant, Arc<Vec<TrendingItem>>);
+type FetchedList = (Instant, Arc<Vec<TrendingItem>>);
 
 #[derive(Default)]
 struct Slot {
-    made: ArcSwapOption<Made>,
+    list: ArcSwapOption<FetchedList>,
     /// Name of the store that did not answer the last refresh.
     failed: ArcSwapOption<&'static str>,
     /// Held during a refresh, so that only one of several requests queries the store.
@@ -107,16 +107,16 @@ pub struct Trending {
 
 impl Slot {
     fn fresh(&self, ttl: Duration) -> Option<TrendingList> {
-        let made = self
-            .made
+        let list = self
+            .list
             .load_full()
-            .filter(|made| made.0.elapsed() <= ttl)?;
-        Some(TrendingList::of(&made, None))
+            .filter(|list| list.0.elapsed() <= ttl)?;
+        Some(TrendingList::new(&list, None))
     }
 }
 
 impl TrendingList {
-    fn of((_, posts): &Made, degraded: Option<&'static str>) -> Self {
+    fn new((_, posts): &FetchedList, degraded: Option<&'static str>) -> Self {
         Self {
             posts: posts.clone(),
             cache_hit: true,
@@ -154,14 +154,14 @@ impl Trending {
         if let Some(list) = slot.fresh(ttl) {
             return Ok(list);
         }
-        let known = slot.made.load_full();
+        let known = slot.list.load_full();
         let _turn = match (&known, slot.renewing.try_lock()) {
             (_, Ok(turn)) => turn,
             // Another request is refreshing the list. Until it has finished, serve the existing
             // list, marked as degraded if the last refresh failed.
-            (Some(made), Err(_)) => {
+            (Some(list), Err(_)) => {
                 let failed = slot.failed.load().as_deref().copied();
-                return Ok(TrendingList::of(made, failed));
+                return Ok(TrendingList::new(list, failed));
             }
             (None, Err(_)) => slot.renewing.lock().await,
         };
@@ -176,9 +176,9 @@ impl Trending {
             // The age counts from the moment when the list was made, even if that was before
             // this process started.
             let made_at = Instant::now().checked_sub(shared.age);
-            let made = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(shared.value)));
-            slot.made.store(Some(made.clone()));
-            return Ok(TrendingList::of(&made, None));
+            let list = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(shared.value)));
+            slot.list.store(Some(list.clone()));
+            return Ok(TrendingList::new(&list, None));
         }
         match (self.renew(window, ttl, timeout).await, known) {
             (Ok(posts), _) => Ok(TrendingList {
@@ -186,10 +186,10 @@ impl Trending {
                 cache_hit: false,
                 degraded: None,
             }),
-            (Err(error), Some(made)) => {
+            (Err(error), Some(list)) => {
                 tracing::warn!(%error, window = window.as_str(), "could not refresh the trending list; serving the last one");
                 slot.failed.store(Some(Arc::new(error.store)));
-                Ok(TrendingList::of(&made, Some(error.store)))
+                Ok(TrendingList::new(&list, Some(error.store)))
             }
             // This process has never had a list, but another host may have one.
             (Err(error), None) => {
@@ -200,10 +200,10 @@ impl Trending {
                 };
                 tracing::warn!(%error, window = window.as_str(), "could not make a trending list; serving the last one of any host");
                 let made_at = Instant::now().checked_sub(last.age.max(ttl));
-                let made = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(last.value)));
-                slot.made.store(Some(made.clone()));
+                let list = Arc::new((made_at.unwrap_or_else(Instant::now), Arc::new(last.value)));
+                slot.list.store(Some(list.clone()));
                 slot.failed.store(Some(Arc::new(error.store)));
-                Ok(TrendingList::of(&made, Some(error.store)))
+                Ok(TrendingList::new(&list, Some(error.store)))
             }
         }
     }
@@ -225,7 +225,7 @@ impl Trending {
             shared::put(values, &last_key, posts.as_ref(), LAST_LIFE),
         );
         let slot = &self.slots[window as usize];
-        slot.made
+        slot.list
             .store(Some(Arc::new((Instant::now(), posts.clone()))));
         slot.failed.store(None);
         Ok(posts)

@@ -85,7 +85,7 @@ pub fn page(
     let total_count = if whole {
         snapshot.posts.len()
     } else {
-        standing(&snapshot, deleted, 0).count()
+        not_deleted(&snapshot, deleted, 0).count()
     };
     FeedPage {
         degraded: snapshot.degraded.clone(),
@@ -99,7 +99,7 @@ pub fn page(
 }
 
 /// Returns positions and posts from `position` on, without deleted posts.
-fn standing<'a>(
+fn not_deleted<'a>(
     snapshot: &'a Snapshot,
     deleted: &'a Deleted,
     position: usize,
@@ -115,7 +115,7 @@ fn render(
     position: usize,
     limit: usize,
 ) -> FirstPage {
-    let mut rest = standing(snapshot, deleted, position);
+    let mut rest = not_deleted(snapshot, deleted, position);
     let posts: Vec<FeedPost> = rest
         .by_ref()
         .take(limit)

@@ -93,7 +93,7 @@ pub struct PolicyEntry {
 }
 
 impl PolicyEntry {
-    fn of(published: &PublishedPolicy, serving: &Serving) -> Self {
+    fn new(published: &PublishedPolicy, serving: &Serving) -> Self {
         let spec = &published.spec;
         let state = &serving.state;
         let canary = state.canary.as_ref().filter(|c| c.policy == spec.policy);
@@ -113,14 +113,14 @@ impl PolicyEntry {
 }
 
 impl PolicyList {
-    pub fn of(deploy: &Deploy) -> Self {
+    pub fn of_host(deploy: &Deploy) -> Self {
         let serving = deploy.serving();
         Self {
             policies: serving
                 .state
                 .policies
                 .iter()
-                .map(|policy| PolicyEntry::of(policy, &serving))
+                .map(|policy| PolicyEntry::new(policy, &serving))
                 .collect(),
             active: serving.active.spec.policy.clone(),
             previous: rollback_targets(&serving.state).next().cloned(),
@@ -137,7 +137,7 @@ pub async fn list(State(app): State<Arc<App>>, _admin: Admin<Read>) -> Json<Poli
     let thresholds = app.live().failure_budget.thresholds();
     Json(PolicyList {
         serving: Some(app.deploy.status(&thresholds, Instant::now())),
-        ..PolicyList::of(&app.deploy)
+        ..PolicyList::of_host(&app.deploy)
     })
 }
 

@@ -18,7 +18,7 @@ pub const METERED_MAX: u32 = 200;
 /// Generous fuel limit of a metered ranking, which only guarantees that it ends.
 const FUEL_MAX: u64 = 50_000_000_000;
 /// Generous time limit of a metered ranking, so that fuel ends a run and not the clock.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Fuel of one ranking (all three stages), for the policies that served and for each contender.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ fn used(policy: &LoadedPolicy, input: RankInput<'_>) -> Option<u64> {
     for meter in meters.iter().flatten() {
         meter.set_fuel_max(FUEL_MAX);
     }
-    let budget = policy.budget_without_deadline(PATIENCE);
+    let budget = policy.budget_without_deadline(TIME_LIMIT);
     rank(&policy.running(budget), input).ok()?;
     Some(meters.iter().flatten().map(|meter| meter.used().fuel).sum())
 }

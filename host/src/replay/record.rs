@@ -83,7 +83,7 @@ pub struct PolicyIdentity {
 }
 
 impl PolicyIdentity {
-    pub fn of(policy: &LoadedPolicy) -> Self {
+    pub fn from_policy(policy: &LoadedPolicy) -> Self {
         Self {
             label: policy.spec.policy.to_string(),
             effective_digest: policy.effective_digest,
@@ -123,7 +123,7 @@ impl Record {
             now_ms: task.request.now_ms,
             seed: task.request.seed,
             limit: task.request.limit,
-            routed: routed.as_deref().map(PolicyIdentity::of),
+            routed: routed.as_deref().map(PolicyIdentity::from_policy),
             assignment: assignment.as_ref().map(pair),
             answer: Answer {
                 served_by: ranked.served_by,

@@ -23,7 +23,7 @@ const BATCH: u32 = 64;
 const BATCHES_AHEAD: usize = 8;
 /// Time limit of one ranking. A replay may take longer than a request, so rankings beyond the
 /// policy's own deadline are not cut off but counted.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Callback with the number of records just completed.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
@@ -163,7 +163,7 @@ impl Work {
         }
         for (contender, tally) in self.contenders.iter().zip(&mut tally.contenders) {
             let policy = &contender.policy;
-            let budget = policy.budget_without_deadline(PATIENCE);
+            let budget = policy.budget_without_deadline(TIME_LIMIT);
             let (answer, took) = timed(|| rank(&policy.running(budget), input));
             let deadline = Duration::from_millis(policy.spec.limits.deadline_ms.into());
             tally.ran(took, deadline);
@@ -213,7 +213,7 @@ fn rank_again(
 ) -> Result<Ranking, PolicyFailure> {
     match server {
         Server::Policy(policy) => {
-            let budget = policy.budget_without_deadline(PATIENCE);
+            let budget = policy.budget_without_deadline(TIME_LIMIT);
             let mode = instances.unwrap_or(budget.mode);
             rank(&policy.running(CallBudget { mode, ..budget }), input)
         }

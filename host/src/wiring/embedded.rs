@@ -37,7 +37,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
         registry: Arc::new(SqliteRegistry::open(&store).await?),
         spool,
         embedded: Some(store),
-        beside: Box::new(|_, _| Ok(Vec::new())),
+        background: Box::new(|_, _| Ok(Vec::new())),
     })
 }
 

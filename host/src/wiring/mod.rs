@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// Starts the background tasks that these stores need, and returns those that must finish before
 /// the host ends. A server that does not answer yet is not an error, but settings that cannot
 /// work are.
-pub type Beside =
+pub type BackgroundTasks =
     Box<dyn FnOnce(&Arc<App>, &CancellationToken) -> anyhow::Result<Vec<JoinHandle<()>>> + Send>;
 
 /// One complete set of stores.
@@ -29,7 +29,7 @@ pub struct Wired {
     pub spool: Spool,
     /// The embedded store, if there is one. This process deletes its expired rows.
     pub embedded: Option<EmbeddedStore>,
-    pub beside: Beside,
+    pub background: BackgroundTasks,
 }
 
 impl std::fmt::Debug for Wired {

@@ -3,7 +3,7 @@
 //! before its servers serves what it can.
 
 use super::deletions::{self, PendingTombstones};
-use super::{Beside, Wired};
+use super::{BackgroundTasks, Wired};
 use crate::app::App;
 use crate::cdc::consumer::{self as capture, Capture};
 use crate::cdc::invalidation::Invalidator;
@@ -74,7 +74,7 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
         registry: Arc::new(LastGood::for_host(registry, &config.data_dir, host)?),
         spool,
         embedded: None,
-        beside: servers.beside(),
+        background: servers.background(),
     })
 }
 
@@ -114,7 +114,7 @@ impl Servers {
         })
     }
 
-    fn beside(self) -> Beside {
+    fn background(self) -> BackgroundTasks {
         Box::new(move |app, stop| {
             self.start(app, stop)
                 .context("could not start the consumers")
@@ -196,8 +196,8 @@ impl Servers {
         consumers.push(tokio::spawn(async move {
             let ended = capture.await;
             cdc_stopped.cancel();
-            let told = publishing.await;
-            if let Err(error) = ended.and(told) {
+            let published = publishing.await;
+            if let Err(error) = ended.and(published) {
                 tracing::error!(%error, "the CDC consumer or its publisher panicked; deletions may not have reached other hosts");
             }
         }));

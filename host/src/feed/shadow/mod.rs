@@ -38,7 +38,7 @@ const NICENESS: i32 = 19;
 /// Factor from a policy's deadline to the wall-clock limit of a shadow run. A thread with the
 /// lowest priority can be paused in the middle of a run, so a policy is judged by its processor
 /// time. The wall-clock limit ends a run that never finishes.
-const PATIENCE: u32 = 4;
+const WALL_CLOCK_FACTOR: u32 = 4;
 type Job = (Arc<Decision>, Vec<Arc<LoadedPolicy>>);
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn of(live: &Live) -> Self {
+    fn from_live(live: &Live) -> Self {
         Self {
             share: f64::from(live.shadow.cpu_percent) / 100.0,
             thresholds: live.failure_budget.thresholds(),
@@ -78,7 +78,7 @@ impl Shadows {
     /// The thread cannot be started.
     pub fn start(live: &Live) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
-            settings: ArcSwap::from_pointee(Settings::of(live)),
+            settings: ArcSwap::from_pointee(Settings::from_live(live)),
             watches: Mutex::default(),
             dropped: AtomicU64::new(0),
         });
@@ -91,7 +91,7 @@ impl Shadows {
     }
 
     pub fn configure(&self, live: &Live) {
-        let settings = Settings::of(live);
+        let settings = Settings::from_live(live);
         if **self.shared.settings.load() != settings {
             self.shared.settings.store(Arc::new(settings));
         }
@@ -183,7 +183,7 @@ impl Shared {
     ) -> Duration {
         let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
         let deadline = policy.deadline();
-        let budget = policy.budget_without_deadline(deadline * PATIENCE);
+        let budget = policy.budget_without_deadline(deadline * WALL_CLOCK_FACTOR);
         let answer = rank(&policy.running(budget).uncounted(), decision.task.input());
         let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
         let cpu = cpu.unwrap_or_else(|_| begun.elapsed());
