@@ -5,20 +5,23 @@
 //! in several steps and ConfigMaps replace a symlink. Some mounts send no notifications at all,
 //! so the directory is also polled.
 
+mod directory;
+
+pub use directory::read_policy_directory;
+
 use super::deploy::{Deploy, DeployError};
-use notify::{RecursiveMode, Watcher};
-use nova_model::artifact::{Digest, Manifest, ModuleSource, Stage};
-use nova_policy::admission::{MODULE_MISSING, PolicyFiles};
-use nova_policy::signature::{SIGNATURE_FILE, SUMS_FILE};
+use directory::{Candidate, read_all, stamps};
+use nova_model::artifact::Digest;
+use nova_policy::admission::MODULE_MISSING;
+use nova_support::watch::DirectoryChanges;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::mpsc;
+use std::time::{Duration, Instant};
 
 /// Time between two reads of a directory. Both must give the same content before it is
 /// published.
-const SETTLE: Duration = Duration::from_millis(200);
+const REREAD_AFTER: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Time after which a refused policy is tried again, if it misses a module that another policy
 /// may bring.
@@ -59,22 +62,14 @@ impl WatchReport {
     }
 }
 
-/// Current content of a sub-directory.
-struct Candidate {
-    name: String,
-    /// Digest of the manifest and of every file that it names.
-    fingerprint: Digest,
-    read: Result<PolicyFiles, String>,
-}
-
 /// A directory that needs no further work until its content changes.
-struct Settled {
+struct Handled {
     fingerprint: Digest,
     /// Time of the next attempt without a change, if one may succeed.
     again: Option<Instant>,
 }
 
-impl Settled {
+impl Handled {
     fn holds_for(&self, candidate: &Candidate) -> bool {
         self.fingerprint == candidate.fingerprint
             && self.again.is_none_or(|again| Instant::now() < again)
@@ -83,68 +78,25 @@ impl Settled {
 
 /// Publishes the policies that appear in `directory`, until the host ends.
 pub async fn watch(deploy: Arc<Deploy>, directory: PathBuf, report: WatchReport) {
-    let (changed, mut changes) = mpsc::channel(1);
-    // This variable keeps the watcher running until the function returns.
-    let _watcher = start_notifications(&directory, changed);
-    let mut settled = HashMap::<String, Settled>::new();
+    let mut changes = DirectoryChanges::watch(&directory, |_| true)
+        .inspect_err(|error| tracing::warn!(%error, "could not watch the policies directory for notifications; polling it"))
+        .unwrap_or_default();
+    let mut handled = HashMap::<String, Handled>::new();
     let (mut quiet, mut read_at) = (None, Instant::now());
     loop {
         let stamps = stamps(&directory).await;
         // Without this check an idle host would spend most of its work on reading and hashing
         // twenty interpreters every two seconds.
         if quiet.as_ref() != Some(&stamps) || read_at.elapsed() >= READ_AGAIN {
-            let unchanged = sweep(&deploy, &directory, &report, &mut settled).await;
+            let unchanged = sweep(&deploy, &directory, &report, &mut handled).await;
             quiet = unchanged.then_some(stamps);
             read_at = Instant::now();
         }
         tokio::select! {
-            _ = changes.recv() => tokio::time::sleep(SETTLE).await,
+            () = changes.changed() => tokio::time::sleep(REREAD_AFTER).await,
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
-}
-
-fn start_notifications(
-    directory: &Path,
-    changed: mpsc::Sender<()>,
-) -> Option<notify::RecommendedWatcher> {
-    let started = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // The sweep itself opens and reads every file. If these events counted, the sweep would
-        // trigger itself forever.
-        if !event.is_ok_and(|event| event.kind.is_access()) {
-            // One pending notification is enough, because the sweep reads everything.
-            let _ = changed.try_send(());
-        }
-    })
-    .and_then(|mut watcher| {
-        watcher
-            .watch(directory, RecursiveMode::Recursive)
-            .map(|()| watcher)
-    });
-    started
-        .inspect_err(|error| tracing::warn!(%error, "could not watch the policies directory for notifications; polling it"))
-        .ok()
-}
-
-/// File system metadata of every file: path, modification time and size. No file is read for it.
-type Stamps = Vec<(PathBuf, Option<SystemTime>, u64)>;
-
-async fn stamps(directory: &Path) -> Stamps {
-    let directory = directory.to_owned();
-    let look = move || {
-        let inner = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-        let files = inner(directory).flat_map(|entry| inner(entry.path()));
-        let mut stamps: Stamps = files
-            .filter_map(|file| {
-                // Symlinks are followed, because a ConfigMap replaces the link and not the file.
-                let metadata = std::fs::metadata(file.path()).ok()?;
-                Some((file.path(), metadata.modified().ok(), metadata.len()))
-            })
-            .collect();
-        stamps.sort();
-        stamps
-    };
-    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// Checks all sub-directories once and publishes those that are new or changed and no longer
@@ -153,33 +105,33 @@ async fn sweep(
     deploy: &Deploy,
     directory: &Path,
     report: &WatchReport,
-    settled: &mut HashMap<String, Settled>,
+    handled: &mut HashMap<String, Handled>,
 ) -> bool {
     let first = read_all(directory).await;
-    let is_settled = |settled: &HashMap<String, Settled>, candidate: &Candidate| {
-        let settled = settled.get(&candidate.name);
-        settled.is_some_and(|settled| settled.holds_for(candidate))
+    let is_handled = |handled: &HashMap<String, Handled>, candidate: &Candidate| {
+        let handled = handled.get(&candidate.name);
+        handled.is_some_and(|handled| handled.holds_for(candidate))
     };
     let changed = first
         .iter()
-        .any(|candidate| !is_settled(settled, candidate));
-    settled.retain(|name, _| first.iter().any(|candidate| candidate.name == *name));
+        .any(|candidate| !is_handled(handled, candidate));
+    handled.retain(|name, _| first.iter().any(|candidate| candidate.name == *name));
     report.keep_only(&first);
     if !changed {
         return true;
     }
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(REREAD_AFTER).await;
     for candidate in read_all(directory).await {
         let held_still = first.iter().any(|before| {
             before.name == candidate.name && before.fingerprint == candidate.fingerprint
         });
-        if !held_still || is_settled(settled, &candidate) {
+        if !held_still || is_handled(handled, &candidate) {
             continue;
         }
         if let Some(outcome) = publish(deploy, &candidate, report).await {
             let again = (outcome == Outcome::Waits).then(|| Instant::now() + RETRY_AFTER);
             let fingerprint = candidate.fingerprint;
-            settled.insert(candidate.name, Settled { fingerprint, again });
+            handled.insert(candidate.name, Handled { fingerprint, again });
         }
     }
     false
@@ -237,92 +189,4 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
         }
     }
     Some(Outcome::Published)
-}
-
-async fn read_all(directory: &Path) -> Vec<Candidate> {
-    let directory = directory.to_owned();
-    tokio::task::spawn_blocking(move || read_all_blocking(&directory))
-        .await
-        .unwrap_or_default()
-}
-
-fn read_all_blocking(directory: &Path) -> Vec<Candidate> {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let mut names: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect();
-    names.sort();
-    names
-        .iter()
-        .filter_map(|path| read_candidate(path))
-        .collect()
-}
-
-fn read_candidate(path: &Path) -> Option<Candidate> {
-    let name = path
-        .file_name()?
-        .to_str()
-        .filter(|name| !name.starts_with('.'))?
-        .to_owned();
-    let manifest = std::fs::read(path.join("policy.toml")).ok()?;
-    let mut everything = manifest.clone();
-    let read = read_policy_directory(path);
-    if let Ok(files) = &read {
-        for (file, bytes) in &files.modules {
-            everything.extend_from_slice(file.as_bytes());
-            everything.extend_from_slice(bytes);
-        }
-    }
-    Some(Candidate {
-        name,
-        fingerprint: Digest::from_content(&everything),
-        read,
-    })
-}
-
-/// Reads a manifest and the files that it names. Ignores a missing file, because the admission
-/// reports it.
-///
-/// # Errors
-/// Fails if a file cannot be read, or if the manifest is invalid.
-pub fn read_policy_directory(path: &Path) -> Result<PolicyFiles, String> {
-    let named = |file: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-    let manifest_path = path.join("policy.toml");
-    let manifest =
-        std::fs::read_to_string(&manifest_path).map_err(|error| named(&manifest_path, &error))?;
-    let mut files = PolicyFiles {
-        manifest,
-        ..PolicyFiles::default()
-    };
-    let parsed = Manifest::parse(&files.manifest)?;
-    for stage in Stage::ALL {
-        let ModuleSource::File(name) = &parsed.stage(stage).module else {
-            continue;
-        };
-        let module = path.join(name);
-        match std::fs::metadata(&module) {
-            Ok(metadata) if metadata.len() > nova_policy::admission::MODULE_BYTES_MAX as u64 => {
-                return Err(named(
-                    &module,
-                    &format!(
-                        "larger than {} bytes",
-                        nova_policy::admission::MODULE_BYTES_MAX
-                    ),
-                ));
-            }
-            Ok(_) => {
-                let bytes = std::fs::read(&module).map_err(|error| named(&module, &error))?;
-                files.modules.insert(name.clone(), bytes);
-            }
-            Err(_) => {}
-        }
-    }
-    for name in [SUMS_FILE, SIGNATURE_FILE] {
-        if let Ok(bytes) = std::fs::read(path.join(name)) {
-            files.modules.insert(name.to_owned(), bytes);
-        }
-    }
-    Ok(files)
 }

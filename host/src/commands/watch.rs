@@ -5,16 +5,16 @@ use super::table;
 use crate::app::App;
 use crate::feed::preview::{Preview, PreviewPost};
 use anyhow::{Context as _, anyhow};
-use notify::{RecursiveMode, Watcher as _};
 use nova_control::deploy::{DeployError, Published};
 use nova_control::watcher::read_policy_directory;
 use nova_policy::loaded::LoadedPolicy;
 use nova_policy::project::sources::{Sources, change_code, is_source};
 use nova_policy::project::{Project, Purpose};
+use nova_support::watch::DirectoryChanges;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// Interval between two reads of the sources. Editors write in several steps, so the sources
 /// must read the same twice.
@@ -86,9 +86,7 @@ struct Watch {
 impl Watch {
     /// Follows the sources until the host ends.
     async fn run(self) {
-        let (changed, mut changes) = mpsc::channel(1);
-        // The watcher must live as long as this function.
-        let _watcher = start_notifications(&self.project.directory, changed);
+        let mut changes = watch_sources(&self.project.directory);
         let mut followed = Sources::default();
         let mut built = None;
         loop {
@@ -113,7 +111,7 @@ impl Watch {
                 }
             }
             tokio::select! {
-                _ = changes.recv() => {}
+                () = changes.changed() => {}
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
         }
@@ -269,35 +267,22 @@ fn order_table(before: &[PreviewPost], now: &[PreviewPost]) -> String {
     table::render(header, &rows.collect::<Vec<_>>())
 }
 
-fn start_notifications(
-    directory: &Path,
-    changed: mpsc::Sender<()>,
-) -> Option<notify::RecommendedWatcher> {
-    let root = directory.to_owned();
-    let of_source = move |path: &Path| {
-        let inner = path.strip_prefix(&root).unwrap_or(path);
+/// Returns true if one of the paths is a source below `root`.
+fn has_source(root: &Path, paths: &[PathBuf]) -> bool {
+    paths.iter().any(|path| {
+        let inner = path.strip_prefix(root).unwrap_or(path);
         inner
             .ancestors()
             .filter(|part| part.file_name().is_some())
             .all(is_source)
-    };
-    let started = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        let heeded = event.map_or(true, |event| {
-            !event.kind.is_access() && event.paths.iter().any(|path| of_source(path))
-        });
-        if heeded {
-            // One pending notification is enough, because all sources are read again.
-            let _ = changed.try_send(());
-        }
     })
-    .and_then(|mut watcher| {
-        watcher
-            .watch(directory, RecursiveMode::Recursive)
-            .map(|()| watcher)
-    });
-    started
+}
+
+fn watch_sources(directory: &Path) -> DirectoryChanges {
+    let root = directory.to_owned();
+    DirectoryChanges::watch(directory, move |paths| has_source(&root, paths))
         .inspect_err(|error| tracing::warn!(%error, "could not watch the policy's directory; polling it instead"))
-        .ok()
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

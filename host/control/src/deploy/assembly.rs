@@ -19,13 +19,13 @@ pub(super) struct Assembly<'a> {
 }
 
 impl Assembly<'_> {
-    /// Assembles what serves. `serving` is the policy that is active now. It stays active if the
+    /// Assembles what serves. `current` is the policy that is active now. It stays active if the
     /// state's active policy cannot be loaded.
     ///
     /// # Errors
     /// Fails if the registry does not answer, so that the old revision stays.
-    pub async fn assemble(self, serving: &Arc<LoadedPolicy>) -> anyhow::Result<Serving> {
-        let active = self.active().await?.unwrap_or_else(|| serving.clone());
+    pub async fn assemble(self, current: &Arc<LoadedPolicy>) -> anyhow::Result<Serving> {
+        let active = self.active().await?.unwrap_or_else(|| current.clone());
         let warm = self.warm().await;
         let canary = self.canary().await?;
         let shadows = self.shadows().await?;

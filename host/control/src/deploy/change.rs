@@ -25,13 +25,14 @@ impl Deploy {
         self.activate_locked(policy, actor).await
     }
 
-    /// Loads the policy before the lock on changes is taken, so that other changes do not wait
+    /// Loads the policy before the lock `changing` is taken, so that other changes do not wait
     /// for it. Ignores errors, because the change itself reports them.
     async fn load_early(&self, policy: &PolicyRef) -> Option<Arc<LoadedPolicy>> {
         let state = self.serving().state.clone();
         self.loader.load(&state, policy, None).await.ok()
     }
 
+    /// Does the work of [`Deploy::activate`]. The caller holds the lock `changing`.
     pub(super) async fn activate_locked(
         &self,
         policy: &PolicyRef,
@@ -43,8 +44,7 @@ impl Deploy {
             return Published::from_state(&serving.state, policy);
         }
         self.refuse_downgrade(&serving.state, policy)?;
-        // The policy is loaded before the change is recorded, because a policy that cannot run
-        // must not become the recorded active policy.
+        // Loaded before the change is recorded; see the protocol in `deploy/mod.rs`.
         let loaded = self.loader.load(&serving.state, policy, None).await?;
         let change = Change::Activate {
             policy: policy.clone(),
@@ -135,7 +135,7 @@ impl Deploy {
         let _changing = self.begin_change().await;
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &event)?;
-        // The policy is loaded before the change is recorded, as for an activation.
+        // Loaded before the change is recorded, as for an activation.
         let begins = matches!(
             changes.first(),
             Some(Change::Shadow { .. } | Change::Canary { .. })

@@ -1,5 +1,5 @@
 //! Serving policies and their changes. Requests read one pointer ([`Serving`]). Three parts have
-//! separate state: the [`Loader`] compiles and binds policies and knows no changes, [`Offline`]
+//! separate state: the `Loader` compiles and binds policies and knows no changes, [`Offline`]
 //! has what this host changed while the registry was unavailable, and [`Deploy`] makes the
 //! changes.
 //!
@@ -109,7 +109,7 @@ pub struct Deploy {
     loader: Loader,
     offline: Offline,
     admissions: Admissions,
-    /// Lock that allows one change at a time.
+    /// Lock that allows one change at a time; see "Locks" above.
     changing: tokio::sync::Mutex<()>,
     /// True once the bundled policies are in the registry.
     is_prepared: AtomicBool,

@@ -1,6 +1,5 @@
-//! Quarantine: takes a policy out of service on this host at once, then records it in the
-//! registry, then makes the changes that follow from it. Every host can do the last part, so it
-//! is done even if the host that began it is gone.
+//! Quarantine: takes a policy out of service on this host at once, and records it in the registry
+//! afterwards. The reason for this order is in `deploy/mod.rs`.
 
 use super::{Deploy, DeployError, Published, Scope};
 use crate::loader::require_published;
@@ -81,6 +80,7 @@ impl Deploy {
             .collect()
     }
 
+    /// Swaps a policy out on this host, without the lock `changing`.
     async fn withdraw(
         &self,
         digest: Digest,

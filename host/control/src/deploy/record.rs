@@ -1,5 +1,5 @@
 //! Record: writes a change to the registry and puts it in force, or makes it on this host only
-//! while the registry is unavailable.
+//! while the registry is unavailable. The protocol is in `deploy/mod.rs`.
 
 use super::{Deploy, DeployError, Scope};
 use crate::offline::RegistryUnavailable;
@@ -9,8 +9,8 @@ use nova_stores::ports::registry::RegistryError;
 use tokio::sync::MutexGuard;
 
 impl Deploy {
-    /// Takes the lock that allows one change at a time. First reconciles the changes that this
-    /// host made while the registry was unavailable.
+    /// Takes the lock `changing`. First reconciles the changes that this host made while the
+    /// registry was unavailable.
     pub(super) async fn begin_change(&self) -> MutexGuard<'_, ()> {
         let changing = self.changing.lock().await;
         if self.offline.is_ahead()
@@ -34,8 +34,6 @@ impl Deploy {
         actor: &str,
     ) -> Result<Scope, DeployError> {
         let recorded = if self.offline.makes_offline(&change) {
-            // The registry call timed out a moment ago. An operator in an outage must not wait
-            // for the same timeout again.
             Err(DeployError::Unavailable(RegistryUnavailable.into()))
         } else {
             self.record(&change, actor).await
@@ -49,7 +47,6 @@ impl Deploy {
     }
 
     async fn record(&self, change: &Change, actor: &str) -> Result<(), DeployError> {
-        // This host made its local changes on top of a state that the registry does not have.
         if self.offline.is_ahead() {
             let waiting = anyhow::Error::from(RegistryUnavailable)
                 .context("local changes must be written to the registry first");

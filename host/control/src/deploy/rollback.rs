@@ -51,7 +51,7 @@ impl Deploy {
         let Some(to) = next.activations.last() else {
             return Err(DeployError::Conflict("no policy was ever activated".into()));
         };
-        // The policy is loaded before the change is recorded, as for an activation.
+        // Loaded before the change is recorded, as for an activation.
         let loaded = self.loader.load(&serving.state, to, None).await?;
         let mut scope = Scope::Everywhere;
         for change in changes {

@@ -1,4 +1,4 @@
-//! What serves: one pointer that every request reads, and the right to swap it.
+//! The pointer that every request reads, and the right to swap it.
 
 use crate::routing::{CanaryShare, RunningExperiment};
 use arc_swap::{ArcSwap, Guard};
@@ -88,7 +88,7 @@ impl ServingPointer {
         self.pointer.load_full()
     }
 
-    /// Waits for the right to swap the pointer. Until it is dropped, the pointer stays as it is.
+    /// Takes the lock `swapping`. Until the result is dropped, only its holder swaps the pointer.
     pub async fn begin_swap(&self) -> Swap<'_> {
         Swap {
             _swapping: self.swapping.lock().await,
@@ -104,7 +104,8 @@ impl ServingPointer {
     }
 }
 
-/// The right to swap the pointer.
+/// The right to swap the pointer. Its holder must not call the registry or compile; see the
+/// locks in `deploy/mod.rs`.
 pub(super) struct Swap<'a> {
     to: &'a ServingPointer,
     _swapping: MutexGuard<'a, ()>,

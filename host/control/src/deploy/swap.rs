@@ -1,5 +1,5 @@
 //! Load and swap: loads the policies that the registry names, then swaps the pointer that
-//! requests read.
+//! requests read. The protocol and the order of the locks are in `deploy/mod.rs`.
 
 use super::Deploy;
 use super::assembly::Assembly;

@@ -2,7 +2,7 @@
 //! signatures and binds policies. The loader knows nothing of changes. A caller names a policy in
 //! a state of the registry and says how long it waits ([`Wanted`]).
 //!
-//! The order of the locks is in [`crate::deploy`].
+//! The order of the locks is in `deploy/mod.rs`.
 
 mod background;
 mod compiled;

@@ -7,7 +7,8 @@
 //! - **Quarantines decided here** are in memory until the registry has them (`quarantines.rs`).
 //!   They are saved as local changes once the registry is known to be unavailable.
 //!
-//! Nothing here serves: [`crate::deploy`] swaps the pointer, and has the order of the locks.
+//! Nothing here serves. The protocol around it and the order of the locks are in
+//! `deploy/mod.rs`. The caller of a function that writes local changes holds the lock `changing`.
 
 mod local_changes;
 mod quarantines;
