@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn invalidated(before: Option<Post>, after: Option<Post>, snapshot: bool) -> Vec<Invalidation> {
-        of(&RowChange::Post(Transition {
+        of_change(&RowChange::Post(Transition {
             before,
             after,
             lsn: 1,
@@ -254,7 +254,7 @@ mod tests {
                 snapshot: false,
             });
             assert_eq!(
-                of(&change),
+                of_change(&change),
                 [Invalidation::FollowsChanged { follower_id: 2 }]
             );
         }
