@@ -4,9 +4,8 @@ use super::{ConfigPath, DataDir, block_on, table};
 use crate::config::Config;
 use crate::wiring::embedded::open_store;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use nova_stores::import::{
-    ImportOptions, ImportProgress, ImportSummary, ImportTarget, StackTarget, import_dir,
-};
+use nova_stores::import::{ImportOptions, ImportProgress, ImportSummary, StackTarget, import_dir};
+use nova_stores::ports::ImportTarget;
 use nova_support::clock::unix_ms;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

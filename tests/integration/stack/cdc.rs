@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-const CAPTURED_WITHIN: Duration = Duration::from_secs(90);
+const CDC_WITHIN: Duration = Duration::from_secs(90);
 
 /// A connector that belongs to one test. Dropping it removes the connector and its replication
 /// slot.
@@ -259,7 +259,7 @@ async fn posts_and_follows_invalidate_the_feeds_they_change() {
         return;
     };
     let consumer = consume(&connector.stack);
-    eventually(CAPTURED_WITHIN, "the snapshot", || async {
+    eventually(CDC_WITHIN, "the snapshot", || async {
         connector
             .rows("SELECT follower_id FROM follows FINAL")
             .await
@@ -283,7 +283,7 @@ async fn posts_and_follows_invalidate_the_feeds_they_change() {
         .stack
         .postgres("INSERT INTO posts (post_id, author_id) VALUES (77, 9)")
         .await;
-    eventually(CAPTURED_WITHIN, "both followers invalidated", || async {
+    eventually(CDC_WITHIN, "both followers invalidated", || async {
         epoch(1).await.unwrap() != before.0 && epoch(2).await.unwrap() != before.1
     })
     .await;
@@ -292,12 +292,12 @@ async fn posts_and_follows_invalidate_the_feeds_they_change() {
         .stack
         .postgres("INSERT INTO follows VALUES (3, 9, now()); UPDATE posts SET deleted = true WHERE post_id = 77")
         .await;
-    eventually(CAPTURED_WITHIN, "the new follower invalidated", || async {
+    eventually(CDC_WITHIN, "the new follower invalidated", || async {
         epoch(3).await.unwrap() != before.2
             && consumer.cache.get(&suggestions).await.unwrap().is_none()
     })
     .await;
-    eventually(CAPTURED_WITHIN, "the deletion is reported", || async {
+    eventually(CDC_WITHIN, "the deletion is reported", || async {
         *consumer.tombstones.lock().unwrap() == [77]
     })
     .await;
@@ -337,7 +337,7 @@ async fn a_new_post_reaches_a_followers_feed_and_a_deleted_one_leaves_every_page
         .postgres(&format!("DELETE FROM posts WHERE post_id = {doomed}"))
         .await;
     for host in [&one, &two] {
-        eventually(CAPTURED_WITHIN, "the deleted post is gone", async || {
+        eventually(CDC_WITHIN, "the deleted post is gone", async || {
             let page = host.get(&token, &next).await.ok(200);
             assert_eq!(page["ranking_id"], first["ranking_id"]);
             !post_ids(&page).contains(&doomed)
@@ -350,7 +350,7 @@ async fn a_new_post_reaches_a_followers_feed_and_a_deleted_one_leaves_every_page
         .postgres("INSERT INTO posts (post_id, author_id) VALUES (100001, 9)")
         .await;
     for host in [&one, &two] {
-        eventually(CAPTURED_WITHIN, "the new post is in the feed", async || {
+        eventually(CDC_WITHIN, "the new post is in the feed", async || {
             let feed = host.get(&token, "/api/v1/feed?limit=100").await.ok(200);
             post_ids(&feed).contains(&100_001)
         })

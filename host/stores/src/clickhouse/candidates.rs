@@ -194,7 +194,7 @@ impl CandidateStore for ClickHouseStore {
             viewer,
             at_ms: now_ms,
         };
-        (self.queries.followees.run(self, Followees { of, limit })).await
+        (self.lookups.followees.run(self, Followees { of, limit })).await
     }
 
     async fn trending(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
@@ -218,7 +218,7 @@ impl CandidateStore for ClickHouseStore {
         per_author: u32,
         limit: u32,
     ) -> StoreResult<Vec<Post>> {
-        let query = Affinity {
+        let lookup = Affinity {
             of: OfViewer {
                 viewer,
                 at_ms: now_ms,
@@ -226,7 +226,7 @@ impl CandidateStore for ClickHouseStore {
             per_author,
             limit,
         };
-        self.queries.affinity.run(self, query).await
+        self.lookups.affinity.run(self, lookup).await
     }
 
     async fn recent(&self, viewer: u64, now_ms: UnixMs, limit: u32) -> StoreResult<Vec<Post>> {
@@ -245,11 +245,11 @@ impl CandidateStore for ClickHouseStore {
         post_ids: &[u64],
         now_ms: UnixMs,
     ) -> StoreResult<HashMap<u64, Counters>> {
-        let query = Totals {
+        let lookup = Totals {
             post_ids: post_ids.to_vec(),
             from_hour: first_hour_of_window(now_ms),
         };
-        let totals = self.queries.totals.run(self, query).await?;
+        let totals = self.lookups.totals.run(self, lookup).await?;
         let found = |id: &u64| Some((*id, *totals.get(id)?));
         Ok(post_ids.iter().filter_map(found).collect())
     }
@@ -259,7 +259,7 @@ impl CandidateStore for ClickHouseStore {
             viewer,
             at_ms: now_ms,
         };
-        self.queries.affinities.run(self, Affinities(of)).await
+        self.lookups.affinities.run(self, Affinities(of)).await
     }
 
     async fn recent_impressions(
@@ -271,7 +271,7 @@ impl CandidateStore for ClickHouseStore {
             viewer,
             at_ms: since_ms,
         };
-        (self.queries.impressions.run(self, RecentImpressions(of))).await
+        (self.lookups.impressions.run(self, RecentImpressions(of))).await
     }
 
     async fn trending_window(

@@ -1,9 +1,9 @@
-//! Coalescing of queries: parts of one kind that arrive while queries of that kind run are
+//! Coalescing of lookups: those of one kind that arrive while queries of that kind run are
 //! answered together by the next query.
 //!
-//! If a hundred viewers miss the cache at once, they ask the same parts about different
+//! If a hundred viewers miss the cache at once, they need the same lookups for different
 //! viewers and mostly the same posts. Much of the cost of such a query is fixed: parsing,
-//! planning and starting its pipeline. No part lingers: one that arrives while a query may
+//! planning and starting its pipeline. No lookup lingers: one that arrives while a query may
 //! start is sent at once, alone.
 
 use super::{ClickHouseStore, STORE_NAME};
@@ -21,43 +21,43 @@ use tokio::time::Instant as Deadline;
 const QUERIES_AT_ONCE: usize = 2;
 
 /// One caller's part of a query.
-pub(super) trait SharedQuery: Sized + Send + Sync + 'static {
+pub(super) trait Lookup: Sized + Send + Sync + 'static {
     type Answer: Send + 'static;
     /// The query's name in metrics and errors.
     const NAME: &'static str;
 
-    /// Reports if the query for `batch` can also answer this part.
+    /// Reports if the query for `batch` can also answer this lookup.
     fn joins(&self, batch: &[Self]) -> bool;
 
-    /// Answers all parts with one query; returns one answer for each.
+    /// Answers all lookups with one query; returns one answer for each.
     fn answer_all(
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, Failure>> + Send;
 }
 
-/// Handle to the queue of one kind of part; clones share the queue.
-pub(super) struct Coalescer<Q: SharedQuery>(Arc<Mutex<Queue<Q>>>);
+/// Handle to the queue of one kind of lookup; clones share the queue.
+pub(super) struct Coalescer<Q: Lookup>(Arc<Mutex<Queue<Q>>>);
 
-struct Queue<Q: SharedQuery> {
+struct Queue<Q: Lookup> {
     waiting: VecDeque<Caller<Q>>,
     running: usize,
 }
 
-struct Caller<Q: SharedQuery> {
-    part: Q,
+struct Caller<Q: Lookup> {
+    lookup: Q,
     /// Time at which the caller gives up; `None` if it waits until the store's own time limit.
     until: Option<Deadline>,
     reply: oneshot::Sender<StoreResult<Q::Answer>>,
 }
 
-impl<Q: SharedQuery> Clone for Coalescer<Q> {
+impl<Q: Lookup> Clone for Coalescer<Q> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<Q: SharedQuery> Default for Coalescer<Q> {
+impl<Q: Lookup> Default for Coalescer<Q> {
     fn default() -> Self {
         Self(Arc::new(Mutex::new(Queue {
             waiting: VecDeque::new(),
@@ -66,15 +66,15 @@ impl<Q: SharedQuery> Default for Coalescer<Q> {
     }
 }
 
-impl<Q: SharedQuery> Coalescer<Q> {
-    /// Adds a part to a query and waits for its answer.
+impl<Q: Lookup> Coalescer<Q> {
+    /// Runs a lookup, alone or in one query with others.
     ///
     /// # Errors
-    /// Fails if the query that this part became part of fails.
-    pub async fn run(&self, store: &ClickHouseStore, part: Q) -> StoreResult<Q::Answer> {
+    /// Fails if the query that this lookup became part of fails.
+    pub async fn run(&self, store: &ClickHouseStore, lookup: Q) -> StoreResult<Q::Answer> {
         let (reply, answer) = oneshot::channel();
         let caller = Caller {
-            part,
+            lookup,
             until: guard::caller_deadline(),
             reply,
         };
@@ -89,7 +89,7 @@ impl<Q: SharedQuery> Coalescer<Q> {
         }
     }
 
-    /// Queues a part. Returns a runner to start, unless enough queries are already running.
+    /// Queues a lookup. Returns a runner to start, unless enough queries are already running.
     fn enqueue(&self, caller: Caller<Q>) -> Option<Runner<Q>> {
         let mut queue = self.queue();
         queue.waiting.push_back(caller);
@@ -108,14 +108,14 @@ impl<Q: SharedQuery> Coalescer<Q> {
     }
 }
 
-/// Runs queries until no part waits. It counts as running until it is dropped, even if it
+/// Runs queries until no lookup waits. It counts as running until it is dropped, even if it
 /// panics.
-struct Runner<Q: SharedQuery> {
+struct Runner<Q: Lookup> {
     of: Coalescer<Q>,
     counted: bool,
 }
 
-impl<Q: SharedQuery> Drop for Runner<Q> {
+impl<Q: Lookup> Drop for Runner<Q> {
     fn drop(&mut self) {
         if self.counted {
             self.of.queue().running -= 1;
@@ -123,58 +123,58 @@ impl<Q: SharedQuery> Drop for Runner<Q> {
     }
 }
 
-impl<Q: SharedQuery> Runner<Q> {
+impl<Q: Lookup> Runner<Q> {
     async fn run(mut self, store: ClickHouseStore) {
-        while let Some((parts, callers)) = self.next_batch() {
-            let asked = store.guard.run(Q::NAME, Q::answer_all(&store, &parts));
+        while let Some((lookups, callers)) = self.next_batch() {
+            let asked = store.guard.run(Q::NAME, Q::answer_all(&store, &lookups));
             let answered = guard::within_until(latest(&callers), asked).await;
             reply(callers, answered);
         }
     }
 
-    /// Takes as many parts from the front of the queue as one query can answer, and skips
+    /// Takes as many lookups from the front of the queue as one query can answer, and skips
     /// callers that have given up. Returns `None` if the queue is empty. The runner then stops
     /// counting as running while it still holds the lock, because the next caller that queues a
-    /// part relies on the count.
+    /// lookup relies on the count.
     fn next_batch(&mut self) -> Option<(Vec<Q>, Vec<Reply<Q>>)> {
         let mut queue = self.of.queue();
-        let (mut parts, mut replies) = (Vec::new(), Vec::new());
+        let (mut lookups, mut replies) = (Vec::new(), Vec::new());
         while let Some(caller) = queue.waiting.pop_front() {
             if caller.reply.is_closed() {
                 continue;
             }
-            if !parts.is_empty() && !caller.part.joins(&parts) {
+            if !lookups.is_empty() && !caller.lookup.joins(&lookups) {
                 queue.waiting.push_front(caller);
                 break;
             }
-            parts.push(caller.part);
+            lookups.push(caller.lookup);
             replies.push(Reply {
                 until: caller.until,
                 to: caller.reply,
             });
         }
-        if parts.is_empty() {
+        if lookups.is_empty() {
             queue.running -= 1;
             drop(queue);
             self.counted = false;
             return None;
         }
-        Some((parts, replies))
+        Some((lookups, replies))
     }
 }
 
-struct Reply<Q: SharedQuery> {
+struct Reply<Q: Lookup> {
     until: Option<Deadline>,
     to: oneshot::Sender<StoreResult<Q::Answer>>,
 }
 
 /// The latest deadline of all callers; the query is useful until then.
-fn latest<Q: SharedQuery>(callers: &[Reply<Q>]) -> Option<Deadline> {
+fn latest<Q: Lookup>(callers: &[Reply<Q>]) -> Option<Deadline> {
     let untils: Option<Vec<Deadline>> = callers.iter().map(|caller| caller.until).collect();
     untils?.into_iter().max()
 }
 
-fn reply<Q: SharedQuery>(callers: Vec<Reply<Q>>, answered: Option<StoreResult<Vec<Q::Answer>>>) {
+fn reply<Q: Lookup>(callers: Vec<Reply<Q>>, answered: Option<StoreResult<Vec<Q::Answer>>>) {
     let error = match answered {
         Some(Ok(answers)) => {
             for (caller, answer) in callers.into_iter().zip(answers) {
@@ -192,7 +192,7 @@ fn reply<Q: SharedQuery>(callers: Vec<Reply<Q>>, answered: Option<StoreResult<Ve
     }
 }
 
-fn failed<Q: SharedQuery>(retryable: bool, source: anyhow::Error) -> StoreError {
+fn failed<Q: Lookup>(retryable: bool, source: anyhow::Error) -> StoreError {
     StoreError {
         store: STORE_NAME,
         query: Q::NAME,
@@ -214,7 +214,7 @@ mod tests {
     /// Doubles a number once the test allows it; fails for whole batches that contain a 13.
     struct Double(u64);
 
-    impl SharedQuery for Double {
+    impl Lookup for Double {
         type Answer = u64;
         const NAME: &'static str = "double";
 
@@ -226,10 +226,10 @@ mod tests {
             QUERIES.fetch_add(1, Ordering::SeqCst);
             let permit = ANSWERING.acquire().await;
             permit.map_err(Failure::permanent)?.forget();
-            if batch.iter().any(|part| part.0 == 13) {
+            if batch.iter().any(|lookup| lookup.0 == 13) {
                 return Err(Failure::permanent(anyhow::anyhow!("unlucky")));
             }
-            Ok(batch.iter().map(|part| part.0 * 2).collect())
+            Ok(batch.iter().map(|lookup| lookup.0 * 2).collect())
         }
     }
 

@@ -32,7 +32,7 @@ use anyhow::Context as _;
 use clickhouse::error::Error;
 use clickhouse::{Client, Compression, RowOwned, RowWrite};
 use nova_model::time::{DAY_MS, HOUR_MS, UnixMs};
-use queries::SharedQueries;
+use queries::LookupQueues;
 use shared_lists::SharedLists;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ pub struct ClickHouseStore {
     /// says nothing about feeds.
     suggestions_guard: Guard,
     lists: SharedLists,
-    queries: SharedQueries,
+    lookups: LookupQueues,
 }
 
 impl std::fmt::Debug for ClickHouseStore {
@@ -130,7 +130,7 @@ impl ClickHouseStore {
                 Breaker::default(),
             ),
             lists: SharedLists::default(),
-            queries: SharedQueries::default(),
+            lookups: LookupQueues::default(),
         })
     }
 

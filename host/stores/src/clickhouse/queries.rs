@@ -1,10 +1,10 @@
-//! The questions that feeds ask about viewers and posts, in a form in which one query answers
+//! The lookups of viewers and posts that feeds need, in a form in which one query answers
 //! many callers at once (`coalesce`).
 //!
 //! Callers ask at times that differ by milliseconds. Each gets the answer as of the
 //! latest of these times.
 
-use super::coalesce::{Coalescer, SharedQuery};
+use super::coalesce::{Coalescer, Lookup};
 use super::{ClickHouseStore, POST_WINDOW_MS, failure, first_day_of_window, from_ticks, to_ticks};
 use crate::guard::Failure;
 use clickhouse::Row;
@@ -21,7 +21,7 @@ const FOLLOWEES_WINDOW_MS: u64 = 72 * HOUR_MS;
 const VIEWERS_MAX: usize = 32;
 /// Maximum number of posts in one query, because ClickHouse accepts 128 KiB in one parameter.
 const POSTS_MAX: usize = 5_000;
-/// Maximum difference between the times of questions that share a query, in ms.
+/// Maximum difference between the times of lookups that share a query, in ms.
 const SAME_MOMENT_MS: u64 = 1_000;
 
 const FOLLOWEES: &str = "
@@ -69,9 +69,9 @@ FROM viewer_impressions
 WHERE user_id IN {viewers:Array(UInt64)} AND accepted_at >= fromUnixTimestamp64Milli({since:Int64}, 'UTC')
 GROUP BY user_id, author_id";
 
-/// One queue of questions for each kind.
+/// One queue of lookups for each kind.
 #[derive(Clone, Default)]
-pub(super) struct SharedQueries {
+pub(super) struct LookupQueues {
     pub followees: Coalescer<Followees>,
     pub affinity: Coalescer<Affinity>,
     pub affinities: Coalescer<Affinities>,
@@ -86,26 +86,26 @@ pub(super) struct OfViewer {
     pub at_ms: UnixMs,
 }
 
-/// A question for the source `followees`.
+/// A lookup of the source `followees`.
 pub(super) struct Followees {
     pub of: OfViewer,
     pub limit: u32,
 }
 
-/// A question for the source `affinity`.
+/// A lookup of the source `affinity`.
 pub(super) struct Affinity {
     pub of: OfViewer,
     pub per_author: u32,
     pub limit: u32,
 }
 
-/// A question for the viewer's interactions with each author in 90 days.
+/// A lookup of the viewer's interactions with each author in 90 days.
 pub(super) struct Affinities(pub OfViewer);
 
-/// A question for the viewer's impressions of each author's posts since `at_ms`.
+/// A lookup of the viewer's impressions of each author's posts since `at_ms`.
 pub(super) struct RecentImpressions(pub OfViewer);
 
-/// A question for the totals of posts over 90 days.
+/// A lookup of the totals of posts over 90 days.
 pub(super) struct Totals {
     pub post_ids: Vec<u64>,
     pub from_hour: u32,
@@ -169,7 +169,7 @@ fn for_each<T: Default + Clone>(batch: &[OfViewer], found: &HashMap<u64, T>) -> 
     batch.iter().map(of).collect()
 }
 
-impl SharedQuery for Followees {
+impl Lookup for Followees {
     type Answer = Vec<Post>;
     const NAME: &'static str = "followees";
 
@@ -182,19 +182,19 @@ impl SharedQuery for Followees {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<Vec<Post>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|part| part.of).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|lookup| lookup.of).collect();
         let now_ms = latest_ms(all.iter().copied());
         let since_ms = now_ms.saturating_sub(FOLLOWEES_WINDOW_MS);
         let query = (store.reader.query(FOLLOWEES))
             .param("viewers", viewers(all.iter().copied()))
             .param("since", to_ticks(since_ms))
             .param("now", to_ticks(now_ms))
-            .param("limit", batch.first().map_or(0, |part| part.limit));
+            .param("limit", batch.first().map_or(0, |lookup| lookup.limit));
         posts_by_viewer(query, &all).await
     }
 }
 
-impl SharedQuery for Affinity {
+impl Lookup for Affinity {
     type Answer = Vec<Post>;
     const NAME: &'static str = "affinity";
 
@@ -207,7 +207,7 @@ impl SharedQuery for Affinity {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<Vec<Post>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|part| part.of).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|lookup| lookup.of).collect();
         let now_ms = latest_ms(all.iter().copied());
         let limits = batch.first().map(|first| (first.per_author, first.limit));
         let (per_author, limit) = limits.unwrap_or_default();
@@ -222,7 +222,7 @@ impl SharedQuery for Affinity {
     }
 }
 
-impl SharedQuery for Affinities {
+impl Lookup for Affinities {
     type Answer = HashMap<u64, u64>;
     const NAME: &'static str = "affinities";
 
@@ -234,7 +234,7 @@ impl SharedQuery for Affinities {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<HashMap<u64, u64>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|part| part.0).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|lookup| lookup.0).collect();
         let now_ms = latest_ms(all.iter().copied());
         let query = (store.reader.query(AFFINITIES))
             .param("viewers", viewers(all.iter().copied()))
@@ -243,7 +243,7 @@ impl SharedQuery for Affinities {
     }
 }
 
-impl SharedQuery for RecentImpressions {
+impl Lookup for RecentImpressions {
     type Answer = HashMap<u64, u64>;
     const NAME: &'static str = "recent_impressions";
 
@@ -255,7 +255,7 @@ impl SharedQuery for RecentImpressions {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<HashMap<u64, u64>>, Failure> {
-        let all: Vec<OfViewer> = batch.iter().map(|part| part.0).collect();
+        let all: Vec<OfViewer> = batch.iter().map(|lookup| lookup.0).collect();
         let query = (store.reader.query(RECENT_IMPRESSIONS))
             .param("viewers", viewers(all.iter().copied()))
             .param("since", to_ticks(latest_ms(all.iter().copied())));
@@ -263,7 +263,7 @@ impl SharedQuery for RecentImpressions {
     }
 }
 
-impl SharedQuery for Totals {
+impl Lookup for Totals {
     /// Totals of all posts that were asked for in the same query.
     type Answer = Arc<HashMap<u64, Counters>>;
     const NAME: &'static str = "counters";
@@ -278,10 +278,10 @@ impl SharedQuery for Totals {
         store: &ClickHouseStore,
         batch: &[Self],
     ) -> Result<Vec<Self::Answer>, Failure> {
-        let ids = batch.iter().flat_map(|part| &part.post_ids);
+        let ids = batch.iter().flat_map(|lookup| &lookup.post_ids);
         let distinct: BTreeSet<u64> = ids.copied().collect();
         let ids: Vec<u64> = distinct.into_iter().collect();
-        let from_hour = batch.first().map_or(0, |part| part.from_hour);
+        let from_hour = batch.first().map_or(0, |lookup| lookup.from_hour);
         let totals = Arc::new(store.counters_between(&ids, from_hour, u32::MAX).await?);
         Ok(vec![totals; batch.len()])
     }

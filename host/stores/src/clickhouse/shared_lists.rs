@@ -106,12 +106,7 @@ impl SharedLists {
         self.0
             .try_get_with(key, fetch)
             .await
-            .map_err(|error: Arc<StoreError>| StoreError {
-                store: error.store,
-                query: error.query,
-                retryable: error.retryable,
-                source: anyhow::anyhow!("{:#}", error.source),
-            })
+            .map_err(|error: Arc<StoreError>| StoreError::from_shared(&error))
     }
 }
 

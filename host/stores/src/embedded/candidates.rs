@@ -202,6 +202,25 @@ impl EmbeddedStore {
                 });
         Ok(sums.collect())
     }
+
+    /// Returns a count for each author. The parameters of `sql` are the viewer and `since`.
+    async fn author_counts(
+        &self,
+        query: &'static str,
+        sql: &'static str,
+        viewer: u64,
+        since: i64,
+    ) -> StoreResult<HashMap<u64, u64>> {
+        self.observed(query, async {
+            let rows = sqlx::query_as(sql)
+                .bind(to_sql(viewer))
+                .bind(since)
+                .fetch_all(self.reader())
+                .await?;
+            Ok(to_counts(rows))
+        })
+        .await
+    }
 }
 
 #[async_trait]
@@ -288,15 +307,9 @@ impl CandidateStore for EmbeddedStore {
     }
 
     async fn affinities(&self, viewer: u64, now_ms: UnixMs) -> StoreResult<HashMap<u64, u64>> {
-        self.observed("affinities", async {
-            let rows = sqlx::query_as(AFFINITIES)
-                .bind(to_sql(viewer))
-                .bind(first_day_of_window(now_ms))
-                .fetch_all(self.reader())
-                .await?;
-            Ok(to_counts(rows))
-        })
-        .await
+        let since = first_day_of_window(now_ms);
+        self.author_counts("affinities", AFFINITIES, viewer, since)
+            .await
     }
 
     async fn recent_impressions(
@@ -304,15 +317,9 @@ impl CandidateStore for EmbeddedStore {
         viewer: u64,
         since_ms: UnixMs,
     ) -> StoreResult<HashMap<u64, u64>> {
-        self.observed("recent_impressions", async {
-            let rows = sqlx::query_as(RECENT_IMPRESSIONS)
-                .bind(to_sql(viewer))
-                .bind(to_sql(since_ms))
-                .fetch_all(self.reader())
-                .await?;
-            Ok(to_counts(rows))
-        })
-        .await
+        let since = to_sql(since_ms);
+        self.author_counts("recent_impressions", RECENT_IMPRESSIONS, viewer, since)
+            .await
     }
 
     async fn trending_window(

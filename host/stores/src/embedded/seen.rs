@@ -94,12 +94,7 @@ impl ProcessSeen {
         self.viewers
             .try_get_with(viewer, load)
             .await
-            .map_err(|error: Arc<StoreError>| StoreError {
-                store: error.store,
-                query: error.query,
-                retryable: error.retryable,
-                source: anyhow::anyhow!("{:#}", error.source),
-            })
+            .map_err(|error: Arc<StoreError>| StoreError::from_shared(&error))
     }
 }
 

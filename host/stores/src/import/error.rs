@@ -12,7 +12,7 @@ pub enum ImportError {
     NothingToImport(PathBuf),
 
     /// Nothing of `file` was loaded. `line` counts from the header, which is line 1.
-    #[error("{file}:{line}: {reason} ({})", fate(file, loaded))]
+    #[error("{file}:{line}: {reason} ({})", outcome(file, loaded))]
     BadRow {
         file: &'static str,
         line: u64,
@@ -20,7 +20,7 @@ pub enum ImportError {
         loaded: Vec<&'static str>,
     },
 
-    #[error("{file}: {source} ({})", fate(file, loaded))]
+    #[error("{file}: {source} ({})", outcome(file, loaded))]
     Unreadable {
         file: &'static str,
         #[source]
@@ -28,7 +28,7 @@ pub enum ImportError {
         loaded: Vec<&'static str>,
     },
 
-    #[error("{file}: {source} ({})", fate(file, loaded))]
+    #[error("{file}: {source} ({})", outcome(file, loaded))]
     Store {
         file: &'static str,
         #[source]
@@ -78,7 +78,7 @@ impl ImportError {
     }
 }
 
-fn fate(file: &str, loaded: &[&str]) -> String {
+fn outcome(file: &str, loaded: &[&str]) -> String {
     if loaded.is_empty() {
         return format!("nothing of {file} was loaded, and no file was loaded before it");
     }

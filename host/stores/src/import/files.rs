@@ -5,20 +5,11 @@
 
 use super::rows::{Row, parse_id};
 use crate::embedded::{Hex16, first_16};
+use crate::ports::FileKind;
 use nova_model::event::Action;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileKind {
-    Users,
-    Posts,
-    Follows,
-    Comments,
-    Likes,
-    Events,
-}
 
 #[derive(Debug)]
 pub struct ImportFile {
@@ -35,7 +26,13 @@ pub struct ImportFile {
     pub leave_out_known: &'static str,
 }
 
-/// The files in the order of their references.
+impl ImportFile {
+    pub(super) fn from_kind(kind: FileKind) -> &'static Self {
+        &FILES[kind as usize]
+    }
+}
+
+/// The files in the order of their references, which is the order of [`FileKind`].
 pub(super) static FILES: [ImportFile; 6] = [USERS, POSTS, FOLLOWS, COMMENTS, LIKES, EVENTS];
 
 /// The largest count of a row, equal to the largest id.

@@ -2,11 +2,9 @@
 //! loads them as a whole.
 
 use super::files::ImportFile;
-use super::offset::Shift;
 use super::source::{ROWS_PER_STATEMENT, Source};
-use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
 use super::{FileSummary, ImportError, ImportProgress};
-use crate::ports::StoreResult;
+use crate::ports::{BadRow, FileLoad, ImportTarget, Loaded, Shift, StoreResult};
 use csv::ByteRecord;
 use std::path::Path;
 
@@ -27,7 +25,7 @@ pub(super) async fn load_file(
 ) -> Result<FileSummary, ImportError> {
     let mut source = Source::open(file, path, shift.offset_ms)?;
     let load = async {
-        let mut load = target.begin(file).await?;
+        let mut load = target.begin(file.kind).await?;
         let staged = stage(&mut *load, &mut source, progress).await?;
         let loaded = load.finish(staged.unreadable, shift).await?;
         Ok((staged.rows_read, loaded))

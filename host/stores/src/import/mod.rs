@@ -2,7 +2,7 @@
 //!
 //! Files are loaded in the order of their references, each in one transaction. If a row is bad,
 //! its file is not loaded, and the files before it stay loaded. Reading and its errors are the
-//! same for every store. `target` defines the operations of a store.
+//! same for every store. The port `ImportTarget` defines the operations of a store.
 
 mod embedded;
 mod error;
@@ -13,18 +13,16 @@ mod rows;
 mod source;
 mod stack;
 mod staging;
-mod target;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 
 pub use error::ImportError;
 pub use stack::StackTarget;
-pub use target::ImportTarget;
 
+use crate::ports::{ImportTarget, Shift};
 use files::{FILES, ImportFile};
 use nova_model::time::UnixMs;
-use offset::Shift;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 

@@ -8,17 +8,10 @@
 
 use super::files::ImportFile;
 use super::rows::parse_time_ms;
-use super::target::ImportTarget;
 use super::{ImportError, ImportOptions};
+use crate::ports::{ImportTarget, Shift};
 use nova_model::time::UnixMs;
 use std::path::{Path, PathBuf};
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Shift {
-    pub offset_ms: i64,
-    /// The newest time under which the offset is remembered. `None` if no time is moved.
-    pub newest_ms: Option<UnixMs>,
-}
 
 impl Shift {
     pub(super) async fn choose(

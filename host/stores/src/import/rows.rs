@@ -19,7 +19,7 @@ pub(super) struct Columns {
 impl Columns {
     /// # Errors
     /// The name of the first required column that the header lacks.
-    pub fn of_header(
+    pub fn from_header(
         header: &StringRecord,
         required: &[&'static str],
         optional: &[&'static str],

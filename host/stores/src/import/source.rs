@@ -3,7 +3,7 @@
 use super::ImportError;
 use super::files::ImportFile;
 use super::rows::{Columns, Row};
-use super::target::BadRow;
+use crate::ports::BadRow;
 use csv::{ByteRecord, StringRecord};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -45,9 +45,10 @@ impl Source {
             Ok(header) => header,
             Err(error) => return Err(ImportError::bad_row(file.name, 1, csv_reason(&error))),
         };
-        let columns = Columns::of_header(header, file.required, file.optional).map_err(|name| {
-            ImportError::bad_row(file.name, 1, format!("the header has no column {name}"))
-        })?;
+        let columns =
+            Columns::from_header(header, file.required, file.optional).map_err(|name| {
+                ImportError::bad_row(file.name, 1, format!("the header has no column {name}"))
+            })?;
         Ok(Self {
             file,
             reader,

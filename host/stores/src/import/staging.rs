@@ -1,7 +1,7 @@
 //! The steps of a load that are the same in every engine, on the rows of one staged file.
 
 use super::files::ImportFile;
-use super::target::BadRow;
+use crate::ports::BadRow;
 use async_trait::async_trait;
 
 /// A connection of one engine, with the staging tables and the tables that they are loaded into.

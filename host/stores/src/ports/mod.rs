@@ -8,6 +8,7 @@ mod cache;
 mod candidates;
 mod events;
 mod exposures;
+mod import;
 mod lease;
 pub mod registry;
 mod relational;
@@ -17,6 +18,7 @@ pub use cache::{CandidatesLookup, FeedCache, ValueCache};
 pub use candidates::CandidateStore;
 pub use events::EventSink;
 pub use exposures::ExposureStore;
+pub use import::{BadRow, FileKind, FileLoad, ImportTarget, Loaded, Shift};
 pub use lease::Lease;
 pub use registry::{Registry, RegistryError};
 pub use relational::RelationalStore;
@@ -33,6 +35,18 @@ pub struct StoreError {
     pub retryable: bool,
     #[source]
     pub source: anyhow::Error,
+}
+
+impl StoreError {
+    /// Returns a copy of an error that several callers share.
+    pub(crate) fn from_shared(error: &Self) -> Self {
+        Self {
+            store: error.store,
+            query: error.query,
+            retryable: error.retryable,
+            source: anyhow::anyhow!("{:#}", error.source),
+        }
+    }
 }
 
 pub type StoreResult<T> = Result<T, StoreError>;

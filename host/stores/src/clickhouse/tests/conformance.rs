@@ -14,7 +14,7 @@ use nova_support::clock::unix_ms;
 use uuid::Uuid;
 
 const IMPORTED: u64 = 0;
-const CAPTURED: u64 = 1_000;
+const CDC_VERSION: u64 = 1_000;
 const DELETED: u64 = 2_000;
 
 fn post_row(post: &Post, version: u64, is_deleted: u8) -> PostRow {
@@ -52,7 +52,7 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
     let mut follows: Vec<FollowRow> = community.follows.iter().map(follow).collect();
     store.insert_cdc(&follows).await.unwrap();
     // Each follow is removed, then added again; the older change is delivered last, and twice.
-    for (version, is_deleted) in [(CAPTURED + 1, 0), (CAPTURED, 1), (CAPTURED, 1)] {
+    for (version, is_deleted) in [(CDC_VERSION + 1, 0), (CDC_VERSION, 1), (CDC_VERSION, 1)] {
         for row in follows.iter_mut().step_by(3) {
             (row.version, row.is_deleted) = (version, is_deleted);
         }
@@ -64,10 +64,10 @@ async fn load_rows(store: &ClickHouseStore, community: &Community) {
         .collect();
     // The posts are imported, and some arrive again by CDC.
     store.insert_cdc(&posts).await.unwrap();
-    let captured: Vec<PostRow> = (community.posts.iter().step_by(2))
-        .map(|(post, _)| post_row(post, CAPTURED, 0))
+    let changed: Vec<PostRow> = (community.posts.iter().step_by(2))
+        .map(|(post, _)| post_row(post, CDC_VERSION, 0))
         .collect();
-    store.insert_cdc(&captured).await.unwrap();
+    store.insert_cdc(&changed).await.unwrap();
 }
 
 fn imported(reaction: &Reaction, action: Action, times: u64, import_id: String) -> EventRow {

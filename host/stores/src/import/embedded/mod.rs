@@ -4,11 +4,9 @@
 mod statements;
 
 use super::files::ImportFile;
-use super::offset::Shift;
 use super::staging::{StagingTables, first_bad, insert_new};
-use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
 use crate::embedded::{EmbeddedStore, aggregate_after, last_event_row, to_sql};
-use crate::ports::StoreResult;
+use crate::ports::{BadRow, FileKind, FileLoad, ImportTarget, Loaded, Shift, StoreResult};
 use async_trait::async_trait;
 use nova_model::time::UnixMs;
 use sqlx::pool::PoolConnection;
@@ -36,7 +34,7 @@ impl ImportTarget for EmbeddedStore {
         .await
     }
 
-    async fn begin(&self, file: &'static ImportFile) -> StoreResult<Box<dyn FileLoad>> {
+    async fn begin(&self, file: FileKind) -> StoreResult<Box<dyn FileLoad>> {
         let connection = self.observed("import_begin", async {
             let mut connection = self.writer().acquire().await?;
             sqlx::raw_sql(STAGE_SCHEMA)
@@ -47,8 +45,8 @@ impl ImportTarget for EmbeddedStore {
         Ok(Box::new(Load {
             store: self.clone(),
             connection: connection.await?,
-            file,
-            statements: Statements::from_kind(file.kind),
+            file: ImportFile::from_kind(file),
+            statements: Statements::from_kind(file),
         }))
     }
 }

@@ -1,6 +1,6 @@
 //! The SQLite statements that stage each file, load it, and count it in the aggregates.
 
-use crate::import::files::FileKind;
+use crate::ports::FileKind;
 
 #[derive(Debug)]
 pub(super) struct Statements {

@@ -4,8 +4,7 @@
 use super::rows;
 use crate::clickhouse::{CdcRow, ClickHouseStore, ImportedEvent};
 use crate::guard::Failure;
-use crate::import::files::FileKind;
-use crate::ports::{SeenPosts, StoreError};
+use crate::ports::{FileKind, SeenPosts, StoreError};
 use futures::TryStreamExt as _;
 use nova_model::event::Action;
 use nova_model::time::DAY_MS;

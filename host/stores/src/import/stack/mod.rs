@@ -15,13 +15,13 @@ mod statements;
 mod tests;
 
 use super::files::ImportFile;
-use super::offset::Shift;
 use super::staging::{StagingTables, first_bad, insert_new};
-use super::target::{BadRow, FileLoad, ImportTarget, Loaded};
 use crate::StackUrls;
 use crate::clickhouse::ClickHouseStore;
 use crate::guard::{Failure, Guard};
-use crate::ports::{SeenPosts, StoreResult};
+use crate::ports::{
+    BadRow, FileKind, FileLoad, ImportTarget, Loaded, SeenPosts, Shift, StoreResult,
+};
 use crate::postgres;
 use crate::postgres::to_sql;
 use crate::redis;
@@ -106,7 +106,7 @@ impl ImportTarget for StackTarget {
         self.guard.run("import_offset", found).await
     }
 
-    async fn begin(&self, file: &'static ImportFile) -> StoreResult<Box<dyn FileLoad>> {
+    async fn begin(&self, file: FileKind) -> StoreResult<Box<dyn FileLoad>> {
         let connection = async {
             let mut connection = self.pool.acquire().await?;
             sqlx::raw_sql(STAGE_SCHEMA)
@@ -119,8 +119,8 @@ impl ImportTarget for StackTarget {
             guard: self.guard.clone(),
             history: self.history.clone(),
             connection: self.guard.run("import_begin", connection).await?,
-            file,
-            statements: Statements::from_kind(file.kind),
+            file: ImportFile::from_kind(file),
+            statements: Statements::from_kind(file),
         }))
     }
 }

@@ -1,6 +1,6 @@
 //! The PostgreSQL statements that stage each file, remove its repetitions, and load it.
 
-use crate::import::files::FileKind;
+use crate::ports::FileKind;
 
 #[derive(Debug)]
 pub(super) struct Statements {

@@ -4,7 +4,8 @@
 use super::StackTarget;
 use crate::clickhouse::ClickHouseStore;
 use crate::embedded::EmbeddedStore;
-use crate::import::{ImportOptions, ImportTarget, import_dir};
+use crate::import::{ImportOptions, import_dir};
+use crate::ports::ImportTarget;
 use crate::ports::{CandidateStore, SeenAmong, SeenPosts, StoreResult};
 use crate::postgres::testing::TestDatabase;
 use async_trait::async_trait;

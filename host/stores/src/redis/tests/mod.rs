@@ -15,10 +15,10 @@ use std::time::Duration;
 
 /// Timeout in tests. On a busy machine an answer may take longer than a feed request would wait
 /// for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LONG_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn patient(url: &str) -> Redis {
-    Redis::with_guard(url, Guard::new("redis_tests", PATIENCE), PATIENCE).unwrap()
+fn with_long_timeout(url: &str) -> Redis {
+    Redis::with_guard(url, Guard::new("redis_tests", LONG_TIMEOUT), LONG_TIMEOUT).unwrap()
 }
 
 /// Skips a test because a server is missing; panics if servers are required.
@@ -43,7 +43,7 @@ impl Trial {
         };
         let client = redis::Client::open(url.as_str()).unwrap();
         Some(Self {
-            redis: patient(&url),
+            redis: with_long_timeout(&url),
             raw: client.get_multiplexed_async_connection().await.unwrap(),
             ids: Ids::fresh(),
         })

@@ -1,6 +1,6 @@
 //! Tests of leases, deleted posts and the scan.
 
-use super::{Trial, patient};
+use super::{Trial, with_long_timeout};
 use crate::ports::Lease;
 use crate::redis::keys;
 use crate::redis::lease::RedisLease;
@@ -113,7 +113,7 @@ async fn a_deletion_reaches_current_and_later_followers() {
     let [before, after] = [trial.ids.viewer(1), trial.ids.viewer(2)];
     let (here, there) = (
         Tombstones::new(&trial.redis),
-        Tombstones::new(&patient(&std::env::var("REDIS_URL").unwrap())),
+        Tombstones::new(&with_long_timeout(&std::env::var("REDIS_URL").unwrap())),
     );
     here.publish(&[tombstone(before, 1, true)]).await.unwrap();
     let mut followed = Box::pin(there.follow());

@@ -1,6 +1,6 @@
 //! Tests with their own Redis server, which is stopped and started again in the middle.
 
-use super::{PATIENCE, left_out, patient};
+use super::{LONG_TIMEOUT, left_out, with_long_timeout};
 use crate::breaker::{Breaker, Circuit};
 use crate::conformance::Ids;
 use crate::conformance::cache::{candidates, digest, snapshot};
@@ -88,7 +88,7 @@ async fn a_restart_between_two_calls_causes_no_failure() {
     let Some(mut server) = Server::start().await else {
         return;
     };
-    let redis = patient(&server.url());
+    let redis = with_long_timeout(&server.url());
     let cache = RedisCache::new(redis.clone(), 64 << 20);
     let (viewer, ranking) = (1, Ids::fresh().ranking(0));
     let put = snapshot(viewer, ranking, Algo::Ranked, "a");
@@ -120,10 +120,10 @@ async fn cursors_of_this_host_work_while_redis_is_down_and_the_cache_recovers() 
     server.down();
     let guard = Guard::with_breaker(
         "redis_restart_test",
-        PATIENCE,
+        LONG_TIMEOUT,
         Breaker::new(Duration::from_millis(100)),
     );
-    let redis = Redis::with_guard(&server.url(), guard.clone(), PATIENCE).unwrap();
+    let redis = Redis::with_guard(&server.url(), guard.clone(), LONG_TIMEOUT).unwrap();
     let cache = RedisCache::new(redis.clone(), 64 << 20);
     let seen = RedisSeen::new(redis);
     let (viewer, ranking) = (1, Ids::fresh().ranking(0));
@@ -149,7 +149,7 @@ async fn a_hit_on_a_snapshot_in_this_hosts_memory_costs_one_small_command() {
     let Some(server) = Server::start().await else {
         return;
     };
-    let redis = patient(&server.url());
+    let redis = with_long_timeout(&server.url());
     let cache = RedisCache::new(redis.clone(), 64 << 20);
     let put = snapshot(1, Ids::fresh().ranking(0), Algo::Ranked, "a");
     cache.put_snapshot(put, Some(0)).await.unwrap();

@@ -1,11 +1,28 @@
-//! The destination of an import: the embedded store or the real stack. A target stages rows,
+//! Port: the destination of an import, the embedded store or the real stack. A target stages rows,
 //! checks them with the file's statements, and loads all of them or none.
 
-use super::files::ImportFile;
-use super::offset::Shift;
-use crate::ports::StoreResult;
+use super::StoreResult;
 use async_trait::async_trait;
 use nova_model::time::UnixMs;
+
+/// The files of an import in the order of their references.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    Users,
+    Posts,
+    Follows,
+    Comments,
+    Likes,
+    Events,
+}
+
+/// The offset by which an import moves all times.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shift {
+    pub offset_ms: i64,
+    /// The newest time under which the offset is remembered. `None` if no time is moved.
+    pub newest_ms: Option<UnixMs>,
+}
 
 #[async_trait]
 pub trait ImportTarget: Send + Sync {
@@ -13,7 +30,7 @@ pub trait ImportTarget: Send + Sync {
     async fn offset_ms(&self, newest_ms: UnixMs) -> StoreResult<Option<i64>>;
 
     /// Begins a file with nothing staged.
-    async fn begin(&self, file: &'static ImportFile) -> StoreResult<Box<dyn FileLoad>>;
+    async fn begin(&self, file: FileKind) -> StoreResult<Box<dyn FileLoad>>;
 }
 
 /// The load of one file. Only this load sees its staged rows, and dropping it discards them.
@@ -41,7 +58,7 @@ pub struct BadRow {
 
 impl BadRow {
     /// Returns the bad row that comes first in the file. `found` is the result of a check.
-    pub(super) fn first(bad: Option<Self>, found: Option<(i64, String)>) -> Option<Self> {
+    pub(crate) fn first(bad: Option<Self>, found: Option<(i64, String)>) -> Option<Self> {
         let Some((line, reason)) = found else {
             return bad;
         };
