@@ -10,6 +10,9 @@ pub mod cache;
 pub mod claims;
 mod codec;
 mod connection;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
 mod keys;
 pub mod lease;
 mod line;

@@ -41,7 +41,7 @@ pub struct Told {
 }
 
 /// Decodes an entry of the set. A negative member is a restored post.
-fn told((member, at_ms): (i64, UnixMs)) -> Told {
+pub(super) fn told((member, at_ms): (i64, UnixMs)) -> Told {
     Told {
         post_id: member.unsigned_abs(),
         deleted: member > 0,
