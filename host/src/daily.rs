@@ -114,3 +114,7 @@ pub async fn metrics(stores: &StoreSet, date: NaiveDate) -> StoreResult<Option<D
     shared::put(values, &key, &metrics, ttl).await;
     Ok(Some(metrics))
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;

@@ -239,6 +239,10 @@ impl<R: Registry> HostRegistry for LastGood<R> {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use crate::deploy::DeployError;

@@ -207,6 +207,10 @@ pub fn verify<'a>(entries: impl IntoIterator<Item = &'a AuditEntry>) -> Result<V
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -190,3 +190,7 @@ fn require(sums: &BTreeMap<String, Digest>, name: &str, digest: Digest) -> Resul
         None => Err(format!("{SUMS_FILE} does not list {name}")),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;

@@ -159,6 +159,10 @@ fn transition<R: Row>(payload: &[u8]) -> Result<Transition<R>, Undecodable> {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

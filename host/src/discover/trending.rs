@@ -46,12 +46,12 @@ impl Window {
     pub const ALL: [Window; 3] = [Window::Hour, Window::Day, Window::Week];
 
     /// Returns the key of the window's list in the shared cache.
-    fn key(self) -> String {
+    pub(super) fn key(self) -> String {
         format!("hot:posts:{}", self.as_str())
     }
 
     /// Returns the key of the copy that is served if the list cannot be refreshed.
-    fn last_key(self) -> String {
+    pub(super) fn last_key(self) -> String {
         format!("last:posts:{}", self.as_str())
     }
 

@@ -76,6 +76,9 @@ impl CursorKey {
 }
 
 #[cfg(test)]
+mod format_tests;
+
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;

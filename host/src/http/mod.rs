@@ -17,6 +17,9 @@ pub mod health;
 pub mod limits;
 pub mod metrics_report;
 pub mod middleware;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod openapi_tests;
 pub mod pings;
 pub mod problem;
 pub mod server;
@@ -58,6 +61,18 @@ impl utoipa::Modify for BearerTokens {
 
 /// Returns the router with every route of the host.
 pub fn router(app: Arc<App>) -> Router {
+    let (router, openapi) = routes().split_for_parts();
+    let docs = utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", openapi);
+    let router = router
+        .fallback(middleware::not_found)
+        .method_not_allowed_fallback(middleware::method_not_allowed)
+        .merge(docs)
+        .with_state(app.clone());
+    middleware::layer(router, app)
+}
+
+/// Returns the documented routes, which are all but those of the documentation itself.
+fn routes() -> OpenApiRouter<Arc<App>> {
     let clients = OpenApiRouter::new()
         .routes(routes!(feed::feed))
         .routes(routes!(discover::trending))
@@ -99,16 +114,8 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics));
-    let (router, openapi) = OpenApiRouter::with_openapi(Api::openapi())
+    OpenApiRouter::with_openapi(Api::openapi())
         .merge(clients)
         .merge(admin)
         .merge(machines)
-        .split_for_parts();
-    let docs = utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", openapi);
-    let router = router
-        .fallback(middleware::not_found)
-        .method_not_allowed_fallback(middleware::method_not_allowed)
-        .merge(docs)
-        .with_state(app.clone());
-    middleware::layer(router, app)
 }

@@ -225,6 +225,10 @@ fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
+
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 pub mod tests {
     use super::*;

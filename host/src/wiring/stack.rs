@@ -223,3 +223,7 @@ fn host_id(data_dir: &Path) -> anyhow::Result<String> {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;

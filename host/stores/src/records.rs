@@ -382,5 +382,8 @@ async fn forget_unnamed_policies(connection: &mut SqliteConnection) -> anyhow::R
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

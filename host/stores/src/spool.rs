@@ -282,4 +282,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;

@@ -108,3 +108,7 @@ impl LocalChanges {
         METRICS.registry_local_changes.set(count);
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;

@@ -12,6 +12,9 @@ mod candidates;
 mod conformance_tests;
 mod daily;
 mod exposures;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+pub(crate) mod format_tests;
 pub mod lease;
 pub mod registry;
 mod relational;

@@ -104,7 +104,7 @@ fn start(bytes: &[u8], bytes_max: usize) -> &[u8] {
     bytes.get(..bytes_max).unwrap_or(bytes)
 }
 
-fn outgoing(letter: &DeadLetter) -> Outgoing {
+pub(super) fn outgoing(letter: &DeadLetter) -> Outgoing {
     let (partition, offset) = (letter.partition.to_string(), letter.offset.to_string());
     let cut_from_bytes = letter.cut_from_bytes.map(|bytes| bytes.to_string());
     let headers = [

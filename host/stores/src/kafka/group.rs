@@ -166,14 +166,14 @@ impl Group {
     }
 }
 
-fn note(intent: i64) -> String {
+pub(super) fn note(intent: i64) -> String {
     // Serializing one number cannot fail.
     serde_json::to_string(&Note { intent }).unwrap_or_default()
 }
 
 /// Parses a metadata note. A note in another format means that there is no intent, because another
 /// tool moved the offsets on purpose.
-fn parse_intent(metadata: &str) -> Option<i64> {
+pub(super) fn parse_intent(metadata: &str) -> Option<i64> {
     serde_json::from_str(metadata)
         .ok()
         .map(|Note { intent }| intent)

@@ -8,6 +8,9 @@
 pub mod batch;
 pub mod dead_letter;
 pub mod exposures;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
 mod group;
 pub mod lag;
 mod linger;

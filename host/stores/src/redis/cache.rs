@@ -229,7 +229,7 @@ pub(super) async fn keep_alive(redis: Redis, snapshot: Arc<Snapshot>) {
 }
 
 /// Parses a stored epoch. It is 0 for a viewer whose epoch was not ended recently.
-fn epoch_of(stored: Option<Vec<u8>>) -> u64 {
+pub(super) fn epoch_of(stored: Option<Vec<u8>>) -> u64 {
     stored
         .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
         .unwrap_or(0)

@@ -85,7 +85,7 @@ const NAMES: usize = 2;
 
 /// The names of each event: its idempotency key and its event id, truncated to enough bits to
 /// distinguish the events of one viewer and hour.
-fn names(batch: &[AcceptedEvent], places: &[usize]) -> Vec<i64> {
+pub(super) fn names(batch: &[AcceptedEvent], places: &[usize]) -> Vec<i64> {
     let keys = places.iter().flat_map(|place| {
         let event = &batch[*place];
         [idempotency_key(event), event_id_key(event)]

@@ -117,10 +117,18 @@ pub fn decode_snapshot(bytes: &[u8], ranking_id: Uuid) -> Option<Snapshot> {
 /// No value of these types can cause an error.
 pub fn encode_candidates(viewer: u64, candidates: &CachedCandidates) -> anyhow::Result<Vec<u8>> {
     let age_ms = u64::try_from(candidates.fetched.elapsed().as_millis()).unwrap_or(u64::MAX);
+    encode_candidates_of(viewer, unix_ms().saturating_sub(age_ms), &candidates.set)
+}
+
+pub(super) fn encode_candidates_of(
+    viewer: u64,
+    fetched_at_ms: UnixMs,
+    set: &CandidateSet,
+) -> anyhow::Result<Vec<u8>> {
     encode(&StoredCandidates {
         viewer,
-        fetched_at_ms: unix_ms().saturating_sub(age_ms),
-        set: Cow::Borrowed(&*candidates.set),
+        fetched_at_ms,
+        set: Cow::Borrowed(set),
     })
 }
 

@@ -11,6 +11,9 @@ pub mod claims;
 mod codec;
 mod concurrency_limit;
 mod connection;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod format_tests;
 mod keys;
 pub mod lease;
 pub mod scan;

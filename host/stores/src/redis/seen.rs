@@ -87,7 +87,7 @@ impl RedisSeen {
     }
 }
 
-fn version_of(stored: Option<Vec<u8>>) -> u64 {
+pub(super) fn version_of(stored: Option<Vec<u8>>) -> u64 {
     stored
         .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
         .unwrap_or(UNSEEN)

@@ -46,7 +46,7 @@ pub struct PublishedTombstone {
 }
 
 /// Decodes an entry of the set. A negative member is a restored post.
-fn decode((member, at_ms): (i64, UnixMs)) -> PublishedTombstone {
+pub(super) fn decode((member, at_ms): (i64, UnixMs)) -> PublishedTombstone {
     PublishedTombstone {
         post_id: member.unsigned_abs(),
         deleted: member > 0,
