@@ -107,8 +107,8 @@ impl App {
     }
 
     /// Invalidates the cached rankings of viewers, so that they read their own writes: a ranking
-    /// made without the events of [`invalidating`](crate::events::drain::invalidating) viewers is no
-    /// longer served to them. Called when the events are accepted, and again when they are
+    /// made without the events of [`invalidating`](crate::events::drain::invalidating) viewers is
+    /// no longer served to them. Called when the events are accepted, and again when they are
     /// counted.
     pub async fn invalidate(&self, viewers: BTreeSet<u64>) {
         futures::stream::iter(viewers)

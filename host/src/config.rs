@@ -1,4 +1,5 @@
-//! Configuration: `nova.toml`, with an environment variable to override each key.
+//! Configuration: `nova.toml`, with an environment variable to override each key. An unknown key is
+//! refused here, at the top level, and by the type of each section.
 //!
 //! Every field states its unit and default. `Live` is the part that may change while the host
 //! runs. Changes to all other keys are logged and take effect at the next restart.

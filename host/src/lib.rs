@@ -1,5 +1,7 @@
-//! Nova, a feed-ranking host. The modules follow a request: `http` → `feed` → `policy`, with
-//! `stores` below and `app` holding the shared state. `events` takes in the viewers' actions.
+//! Nova, a feed-ranking host. `feed` serves a request from first to last; `events` takes in the
+//! viewers' actions; `http` has the routes, `commands` the command line, `jobs` the periodic work.
+//! Policies, stores and the control plane are crates of their own; docs/architecture.md shows the
+//! layers.
 
 pub mod app;
 pub mod cdc;

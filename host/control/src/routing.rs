@@ -1,6 +1,9 @@
 //! Routing: the choice of the policy that ranks for a viewer. Forced viewers come first, then
 //! running experiments by priority, then the canary, then the active policy. Pure; the viewer's
 //! attributes are passed in.
+//!
+//! A viewer's place in a canary depends on the viewer and the policy alone, so viewers stay in it
+//! while its percentage grows.
 
 use nova_model::experiments::Assignment;
 use nova_model::experiments::assignment::{BucketRange, bucket, choose, in_namespace};

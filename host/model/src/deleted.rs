@@ -1,5 +1,5 @@
 //! Recently deleted posts. Snapshots and cached candidates may still contain them, but no
-//! response may show them.
+//! response may show them: the feed's pages and the lists leave them out.
 //!
 //! The candidate sources leave out deleted posts themselves, so only deletions that are younger
 //! than the longest-lived snapshot have to be remembered here.

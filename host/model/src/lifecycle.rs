@@ -2,10 +2,14 @@
 //! canary → active → retired, and every state can go to quarantine. All functions are pure: a
 //! decision is a list of changes, and other code carries them out.
 //!
+//! A rollback returns to the version that was active before and is in service
+//! ([`rollback_targets`]).
+//!
 //! A quarantine is one change. From then on no viewer is routed to the digest. Its consequences
 //! are separate changes, so that each has its own audit entry: the active policy rolls back, and
-//! experiments pause. They are derived from the state alone ([`complete_quarantines`]). So any host can
-//! complete what another host began, and two hosts that do it at the same time do it only once.
+//! experiments pause. They are derived from the state alone ([`complete_quarantines`]). So any
+//! host can complete what another host began, and two hosts that do it at the same time do it only
+//! once.
 
 use super::artifact::{Digest, PolicyRef};
 use super::quarantine::Quarantine;

@@ -1,5 +1,5 @@
-//! Instants as the whole of Nova counts them: milliseconds since the Unix epoch, UTC. The wall clock
-//! itself is read in `nova_support::clock` alone.
+//! Instants as the whole of Nova counts them: milliseconds since the Unix epoch, UTC. The wall
+//! clock itself is read in `nova_support::clock` alone.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 

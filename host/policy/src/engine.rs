@@ -1,5 +1,5 @@
-//! The WebAssembly engines, one per resource class, and the settings that are fixed when they
-//! start.
+//! The WebAssembly engines, one per resource class, and the epoch tick that interrupts policies at
+//! their deadline.
 
 use super::class::Class;
 use super::class_engine::ClassEngine;

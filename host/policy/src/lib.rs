@@ -1,8 +1,8 @@
 //! Policies as WebAssembly: how they are submitted (`files`, `builtin`, `bundled`, `signature`),
 //! admitted (`admission`, `reason`) and measured (`bench`, `meter`), compiled (`compiler`,
-//! `compile_cache`, `sealed`), run (`shape`, `class`, `class_engine`, `engine`, `module`, `loaded`,
-//! `pool`, `sandbox`, `bindings`, `ranking`), compared (`compare`) and built from sources
-//! (`project`, `toolchain`).
+//! `compile_cache`, `sealed`), run (`shape`, `class`, `class_engine`, `engine`, `module`,
+//! `loaded`, `native`, `pool`, `sandbox`, `bindings`, `ranking`, `explain`), compared (`compare`)
+//! and built from sources (`project`, `toolchain`).
 //!
 //! Nothing here knows viewers, stores or HTTP. wasmtime is a dependency of this crate alone.
 

@@ -1,5 +1,8 @@
-//! The ranking pipeline: dedup → score → sort → saturation, with each answer checked. It is the
-//! same for a loaded policy and for the native copy.
+//! The ranking pipeline: dedup → score → sort → saturation. It is the same for a loaded policy and
+//! for the native copy.
+//!
+//! Every answer of a stage is checked here: its length, the range of its indices, repeated indices,
+//! and scores that are not finite. A violation is a failure of the policy, never a bad page.
 
 use nova_model::artifact::Stage;
 use nova_model::failure::{FailureKind, PolicyFailure};

@@ -1,5 +1,5 @@
-//! The feed: the steps of a request (`story`), the service that they run on, and the pure parts that
-//! they use.
+//! The feed: the steps of a request (`story`), the service that they run on, and the pure parts
+//! that they use.
 
 mod attributes;
 pub mod cached_candidates;

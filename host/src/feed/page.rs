@@ -1,5 +1,8 @@
-//! Pages of a snapshot, rendered as JSON. The posts are rendered separately from the rest of the
-//! response, so that a repeated first page costs a copy and not fifty serialisations.
+//! Pages of a snapshot: which posts they show, and the JSON of the posts. Posts that were deleted
+//! since the ranking are left out here.
+//!
+//! The posts are rendered separately from the rest of the response (`http/feed.rs`), so that a
+//! repeated first page costs a copy and not fifty serialisations.
 
 use super::cursor::{Cursor, CursorKey};
 use bytes::Bytes;

@@ -1,5 +1,9 @@
 //! The steps of a feed request, from first to last. The branches are here; the functions that they
 //! call decide.
+//!
+//! The order of the answers is here too: a cursor's snapshot; else the viewer's fresh snapshot;
+//! else a new ranking of cached candidates, or of candidates from the stores; else the viewer's
+//! newest snapshot; else the timeline; else an error.
 
 use super::Feed;
 use super::cached_candidates::{Candidates, candidates};

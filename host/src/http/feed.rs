@@ -1,4 +1,5 @@
-//! `GET /api/v1/feed`: parses the request, serves a page and renders the response.
+//! `GET /api/v1/feed`: parses the request, serves a page and renders the response around the posts,
+//! whose JSON `feed/page.rs` makes.
 
 use super::auth::Viewer;
 use super::extract::Query;

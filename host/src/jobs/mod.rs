@@ -1,4 +1,5 @@
-//! Periodic jobs. A job that fails does not stop the others, and every run is counted and timed.
+//! Periodic jobs, and the leases under which they run. A job that fails does not stop the others,
+//! and every run is counted and timed.
 //!
 //! Work for all hosts is done by the host that holds the job's lease. Work on a host's own
 //! memory is done by every host.

@@ -1,6 +1,6 @@
-//! The results of a replay as data: the exact check against what was served, and the comparison
-//! with each other policy. Each worker fills a tally of its own, and the tallies are merged at
-//! the end.
+//! The results of a replay as data: the exact check, bit for bit, against what was served, and the
+//! comparison with each other policy. Each worker fills a tally of its own, and the tallies are
+//! merged at the end.
 
 use super::fuel::Fuel;
 use super::record::Record;

@@ -1,5 +1,5 @@
-//! The replay of recorded requests: one reader, and one worker per core that decodes, ranks and
-//! compares.
+//! The replay of recorded requests: one reader, and one worker per core that decodes and ranks. The
+//! comparison with what was served is in `report`.
 
 use super::fuel::{self, Fuel, METERED_MAX};
 use super::policies::{Contender, Library, Server};

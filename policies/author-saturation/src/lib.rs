@@ -10,7 +10,8 @@ nova_policy_sdk::saturator! {
         top_k: 5 in 0..=1000,
         /// Posts of one author among the top, at most.
         max_in_top: 1 in 1..=1000,
-        /// Posts of one author at positions i and j have |i - j| of at least this; 1 allows neighbours.
+        /// Posts of one author at positions i and j have |i - j| of at least this; 1 allows
+        /// neighbours.
         min_distance: 3 in 1..=100,
     }
     reasons {

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 scorer! {
     features { age_hours, likes }
     parameters {
-        /// 0 and 9 not at all, 1 traps, 2 never answers, 3 allocates without end, 4 leaves out a score, 5 answers NaN, 6 counts its calls, 7 takes quadratic time, 8 traps on posts without likes.
+        /// 0 and 9 not at all, 1 traps, 2 never answers, 3 allocates without end, 4 leaves out a
+        /// score, 5 answers NaN, 6 counts its calls, 7 takes quadratic time, 8 traps on posts
+        /// without likes.
         how: 0.0 in 0.0..=9.0,
         /// Divides the score where it is set, as nobody forbade 0.
         divisor: 3.0 in 0.0..=3.0,

@@ -1,4 +1,5 @@
-//! Rollback of the active policy.
+//! Rollback of the active policy, repeated if another change comes between. `nova_model::lifecycle`
+//! decides which version it returns to.
 
 use super::{Deploy, DeployError, Published, Scope};
 use nova_model::artifact::PolicyRef;

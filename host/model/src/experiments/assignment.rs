@@ -1,5 +1,6 @@
-//! Assignment of units to buckets and variations. The algorithm is GrowthBook's, so that
-//! assignments made elsewhere agree with those made here.
+//! Assignment of units to buckets and variations: the hash, the bucket ranges of the variations,
+//! and namespaces. The algorithm is GrowthBook's, so that assignments made elsewhere agree with
+//! those made here.
 //!
 //! Source: GrowthBook SDK specification, hash versions 1 and 2.
 

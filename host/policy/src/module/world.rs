@@ -1,5 +1,6 @@
 //! The three worlds as the host calls them: linking, instances, and the conversion of arguments
-//! and descriptions. The generated types of the worlds differ only in their paths.
+//! and descriptions. A component that imports anything is refused here. The generated types of the
+//! worlds differ only in their paths.
 
 use super::{Description, ModuleError, Parameter};
 use crate::bindings::{deduper, saturator, scorer};

@@ -1,4 +1,6 @@
-//! The candidate sources and features, computed from posts, follows and the aggregates of events.
+//! The candidate sources and features as ClickHouse SQL: followees, trending, affinity, recent and
+//! the counters, computed from posts, follows and the aggregates of events. The list of trending
+//! posts of a window is here too.
 
 use super::queries::{Affinities, Affinity, Followees, OfViewer, RecentImpressions, Totals};
 use super::{

@@ -1,5 +1,6 @@
-//! Lists that are the same for every viewer except for the viewer's own posts. They are cached
-//! for a second, so that a hundred feed requests in a second cause one query.
+//! Lists that are the same for every viewer except for the viewer's own posts: trending and recent
+//! posts. They are cached for a second, so that a hundred feed requests in a second cause one
+//! query.
 //!
 //! The lists are longer than a feed needs, so that a viewer's own posts can be removed before
 //! the limit is applied. If too few posts remain, the viewer's own query answers instead. A

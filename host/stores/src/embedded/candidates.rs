@@ -1,5 +1,6 @@
-//! Queries for the candidate sources and features: they read posts, follows and the two
-//! aggregates.
+//! The candidate sources and features as SQL for SQLite: followees, trending, affinity, recent and
+//! the counters, computed from posts, follows and the aggregates of events. The list of trending
+//! posts of a window is here too.
 
 use super::{
     AGGREGATE_WINDOW_MS, EmbeddedStore, STORE_NAME, day_start, from_sql, hour_start, json_ids,

@@ -59,7 +59,8 @@ impl Checksums {
             .collect()
     }
 
-    /// Bytes of log that the consumer of a replication slot has not confirmed. `None` without such a slot.
+    /// Bytes of log that the consumer of a replication slot has not confirmed. `None` without such
+    /// a slot.
     ///
     /// # Errors
     /// When PostgreSQL does not answer.

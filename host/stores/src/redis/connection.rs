@@ -1,5 +1,5 @@
-//! The connection to Redis. All callers share one connection, and concurrent commands
-//! travel in one write.
+//! The connection to Redis, and the deadline of every call to it (50 ms). All callers share one
+//! connection, and concurrent commands travel in one write.
 //!
 //! The first caller opens the connection, and it is opened again when it breaks. A command that
 //! finds it broken is sent once more within the same deadline, because a restart of Redis

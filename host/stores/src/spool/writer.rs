@@ -1,4 +1,5 @@
-//! The only task that writes the spool's file.
+//! The only task that writes the spool's file: transactions with full sync. A batch counts as
+//! accepted when its transaction is committed.
 
 #![expect(
     clippy::disallowed_methods,

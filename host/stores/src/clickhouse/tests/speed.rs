@@ -1,5 +1,5 @@
 //! Measurement of the time that an adapter's call takes. It prints the result:
-//! `cargo test -p nova --lib clickhouse::tests::speed -- --ignored --nocapture`.
+//! `cargo test -p nova-stores --lib clickhouse::tests::speed -- --ignored --nocapture`.
 
 use super::TestDatabase;
 use crate::clickhouse::PartitionRun;
