@@ -56,8 +56,13 @@ fn build(root: &Path) -> Result<PathBuf, String> {
         "--lib",
         "--examples",
     ]);
+    // Outside of the checkout, because its .cargo/config.toml names a wrapper of rustc by its
+    // path, and cargo mixes that path into symbol names: the bytes of the modules would depend on
+    // the directory of the checkout.
+    let outside = root.join("..");
     let modules = build_component_modules(ComponentBuild {
         directory: root,
+        working_directory: &outside,
         target: &target,
         profile: "policy",
         arguments: &packages.collect::<Vec<_>>(),

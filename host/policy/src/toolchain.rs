@@ -16,7 +16,11 @@ const RUSTFLAGS: [&str; 2] = ["-Clink-arg=-zstack-size=65536", "-Ctarget-feature
 /// The arguments of one cargo run that builds components' core modules.
 #[derive(Debug, Clone, Copy)]
 pub struct ComponentBuild<'a> {
+    /// Directory of the manifest.
     pub directory: &'a Path,
+    /// Directory that cargo runs in. It decides which `.cargo/config.toml` and which toolchain
+    /// apply.
+    pub working_directory: &'a Path,
     pub target: &'a Path,
     pub profile: &'a str,
     pub arguments: &'a [&'a str],
@@ -51,8 +55,11 @@ pub fn build_component_modules(build: ComponentBuild<'_>) -> Result<PathBuf, Str
             "CARGO_ENCODED_RUSTFLAGS",
             rustflags(build.directory).join("\u{1f}"),
         )
-        .current_dir(build.directory)
-        .args(["build", "--profile", build.profile, "--target", TARGET])
+        .current_dir(build.working_directory)
+        .arg("build")
+        .arg("--manifest-path")
+        .arg(build.directory.join("Cargo.toml"))
+        .args(["--profile", build.profile, "--target", TARGET])
         .args(build.arguments)
         .arg("--target-dir")
         .arg(build.target)

@@ -3,6 +3,7 @@
 use super::{ConfigPath, DataDir};
 use crate::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use nova_model::event::ID_MAX;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ pub struct Token {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=ID_MAX))]
     user: u64,
     /// Admin role of the user; may be repeated.
-    #[arg(long = "role", value_name = "ROLE")]
+    #[arg(long = "role", value_name = "ROLE", value_parser = role_parser())]
     roles: Vec<Role>,
     /// Audience of the token: viewer for the feed, admin for /admin and /debug [default: admin
     /// if there is a role, else viewer]
@@ -40,6 +41,11 @@ enum Audience {
     Viewer,
     #[value(alias = "nova-admin")]
     Admin,
+}
+
+fn role_parser() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new(Role::ALL.map(Role::as_str))
+        .try_map(|name| Role::parse(&name).ok_or("no such role"))
 }
 
 impl Token {

@@ -97,7 +97,7 @@ pub async fn put_cohort(
     let rule: Rule = serde_json::from_value(rule).map_err(|_| {
         Problem::invalid_field(
             "rule",
-            "must be one of all, ids, attribute (with in, lt, gte), and, or, not; see the README",
+            "must be one of all, ids, attribute (with in, lt, gte), and, or, not; see docs/experiments.md",
         )
     })?;
     let new = app

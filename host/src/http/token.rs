@@ -19,9 +19,7 @@ const TOKEN_BYTES_MAX: usize = 4_096;
 const KNOWN_VIEWERS_MAX: u64 = 100_000;
 const KNOWN_VIEWER_LIFE: Duration = Duration::from_secs(60);
 
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     Operator,
@@ -50,6 +48,12 @@ pub struct Verified {
 }
 
 impl Role {
+    pub const ALL: [Role; 3] = [Role::Operator, Role::Scientist, Role::Experimenter];
+
+    pub fn parse(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Operator => "operator",

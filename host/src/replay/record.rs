@@ -273,6 +273,20 @@ pub mod tests {
     }
 
     #[test]
+    fn a_stored_record_is_found_by_its_viewer_reason_and_policies() {
+        let mut routed = record(2);
+        routed.why = Why::Failure;
+        routed.answer.policy.effective_digest = Digest::from_content(b"native");
+        let encoded = routed.to_encoded();
+        assert_eq!((encoded.user_id, encoded.why), (42, "failure"));
+        assert_eq!(encoded.routed, Digest::from_content(b"baseline"));
+        assert_eq!(encoded.served, Digest::from_content(b"native"));
+        assert_eq!(Record::decode(&encoded.bytes).unwrap(), routed);
+        routed.routed = None;
+        assert_eq!(routed.to_encoded().routed, encoded.served);
+    }
+
+    #[test]
     fn decoding_restores_every_bit_of_a_score() {
         let mut written = record(4);
         let odd = [-0.0, f32::MIN_POSITIVE / 2.0, f32::MAX, 0.1];

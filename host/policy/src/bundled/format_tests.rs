@@ -66,6 +66,21 @@ fn expected() -> Bundled {
     }])
 }
 
+/// An upgrade would otherwise quarantine, compare and sign other bytes than the registry has. A
+/// change on purpose, such as a new compiler, updates the digests above and says so in CHANGELOG.md.
+#[test]
+fn the_bundled_modules_have_the_digests_of_the_last_release() {
+    let digests = |program: &Program| {
+        let recipes = program.recipes.iter();
+        recipes
+            .map(|recipe| recipe.modules.clone())
+            .collect::<Vec<_>>()
+    };
+    let (here, released) = (Bundled::here(), expected());
+    assert_eq!(here.0[0].modules, released.0[0].modules);
+    assert_eq!(digests(&here.0[0]), digests(&released.0[0]));
+}
+
 #[tokio::test]
 async fn a_stored_bundle_is_read_and_written_again_to_the_same_bytes() {
     let directory = tempfile::tempdir().unwrap();

@@ -91,6 +91,7 @@ impl Project {
         let watching = target.join("watch");
         let build = ComponentBuild {
             directory: &self.directory,
+            working_directory: &self.directory,
             target: &target,
             profile: "release",
             arguments: &["--lib"],
