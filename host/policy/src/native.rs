@@ -13,11 +13,15 @@ use std::sync::LazyLock;
 /// The native copy of `baseline`, with default parameters.
 #[derive(Debug, Clone)]
 pub struct Native {
-    dedup: NativeStage<fn(&Request, &[f64], &Candidates<'_>) -> Vec<u32>>,
+    dedup: NativeStage<Deduper>,
     score: NativeStage<Scorer>,
-    saturation: NativeStage<fn(&Request, &[f64], &Ranked<'_>) -> Vec<u32>>,
+    saturation: NativeStage<Saturator>,
 }
 
+/// A deduper as native code: the request, the parameter values and the candidates.
+type Deduper = fn(&Request, &[f64], &Candidates<'_>) -> Vec<u32>;
+/// A saturator as native code: the request, the parameter values and the ranked posts.
+type Saturator = fn(&Request, &[f64], &Ranked<'_>) -> Vec<u32>;
 /// A scorer as native code: the request, the parameter values and the candidates.
 pub type Scorer = fn(&Request, &[f64], &Candidates<'_>) -> Vec<f32>;
 

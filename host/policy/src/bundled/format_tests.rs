@@ -72,9 +72,7 @@ fn expected() -> Bundled {
 fn the_bundled_modules_have_the_digests_of_the_last_release() {
     let digests = |program: &Program| {
         let recipes = program.recipes.iter();
-        recipes
-            .map(|recipe| recipe.modules.clone())
-            .collect::<Vec<_>>()
+        recipes.map(|recipe| recipe.modules).collect::<Vec<_>>()
     };
     let (here, released) = (Bundled::here(), expected());
     assert_eq!(here.0[0].modules, released.0[0].modules);

@@ -7,6 +7,11 @@
 //! longer than a call may take: if calls fail and none succeeds, all callers that waited
 //! during that time are shed.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for a permit, not for a store"
+)]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
