@@ -54,7 +54,11 @@ impl DirectoryChanges {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and waits for a notification"
+)]
 mod tests {
     use super::*;
     use std::time::Duration;

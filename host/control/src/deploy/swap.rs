@@ -34,7 +34,7 @@ const COMPILE_DEADLINES_AT_START: CompileDeadlines = CompileDeadlines {
 const RETRY_WAIT: Duration = Duration::from_secs(60);
 
 impl CompileDeadlines {
-    fn from_now(&self) -> Wanted {
+    fn starting_now(&self) -> Wanted {
         Wanted::All {
             each: self.each,
             until: Instant::now() + self.all,
@@ -61,7 +61,7 @@ impl Deploy {
             false => COMPILE_DEADLINES_AT_START,
         };
         // The loaded policies are held here so that the swap below finds them in memory.
-        let held = self.assemble(&state, deadlines.from_now()).await?;
+        let held = self.assemble(&state, deadlines.starting_now()).await?;
         let swap = self.serving.begin_swap().await;
         self.offline.note_recorded(&recorded);
         self.swap_to(&swap, recorded).await?;
