@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 pub struct Health {
     /// `up` if every component is up, `down` if no feed can be served, else `degraded`.
     pub status: ComponentState,
-    pub components: Components,
+    pub components: BTreeMap<&'static str, Component>,
 }
 
 fn policies(app: &App) -> Component {
