@@ -67,7 +67,8 @@ fn expected() -> Bundled {
 }
 
 /// An upgrade would otherwise quarantine, compare and sign other bytes than the registry has. A
-/// change on purpose, such as a new compiler, updates the digests above and says so in CHANGELOG.md.
+/// change on purpose, such as a new compiler, updates the digests above and says so in
+/// CHANGELOG.md.
 #[test]
 fn the_bundled_modules_have_the_digests_of_the_last_release() {
     let digests = |program: &Program| {
