@@ -4,9 +4,9 @@ use clap::Parser;
 use nova::commands::Cli;
 use std::process::ExitCode;
 
-/// mimalloc suits this load: many short-lived buffers on many threads.
+/// jemalloc suits this load: many short-lived buffers on many threads.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
