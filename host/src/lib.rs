@@ -12,6 +12,7 @@ pub mod discover;
 pub mod events;
 pub mod experiments;
 pub mod feed;
+mod flights;
 pub mod host;
 pub mod http;
 pub mod jobs;

@@ -1,10 +1,6 @@
 //! Suggested users: for each viewer, a cached list of users to follow.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "waits for another request, not for a store"
-)]
-
+use crate::flights::Flights;
 use nova_model::user::SuggestedUser;
 use nova_stores::guard;
 use nova_stores::ports::{CandidateStore, StoreError, ValueCache};
@@ -18,14 +14,11 @@ pub const LIMIT_MAX: u32 = 50;
 pub const LIMIT_DEFAULT: u32 = 20;
 /// Largest number of viewers whose lists are computed at the same time.
 const FLIGHTS_MAX: u64 = 100_000;
-/// Time after which an unused lock is removed. It is longer than any computation.
-const FLIGHT_IDLE: Duration = Duration::from_secs(60);
 
 pub struct Suggestions {
     store: Arc<dyn CandidateStore>,
     values: Arc<dyn ValueCache>,
-    /// One lock for each viewer whose list is being computed.
-    flights: moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>,
+    flights: Flights,
 }
 
 impl std::fmt::Debug for Suggestions {
@@ -44,10 +37,7 @@ impl Suggestions {
         Self {
             store,
             values,
-            flights: moka::sync::Cache::builder()
-                .max_capacity(FLIGHTS_MAX)
-                .time_to_idle(FLIGHT_IDLE)
-                .build(),
+            flights: Flights::new(FLIGHTS_MAX),
         }
     }
 
@@ -67,10 +57,10 @@ impl Suggestions {
         }
         // If several requests miss together, one computes the list and the others use its
         // result.
-        let flight = self.flights.get_with(viewer, Arc::default);
-        let waits = flight.try_lock().is_err();
-        let _turn = tokio::time::timeout(timeout, flight.lock()).await;
-        if waits && let Some(users) = self.known(viewer, ttl).await {
+        let flight = self.flights.join(viewer, timeout).await;
+        if flight.waited
+            && let Some(users) = self.known(viewer, ttl).await
+        {
             return Ok((users, true));
         }
         let users = self.compute(viewer, ttl, timeout).await?;

@@ -6,11 +6,10 @@ use super::candidates::{Fetched, fetch};
 use super::degraded::DegradedParts;
 use nova_model::features::CandidateSet;
 use nova_model::snapshot::CachedCandidates;
-use nova_stores::guard;
 use nova_stores::ports::StoreResult;
 use nova_support::clock::unix_ms;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A viewer's candidates, from the cache or the stores.
 #[derive(Debug)]
@@ -34,28 +33,6 @@ impl Candidates {
     }
 }
 
-/// One lock for each viewer whose candidates are being fetched.
-#[derive(Debug)]
-pub struct Flights(moka::sync::Cache<u64, Arc<tokio::sync::Mutex<()>>>);
-
-/// Time after which an unused lock is removed. A fetch ends within the deadlines of its sources,
-/// so a lock that is idle for longer protects nothing.
-const FLIGHT_IDLE: Duration = Duration::from_secs(60);
-const FLIGHTS_MAX: u64 = 1_000_000;
-
-impl Default for Flights {
-    fn default() -> Self {
-        let locks = moka::sync::Cache::builder().max_capacity(FLIGHTS_MAX);
-        Self(locks.time_to_idle(FLIGHT_IDLE).build())
-    }
-}
-
-impl Flights {
-    fn of_viewer(&self, viewer: u64) -> Arc<tokio::sync::Mutex<()>> {
-        self.0.get_with(viewer, Arc::default)
-    }
-}
-
 /// Returns a viewer's candidates. Never fails: `degraded` names the parts that did not answer.
 pub async fn candidates(feed: &Feed, viewer: u64, use_cache: bool) -> Candidates {
     if !use_cache {
@@ -67,9 +44,8 @@ pub async fn candidates(feed: &Feed, viewer: u64, use_cache: bool) -> Candidates
         // itself.
         Err(_) => {
             feed.candidates_cache.count(false);
-            let (mut candidates, _) = fetched(feed, viewer, None).await;
-            candidates = candidates.with_degraded(feed.stores().cache.name().into());
-            candidates
+            let (candidates, _) = fetched(feed, viewer, None).await;
+            candidates.with_degraded(feed.stores().cache.name().into())
         }
         Ok(Lookup::Hit(candidates)) => {
             feed.candidates_cache.count(true);
@@ -81,12 +57,8 @@ pub async fn candidates(feed: &Feed, viewer: u64, use_cache: bool) -> Candidates
 
 /// Lets one of several requests that miss together query the stores; the others use its result.
 async fn candidates_fetched_once(feed: &Feed, viewer: u64) -> Candidates {
-    let flight = feed.flights.of_viewer(viewer);
-    // A request waits for the others at most as long as a source may take. After that it fetches
-    // for itself, so that it does not also wait for the next holder of the lock.
-    let _flight = guard::within(feed.source_timeout(), flight.lock())
-        .await
-        .ok();
+    // A request waits for the others at most as long as a source may take.
+    let _flight = feed.flights.join(viewer, feed.source_timeout()).await;
     let epoch = match look_up(feed, viewer).await {
         Ok(Lookup::Hit(candidates)) => {
             feed.candidates_cache.count(true);

@@ -20,9 +20,9 @@ pub mod timeline;
 
 use crate::config::{Flags, Live, SharedLive};
 use crate::experiments::exposure::Exposures;
+use crate::flights::Flights;
 use crate::replay::recorder::Recorder;
 use attributes::Attributes;
-use cached_candidates::Flights;
 use counters::{CacheCounter, FallbackRatio};
 use cursor::CursorKey;
 use nova_control::deploy::Deploy;
@@ -32,6 +32,9 @@ use nova_stores::ports::{CandidateStore, FeedCache, RelationalStore, SeenPosts};
 use shadow::Shadows;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Largest number of viewers whose candidates are fetched at the same time.
+const FLIGHTS_MAX: u64 = 1_000_000;
 
 /// The stores that a feed is served from.
 #[derive(Clone)]
@@ -81,7 +84,7 @@ impl Feed {
             live,
             deleted: DeletedPosts::default(),
             fallbacks: FallbackRatio::default(),
-            flights: Flights::default(),
+            flights: Flights::new(FLIGHTS_MAX),
             snapshot_cache: CacheCounter::new("snapshot"),
             candidates_cache: CacheCounter::new("candidates"),
         }

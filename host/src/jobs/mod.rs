@@ -6,8 +6,8 @@
 
 mod config_reload;
 mod daily_report;
+mod error_budgets;
 mod expiry;
-mod failure_budgets;
 mod pools;
 pub mod profile;
 mod suggestions;
@@ -75,7 +75,7 @@ pub fn start(jobs: Jobs) {
     for_all_hosts("trending", TRENDING_INTERVAL, &app, trending::run);
     for_all_hosts("suggestions", SUGGESTIONS_INTERVAL, &app, suggestions::run);
     for_all_hosts("warming", WARMING_INTERVAL, &app, warming::run);
-    tokio::spawn(failure_budgets::enforce(app.clone()));
+    tokio::spawn(error_budgets::enforce(app.clone()));
     let reported = app.clone();
     every("daily_report", DAILY_INTERVAL, move || {
         daily_report::run(reported.clone())
