@@ -9,6 +9,7 @@ mod error;
 mod files;
 mod load;
 mod offset;
+mod quotes;
 mod rows;
 mod source;
 mod stack;

@@ -8,9 +8,11 @@
 
 use super::files::ImportFile;
 use super::rows::parse_time_ms;
+use super::source::reader;
 use super::{ImportError, ImportOptions};
 use crate::ports::{ImportTarget, Shift};
 use nova_model::time::UnixMs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 impl Shift {
@@ -47,24 +49,31 @@ impl Shift {
 fn newest_time_ms(file: &ImportFile, path: &Path) -> Result<Option<UnixMs>, ImportError> {
     let unreadable = |error| ImportError::unreadable(file.name, error);
     let opened = std::fs::File::open(path).map_err(unreadable)?;
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(opened);
-    let header = reader
-        .byte_headers()
-        .map_err(|error| unreadable(error.into()))?;
+    let mut reader = reader(opened);
+    let Some(header) = readable(reader.byte_headers()).map_err(unreadable)? else {
+        return Ok(None);
+    };
     let named = |field: &[u8]| field.trim_ascii() == file.time_column.as_bytes();
     let Some(place) = header.iter().position(named) else {
         return Ok(None);
     };
     let mut record = csv::ByteRecord::new();
     let mut newest_ms = None;
-    while reader
-        .read_byte_record(&mut record)
-        .map_err(|error| unreadable(error.into()))?
-    {
+    while readable(reader.read_byte_record(&mut record)).map_err(unreadable)? == Some(true) {
         let text = record
             .get(place)
-            .and_then(|field| std::str::from_utf8(field).ok());
+            .and_then(|field| std::str::from_utf8(field.trim_ascii()).ok());
         newest_ms = newest_ms.max(text.and_then(parse_time_ms));
     }
     Ok(newest_ms)
+}
+
+/// Returns `None` for rows that cannot be parsed, because loading the file reports them with their
+/// line.
+fn readable<T>(read: csv::Result<T>) -> io::Result<Option<T>> {
+    match read.map_err(csv::Error::into_kind) {
+        Ok(read) => Ok(Some(read)),
+        Err(csv::ErrorKind::Io(error)) if error.kind() != io::ErrorKind::InvalidData => Err(error),
+        Err(_) => Ok(None),
+    }
 }

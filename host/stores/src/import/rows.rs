@@ -6,9 +6,11 @@ use nova_model::time::UnixMs;
 
 /// The largest id, 2^53 − 1, which a JavaScript client can still read exactly.
 const MAX_ID: u64 = (1 << 53) - 1;
+/// 2100-01-01T00:00:00Z.
+const END_OF_TIMES_MS: UnixMs = 4_102_444_800_000;
 
 /// The position of each column in a record.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Columns {
     /// `None` for an optional column that is missing.
     places: Vec<(&'static str, Option<usize>)>,
@@ -18,16 +20,26 @@ pub(super) struct Columns {
 
 impl Columns {
     /// # Errors
-    /// The name of the first required column that the header lacks.
+    /// A required column is missing, a column is there twice, or lines end with `\r` alone, so that
+    /// the header would be the whole file.
     pub fn from_header(
         header: &StringRecord,
         required: &[&'static str],
         optional: &[&'static str],
-    ) -> Result<Self, &'static str> {
+    ) -> Result<Self, String> {
         let place = |name: &str| header.iter().position(|field| field.trim() == name);
+        let times = |name: &str| header.iter().filter(|field| field.trim() == name).count();
+        if header.iter().any(|field| field.trim_end().contains('\r')) {
+            return Err("the lines end with \\r; end them with \\n or \\r\\n".to_owned());
+        }
+        let mut known = required.iter().chain(optional);
+        if let Some(name) = known.find(|name| times(name) > 1) {
+            return Err(format!("the header has the column {name} more than once"));
+        }
         let mut columns = Vec::with_capacity(required.len() + optional.len());
         for name in required {
-            columns.push((*name, Some(place(name).ok_or(*name)?)));
+            let place = place(name).ok_or_else(|| format!("the header has no column {name}"))?;
+            columns.push((*name, Some(place)));
         }
         columns.extend(optional.iter().map(|name| (*name, place(name))));
         Ok(Self {
@@ -101,7 +113,7 @@ impl<'a> Row<'a> {
         let text = self.text(column);
         let Some(at_ms) = parse_time_ms(text) else {
             return Err(format!(
-                "{column}: {text:?} is not an RFC 3339 time from 1970 on, such as 2026-01-31T12:00:00Z"
+                "{column}: {text:?} is not an RFC 3339 time from 1970 to 2099, such as 2026-01-31T12:00:00Z"
             ));
         };
         (i64::try_from(at_ms).ok())
@@ -127,9 +139,11 @@ pub(super) fn parse_id(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Converts RFC 3339 to milliseconds. Returns `None` for anything else and for times before
-/// 1970.
+/// Converts RFC 3339 to milliseconds. Returns `None` for anything else and for times outside of
+/// 1970 to 2099. The hours and days of ClickHouse end in 2106, and a later time would wrap around
+/// to 1970.
 pub(super) fn parse_time_ms(text: &str) -> Option<UnixMs> {
     let time = DateTime::parse_from_rfc3339(text).ok()?;
-    UnixMs::try_from(time.timestamp_millis()).ok()
+    let time_ms = UnixMs::try_from(time.timestamp_millis()).ok()?;
+    (time_ms < END_OF_TIMES_MS).then_some(time_ms)
 }

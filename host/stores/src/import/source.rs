@@ -2,6 +2,7 @@
 
 use super::ImportError;
 use super::files::ImportFile;
+use super::quotes::{CheckedFile, Fault};
 use super::rows::{Columns, Row};
 use crate::ports::BadRow;
 use csv::{ByteRecord, StringRecord};
@@ -16,7 +17,7 @@ pub(super) const ROWS_PER_STATEMENT: usize = 4_000;
 /// An open file with a valid header.
 pub(super) struct Source {
     pub file: &'static ImportFile,
-    reader: csv::Reader<File>,
+    reader: csv::Reader<CheckedFile>,
     columns: Columns,
     offset_ms: i64,
     pub bytes_total: u64,
@@ -34,29 +35,34 @@ impl Source {
         let mut opened = File::open(path).map_err(unreadable)?;
         let bytes_total = opened.metadata().map_err(unreadable)?.len();
         let ends_with_line_break = ends_with_line_break(&mut opened).map_err(unreadable)?;
-        // Only `\n` ends a record. With the usual terminators, the reader leaves the `\n` of a
-        // `\r\n` for the next record, and its line numbers drift. The `\r` is stripped from the
-        // last field. The number of fields is checked here, where the line is known.
-        let mut reader = csv::ReaderBuilder::new()
-            .terminator(csv::Terminator::Any(b'\n'))
-            .flexible(true)
-            .from_reader(opened);
-        let header = match reader.headers() {
-            Ok(header) => header,
-            Err(error) => return Err(ImportError::bad_row(file.name, 1, csv_reason(&error))),
-        };
-        let columns =
-            Columns::from_header(header, file.required, file.optional).map_err(|name| {
-                ImportError::bad_row(file.name, 1, format!("the header has no column {name}"))
-            })?;
-        Ok(Self {
+        let mut reader = reader(opened);
+        let header = reader.headers().cloned();
+        let mut source = Self {
             file,
             reader,
-            columns,
+            columns: Columns::default(),
             offset_ms,
             bytes_total,
             ends_with_line_break,
-        })
+        };
+        let bad_header = |reason| ImportError::bad_row(file.name, 1, reason);
+        if let Some(fault) = source.fault(header.is_err()) {
+            let reason = fault.reason.to_owned();
+            return Err(ImportError::bad_row(file.name, fault.line, reason));
+        }
+        let header = header.map_err(|error| bad_header(csv_reason(&error)))?;
+        source.columns =
+            Columns::from_header(&header, file.required, file.optional).map_err(bad_header)?;
+        Ok(source)
+    }
+
+    /// Returns the fault of the rows that were parsed so far. After a failed read, its fault counts
+    /// too.
+    fn fault(&self, read_failed: bool) -> Option<Fault> {
+        let here = self.reader.position();
+        let at_end = here.byte() == self.bytes_total;
+        let fault = self.reader.get_ref().fault();
+        fault.filter(|fault| read_failed || at_end || fault.line < here.line())
     }
 
     /// Returns the next rows as a JSON array, at most [`ROWS_PER_STATEMENT`], with their number
@@ -93,6 +99,12 @@ impl Source {
         loop {
             let more = self.reader.read_byte_record(record);
             let line = self.line_of(record);
+            if let Some(fault) = self.fault(more.is_err()) {
+                return Err(BadRow {
+                    line: fault.line,
+                    reason: fault.reason.to_owned(),
+                });
+            }
             if !more.map_err(|error| BadRow {
                 line,
                 reason: csv_reason(&error),
@@ -147,6 +159,17 @@ impl Source {
             .count() as u64;
         here.line().saturating_sub(inside + ended)
     }
+}
+
+/// Returns a reader of CSV for the files of an import.
+pub(super) fn reader(file: File) -> csv::Reader<CheckedFile> {
+    // Only `\n` ends a record. With the usual terminators, the reader leaves the `\n` of a `\r\n`
+    // for the next record, and its line numbers drift. The `\r` is stripped from the last field.
+    // The number of fields is checked by `Source`, which knows the line.
+    csv::ReaderBuilder::new()
+        .terminator(csv::Terminator::Any(b'\n'))
+        .flexible(true)
+        .from_reader(CheckedFile::new(file))
 }
 
 fn ends_with_line_break(file: &mut File) -> io::Result<bool> {

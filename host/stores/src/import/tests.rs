@@ -426,6 +426,175 @@ async fn progress_ends_with_all_bytes_of_a_file() {
     assert_eq!(last, Some(expected));
 }
 
+const FOLLOWS_CSV: &str = "follower_id,following_id,created_at\n\
+    1,2,2026-03-02T00:00:00Z\n2,1,2026-03-02T00:00:00Z\n";
+const COMMENTS_CSV: &str = "comment_id,post_id,user_id,created_at\n\
+    1,10,2,2026-03-03T00:00:00Z\n2,10,2,2026-03-03T00:00:00Z\n";
+const ALL: [(&str, &str, &str); 6] = [
+    ("users.csv", USERS_CSV, "SELECT count(*) FROM users"),
+    ("posts.csv", POSTS_CSV, "SELECT count(*) FROM posts"),
+    ("follows.csv", FOLLOWS_CSV, "SELECT count(*) FROM follows"),
+    (
+        "comments.csv",
+        COMMENTS_CSV,
+        "SELECT count(*) FROM comments",
+    ),
+    ("likes.csv", LIKES_CSV, "SELECT count(*) FROM likes"),
+    (
+        "events.csv",
+        EVENTS_CSV,
+        "SELECT count(*) FROM imported_events",
+    ),
+];
+
+/// Asserts that `file` is refused with this text in its place, on this line, and that none of its
+/// rows is loaded, with and without moved times.
+async fn assert_nothing_loaded(file: &str, text: &[u8], line: u64, reason: &str) {
+    for shift_to_now in [false, true] {
+        let f = Fixture::new(&[]).await;
+        for (name, usual, _) in ALL {
+            f.put(name, usual);
+        }
+        std::fs::write(f.csv.path().join(file), text).unwrap();
+        let options = ImportOptions {
+            shift_to_now,
+            now_ms: NOW_MS,
+        };
+        let imported = import_dir(&f.store, f.csv.path(), &options, &mut |_| {}).await;
+        let refusal = imported.expect_err(file).to_string();
+        assert!(
+            refusal.starts_with(&format!("{file}:{line}: ")) && refusal.contains(reason),
+            "{}: {refusal}",
+            String::from_utf8_lossy(text)
+        );
+        let (.., count) = ALL.into_iter().find(|(name, ..)| *name == file).unwrap();
+        assert_eq!(f.count(count).await, 0, "{refusal}");
+    }
+}
+
+/// Returns the file with the field of one row and column changed. Row 0 is the header.
+fn with_field(text: &str, row: usize, column: usize, change: impl Fn(&str) -> String) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut fields: Vec<String> = lines[row].split(',').map(str::to_owned).collect();
+    fields[column] = change(&fields[column]);
+    lines[row] = fields.join(",");
+    lines.join("\n") + "\n"
+}
+
+#[tokio::test]
+async fn a_wrong_quote_in_any_row_and_column_of_any_file_is_refused_on_its_line() {
+    for (file, text, _) in ALL {
+        let columns = text.lines().next().unwrap().split(',').count();
+        for (row, line) in [(0, 1), (1, 2), (2, 3)] {
+            for column in 0..columns {
+                let open = with_field(text, row, column, |field| format!("\"{field}"));
+                let reason = "a quote is opened and never closed";
+                assert_nothing_loaded(file, open.as_bytes(), line, reason).await;
+            }
+            let last = columns - 1;
+            let after = with_field(text, row, last, |field| format!("\"{field}\"x"));
+            let reason = "text follows a closing quote";
+            assert_nothing_loaded(file, after.as_bytes(), line, reason).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_text_or_no_table_is_refused_in_every_file() {
+    for (file, text, _) in ALL {
+        let with_bytes = |bytes: &[u8]| {
+            let at = text.find('\n').unwrap() + 1;
+            [&text.as_bytes()[..at], bytes, &text.as_bytes()[at..]].concat()
+        };
+        assert_nothing_loaded(file, &with_bytes(b"\xff"), 2, "not UTF-8").await;
+        assert_nothing_loaded(file, &with_bytes(b"\0"), 2, "NUL").await;
+        assert_nothing_loaded(file, &with_bytes(b"1\n"), 2, "1 fields where").await;
+        assert_nothing_loaded(file, b"", 1, "the header has no column").await;
+        let utf16: Vec<u8> = "\u{feff}"
+            .encode_utf16()
+            .chain(text.encode_utf16())
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        assert_nothing_loaded(file, &utf16, 1, "not UTF-8").await;
+        let old_mac = text.replace('\n', "\r");
+        assert_nothing_loaded(file, old_mac.as_bytes(), 1, "the lines end with").await;
+        let (header, rows) = text.split_once('\n').unwrap();
+        let first = header.split(',').next().unwrap();
+        let twice = format!("{header},{first}\n{rows}");
+        assert_nothing_loaded(file, twice.as_bytes(), 1, "more than once").await;
+        let long = "x".repeat(3 << 20);
+        let long = with_field(text, 2, 1, |field| format!("{field}{long}"));
+        assert_nothing_loaded(file, long.as_bytes(), 3, "longer than 1 MiB").await;
+    }
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_crlf_quotes_and_a_missing_last_line_break_change_nothing() {
+    let f = Fixture::new(&[]).await;
+    for (name, text, _) in ALL {
+        f.put(name, text);
+    }
+    f.import().await.unwrap();
+    for (name, text, _) in ALL {
+        let quoted = text.lines().map(|line| {
+            let fields: Vec<String> = line
+                .split(',')
+                .map(|field| format!("\"{field}\""))
+                .collect();
+            fields.join(",")
+        });
+        let lines: Vec<String> = quoted.collect();
+        f.put(name, &format!("\u{feff}{}", lines.join("\r\n")));
+    }
+    let again = f.import().await.unwrap();
+    assert!(
+        again
+            .files
+            .iter()
+            .all(|file| file.rows_read > 1 && file.rows_new == 0)
+    );
+}
+
+#[tokio::test]
+async fn a_number_or_time_that_a_store_cannot_hold_is_refused_in_every_file() {
+    for (file, text, _) in ALL {
+        for (column, name) in text.lines().next().unwrap().split(',').enumerate() {
+            let wrong: &[&str] = match name {
+                "event_id" => &["0", "9007199254740992", "1e3", "+1"],
+                name if name.ends_with("_id") => &[
+                    "0",
+                    "-1",
+                    "9007199254740992",
+                    "18446744073709551617",
+                    "1.0",
+                    "1e3",
+                    "+1",
+                    " 1",
+                    "NaN",
+                    "١",
+                ],
+                "view_count" => &["-1", "9007199254740992", "1.5", "NaN"],
+                "dwell_ms" => &["-1", "3600001", "1.5"],
+                "created_at" | "event_time" => &[
+                    "",
+                    "0",
+                    "1969-12-31T23:59:59Z",
+                    "2100-01-01T00:00:00Z",
+                    "9999-12-31T23:59:59Z",
+                    "2026-02-30T00:00:00Z",
+                    "2026-03-01",
+                ],
+                "action" => &["", "View"],
+                _ => &[],
+            };
+            for value in wrong {
+                let text = with_field(text, 1, column, |_| (*value).to_owned());
+                assert_nothing_loaded(file, text.as_bytes(), 2, name).await;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_directory_with_none_of_the_files_is_an_error() {
     let f = Fixture::new(&[]).await;

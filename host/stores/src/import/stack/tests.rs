@@ -280,6 +280,28 @@ async fn both_targets_refuse_the_same_rows_with_the_same_texts() {
             "follows.csv",
             "follower_id,following_id,created_at\n1,3,2026-03-01T00:00:00Z\n".into(),
         ),
+        (
+            "users.csv",
+            "user_id,created_at,bio\n3,2026-03-01T00:00:00Z,\"open\n4,2026-03-01T00:00:00Z,\n"
+                .into(),
+        ),
+        (
+            "users.csv",
+            "user_id,created_at,bio\n3,2026-03-01T00:00:00Z,\"a \"b\" c\"\n".into(),
+        ),
+        (
+            "users.csv",
+            "user_id,created_at,\"bio\n3,2026-03-01T00:00:00Z,\n".into(),
+        ),
+        (
+            "users.csv",
+            "user_id,created_at\r3,2026-03-01T00:00:00Z\r".into(),
+        ),
+        ("users.csv", String::new()),
+        (
+            "posts.csv",
+            "post_id,author_id,created_at\n12,1,2106-03-01T00:00:00Z\n".into(),
+        ),
     ] {
         let refusal = both.import(&[(file, &text)]).await.unwrap_err();
         assert!(refusal.starts_with(&format!("{file}:")), "{refusal}");
