@@ -1,7 +1,7 @@
 //! The `nova` command.
 
 use clap::Parser;
-use nova::commands::Cli;
+use nova::commands::{Cli, output};
 use std::process::ExitCode;
 
 /// jemalloc suits this load: many short-lived buffers on many threads.
@@ -11,9 +11,6 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nova: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => output::fail(&error),
     }
 }

@@ -23,6 +23,7 @@ mod hostile;
 mod import_command;
 mod languages;
 mod lifecycle;
+mod output;
 mod recipes;
 mod recovery;
 mod replay;

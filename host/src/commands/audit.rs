@@ -1,7 +1,7 @@
 //! `nova audit`: lists the audit log and verifies its hash chain.
 
 use super::remote::{Remote, TargetArguments};
-use super::{block_on, table};
+use super::{block_on, output, table};
 use crate::http::admin_audit::AUDIT_MAX;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Subcommand;
@@ -104,18 +104,16 @@ impl List {
         if self.json {
             let log =
                 json!({ "entries": entries, "local_changes": local_changes, "degraded": degraded });
-            println!("{log}");
-            return Ok(());
+            return output::line(log);
         }
         if degraded.is_empty() {
-            print!("{}", rendered(&entries));
+            output::text(rendered(&entries))?;
         } else {
-            println!(
-                "the registry does not answer, so its log cannot be read; try again when it does"
-            );
+            output::line(
+                "the registry does not answer, so its log cannot be read; try again when it does",
+            )?;
         }
-        print!("{}", local_lines(&local_changes));
-        Ok(())
+        output::text(local_lines(&local_changes))
     }
 }
 
@@ -124,22 +122,19 @@ impl Verify {
         let source = Source::open(&self.target).await?;
         let verified = source.verify(self.expect_head).await?;
         if self.json {
-            println!("{}", serde_json::to_string(&verified)?);
-            return Ok(());
+            return output::line(serde_json::to_string(&verified)?);
         }
         let Some(head) = verified.head else {
-            println!("the log is empty");
-            return Ok(());
+            return output::line("the log is empty");
         };
-        println!("{} entries, unbroken", verified.entries);
+        output::line(format_args!("{} entries, unbroken", verified.entries))?;
         if verified.unattested > 0 {
-            println!(
+            output::line(format_args!(
                 "{} of them are older than the hash chain; the next change adds them to it as they are now",
                 verified.unattested
-            );
+            ))?;
         }
-        println!("head {head}");
-        Ok(())
+        output::line(format_args!("head {head}"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! `nova bucket`: prints the bucket of a unit.
 
+use super::output;
 use nova_model::experiments::assignment::bucket;
 
 /// Prints the bucket of a unit, 0.0000 … 0.9999, or `null` for an unknown hash version.
@@ -24,13 +25,9 @@ impl Bucket {
     pub fn run(self) -> anyhow::Result<()> {
         let bucket = bucket(&self.seed, &self.unit, self.hash_version);
         if self.json {
-            println!("{}", serde_json::json!({ "bucket": bucket }));
-        } else {
-            println!(
-                "{}",
-                bucket.map_or_else(|| "null".to_owned(), |bucket| format!("{bucket:.4}"))
-            );
+            return output::line(serde_json::json!({ "bucket": bucket }));
         }
-        Ok(())
+        let text = bucket.map(|bucket| format!("{bucket:.4}"));
+        output::line(text.as_deref().unwrap_or("null"))
     }
 }

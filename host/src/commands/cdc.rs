@@ -1,6 +1,6 @@
 //! `nova cdc`: compares the copy of PostgreSQL in ClickHouse with the original.
 
-use super::{ConfigPath, DataDir, block_on, table};
+use super::{ConfigPath, DataDir, block_on, output, table};
 use crate::cdc::validate::{Report, State, Validation};
 use crate::config::Config;
 use anyhow::Context as _;
@@ -55,9 +55,9 @@ impl CdcArguments {
         let json = validate.json;
         let report = block_on(validate.compare(&config))?;
         if json {
-            println!("{}", serde_json::to_string(&report)?);
+            output::line(serde_json::to_string(&report)?)?;
         } else {
-            print!("{}", rendered(&report));
+            output::text(rendered(&report))?;
         }
         anyhow::ensure!(
             report.passes(),

@@ -1,9 +1,9 @@
 //! `nova demo`: a host with a generated community, so that there is something to rank.
 
-use super::block_on;
 use super::import::load;
 use super::serve::run_host;
 use super::watch::WatchArguments;
+use super::{block_on, output};
 use crate::config::{Config, LogFormat, Stores};
 use crate::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
@@ -13,7 +13,6 @@ use nova_support::clock::unix_ms;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -98,7 +97,7 @@ All routes: http://{address}/docs    Press Ctrl-C to stop.
         programs = program.parent().unwrap_or(Path::new(".")).display(),
     );
     // A reader that closes the pipe early (`nova demo | head`) must not end the host.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = output::text(text);
 }
 
 /// Writes the files of a generated community in the format of `nova import`.

@@ -1,7 +1,7 @@
 //! `nova experiment`: manages experiments on a running host.
 
 use super::remote::{Remote, TargetArguments};
-use super::{block_on, table};
+use super::{block_on, output, table};
 use anyhow::Context;
 use clap::Subcommand;
 use reqwest::Method;
@@ -73,9 +73,9 @@ impl ExperimentArguments {
             .context("this command needs a running host; name it with --host URL (NOVA_HOST)")?;
         let answer = block_on(self.command.call(&remote))?;
         match (&self.command, self.json) {
-            (ExperimentCommand::Results { .. }, false) => print!("{}", results_table(&answer)),
+            (ExperimentCommand::Results { .. }, false) => output::text(results_table(&answer)),
             (ExperimentCommand::Show { .. }, false) => {
-                println!("{}", serde_json::to_string_pretty(&answer)?)
+                output::line(serde_json::to_string_pretty(&answer)?)
             }
             (_, false) => {
                 let local = if answer["local"] == true {
@@ -83,15 +83,14 @@ impl ExperimentArguments {
                 } else {
                     ""
                 };
-                println!(
+                output::line(format_args!(
                     "{} is {}{local}",
                     text(&answer["key"]),
                     text(&answer["state"])
-                );
+                ))
             }
-            (_, true) => println!("{answer}"),
+            (_, true) => output::line(&answer),
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `nova import`: loads CSV files into the configured stores.
 
-use super::{ConfigPath, DataDir, block_on, table};
+use super::{ConfigPath, DataDir, block_on, output, table};
 use crate::config::Config;
 use crate::wiring::embedded::open_store;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
@@ -37,11 +37,9 @@ impl Import {
         let config = self.config.load(&self.data_dir)?;
         let summary = block_on(load(&config, &self.dir, self.shift_to_now))?;
         if self.json {
-            println!("{}", serde_json::to_string(&summary)?);
-        } else {
-            print_summary(&summary);
+            return output::line(serde_json::to_string(&summary)?);
         }
-        Ok(())
+        print_summary(&summary)
     }
 }
 
@@ -72,7 +70,7 @@ pub async fn load(
     Ok(summary?)
 }
 
-fn print_summary(summary: &ImportSummary) {
+fn print_summary(summary: &ImportSummary) -> anyhow::Result<()> {
     let rows: Vec<[String; 4]> = summary
         .files
         .iter()
@@ -83,12 +81,14 @@ fn print_summary(summary: &ImportSummary) {
             [file.file.to_owned(), read, new, known]
         })
         .collect();
-    print!(
-        "{}",
-        table::render(["file", "rows", "new", "already there"], &rows)
-    );
+    output::text(table::render(
+        ["file", "rows", "new", "already there"],
+        &rows,
+    ))?;
     if summary.offset_ms > 0 {
         let moved = Duration::from_millis(summary.offset_ms.unsigned_abs());
-        println!("all times moved forward by {}", HumanDuration(moved));
+        let moved = HumanDuration(moved);
+        output::line(format_args!("all times moved forward by {moved}"))?;
     }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! `nova migrate`: brings the schemas and topics of the real stack up to date.
 
-use super::{ConfigPath, DataDir, block_on};
+use super::{ConfigPath, DataDir, block_on, output};
 use crate::config::Config;
 use anyhow::Context as _;
 use nova_stores::clickhouse;
@@ -42,14 +42,13 @@ impl Migrate {
         let config = self.config.load(&self.data_dir)?;
         let done = block_on(migrate(&config))?;
         if self.json {
-            println!("{}", serde_json::json!({ "stores": done }));
-            return Ok(());
+            return output::line(serde_json::json!({ "stores": done }));
         }
         for Migrated { store, applied } in done {
             if applied.is_empty() {
-                println!("{store}: up to date; nothing was changed");
+                output::line(format_args!("{store}: up to date; nothing was changed"))?;
             } else {
-                println!("{store}: applied {}", applied.join(", "));
+                output::line(format_args!("{store}: applied {}", applied.join(", ")))?;
             }
         }
         Ok(())

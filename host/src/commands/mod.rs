@@ -1,5 +1,11 @@
 //! The command line: one file per command, each a thin layer over a part of the host.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic if nobody reads; `output` does not"
+)]
+
 mod audit;
 mod bucket;
 mod cdc;
@@ -7,6 +13,7 @@ pub mod demo;
 mod experiment;
 mod import;
 mod migrate;
+pub mod output;
 mod policy;
 mod progress;
 mod remote;

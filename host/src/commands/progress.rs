@@ -1,5 +1,6 @@
 //! Progress of long work on standard error: a spinner on a terminal, lines in a log.
 
+use super::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 /// Runs `work` and shows the steps that it reports.
 pub fn shown<T>(subject: &str, work: impl FnOnce(&(dyn Fn(&str) + Sync)) -> T) -> T {
     if !std::io::stderr().is_terminal() {
-        return work(&|step| eprintln!("{subject}: {step}"));
+        return work(&|step| output::note(format_args!("{subject}: {step}")));
     }
     let bar = ProgressBar::new_spinner();
     // If the template is invalid, the default style stays, which only lacks the time.

@@ -1,7 +1,7 @@
 //! `nova serve`: runs the host until a signal stops it.
 
 use super::watch::WatchArguments;
-use super::{ConfigPath, DataDir};
+use super::{ConfigPath, DataDir, output};
 use crate::app::App;
 use crate::config::{Config, LogFormat};
 use crate::host::{Host, Start};
@@ -48,7 +48,7 @@ impl Serve {
             for_one_person(&mut config)?;
         }
         run_host(config, watched.is_some(), file, move |address, app| {
-            eprintln!(
+            output::note(format_args!(
                 "nova: serving on http://{address}; GET /docs describes the API, Ctrl-C stops"
             );
             if let Some(watched) = watched {

@@ -1,6 +1,6 @@
 //! `nova token`: prints a token signed with the host's key.
 
-use super::{ConfigPath, DataDir};
+use super::{ConfigPath, DataDir, output};
 use crate::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
 use crate::secret;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -63,20 +63,18 @@ impl Token {
         let is_new = !secret::is_there(&config);
         let keys = TokenKeys::new(&secret::load_or_make(&config)?, &config.auth.issuer);
         if is_new {
-            eprintln!(
+            output::note(format_args!(
                 "nova: generated a new key in {}; a host with another key refuses this token: set NOVA_DATA_DIR or NOVA_JWT_SECRET to the value of that host",
                 config.data_dir.display()
-            );
+            ));
         }
         let token = keys.sign(&self.user.to_string(), audience, &self.roles, self.ttl)?;
         if self.json {
-            println!(
-                "{}",
-                serde_json::json!({ "token": token, "audience": audience, "ttl_s": self.ttl.as_secs() })
+            let ttl_s = self.ttl.as_secs();
+            return output::line(
+                serde_json::json!({ "token": token, "audience": audience, "ttl_s": ttl_s }),
             );
-        } else {
-            println!("{token}");
         }
-        Ok(())
+        output::line(token)
     }
 }

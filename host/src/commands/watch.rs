@@ -1,7 +1,7 @@
 //! `nova serve --watch` and `nova demo --watch`: rebuild a policy whenever it is saved, activate
 //! it, and show the new order. If the build or the admission fails, only the terminal shows it.
 
-use super::table;
+use super::{output, table};
 use crate::app::App;
 use crate::feed::preview::{Preview, PreviewPost};
 use anyhow::{Context as _, anyhow};
@@ -188,7 +188,7 @@ impl Watch {
         let before = preview.ranked_by(&self.app.feed, before).await;
         let before = before.unwrap_or_default().posts;
         say(&format!("viewer {viewer} now sees{since}"));
-        print!("{}", order_table(&before, &now.posts));
+        show_in_terminal(order_table(&before, &now.posts));
         let deadline = Duration::from_millis(active.spec.limits.deadline_ms.into());
         if now.took > deadline {
             say(&format!(
@@ -220,7 +220,12 @@ impl std::fmt::Display for Since {
 }
 
 fn say(line: &str) {
-    println!("watch: {line}");
+    show_in_terminal(format!("watch: {line}\n"));
+}
+
+/// A terminal that is gone must not end the host.
+fn show_in_terminal(text: String) {
+    let _ = output::text(text);
 }
 
 /// Builds on a separate thread, so that a host that is asked to stop does not wait for a

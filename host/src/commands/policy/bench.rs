@@ -80,8 +80,7 @@ impl Bench {
             json,
             &answer,
             title + &text(&report, self.records.is_some()),
-        );
-        Ok(())
+        )
     }
 }
 

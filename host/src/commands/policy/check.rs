@@ -1,7 +1,7 @@
 //! `nova policy check`: runs admission on the author's machine and shows all of its findings.
 
 use super::{built_files, print};
-use crate::commands::table;
+use crate::commands::{output, table};
 use anyhow::{Context, anyhow};
 use nova_model::artifact::Stage;
 use nova_model::measured::StageRecord;
@@ -32,8 +32,7 @@ fn check_module(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> 
         admit_module(engine, &bytes).map_err(|refusal| refused(path, &refusal, json))?;
     let report = json!({ "digest": module.digest, "stage": module.stage, "description": module.description, "admission": record });
     let text = module_report(&module) + &costs(&[(module.stage, &record)]);
-    print(json, &report, text);
-    Ok(())
+    print(json, &report, text)
 }
 
 fn check_policy(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> {
@@ -54,15 +53,14 @@ fn check_policy(engine: &Engine, path: &Path, json: bool) -> anyhow::Result<()> 
         ));
     }
     let report = json!({ "policy": spec.policy, "digest": admitted.loaded.digest, "spec": spec, "admission": admitted.record });
-    print(json, &report, text);
-    Ok(())
+    print(json, &report, text)
 }
 
 /// Returns the refusal in one line, for the exit. If `json` is set, also prints the reasons as
 /// JSON.
 fn refused(path: &Path, refusal: &Refusal, json: bool) -> anyhow::Error {
-    if json {
-        println!("{}", json!({ "errors": refusal.reasons }));
+    if json && let Err(error) = output::line(json!({ "errors": refusal.reasons })) {
+        return error;
     }
     anyhow!("{} would be refused: {}", path.display(), refusal.text())
 }

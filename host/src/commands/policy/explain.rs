@@ -49,8 +49,7 @@ impl Explain {
                 Value::Null => one(&answer, self.limit),
                 other => two(&answer, other, self.limit),
             };
-            print(json, &answer, text);
-            Ok(())
+            print(json, &answer, text)
         })
     }
 }

@@ -107,8 +107,7 @@ fn take(
                 name_of(&answer),
                 where_of(&answer)
             ),
-        );
-        Ok(())
+        )
     })
 }
 

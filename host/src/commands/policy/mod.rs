@@ -9,7 +9,7 @@ mod status;
 
 use super::audit::local_lines;
 use super::remote::{Step, Target, TargetArguments};
-use super::{block_on, progress, scaffold, table};
+use super::{block_on, output, progress, scaffold, table};
 use anyhow::{Context, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
 use nova_control::watcher::read_policy_directory;
@@ -158,14 +158,12 @@ impl PolicyArguments {
             PolicyCommand::Push(push) => block_on(push.run(json)),
             PolicyCommand::List { target } => block_on(async {
                 let list = target.target().await?.list().await?;
-                print(json, &list, list_table(&list));
-                Ok(())
+                print(json, &list, list_table(&list))
             }),
             PolicyCommand::Activate { policy, target } => block_on(async {
                 let policy = lifecycle::on_trial(&target, policy).await?;
                 let answer = target.target().await?.activate(&policy).await?;
-                print(json, &answer, format!("{policy} is active\n"));
-                Ok(())
+                print(json, &answer, format!("{policy} is active\n"))
             }),
             PolicyCommand::Shadow(shadow) => shadow.run(json),
             PolicyCommand::Canary(canary) => canary.run(json),
@@ -190,18 +188,17 @@ impl PolicyArguments {
                         name_of(&answer),
                         where_of(&answer)
                     ),
-                );
-                Ok(())
+                )
             }),
         }
     }
 }
 
-fn print(json: bool, value: &Value, text: String) {
+fn print(json: bool, value: &Value, text: String) -> anyhow::Result<()> {
     if json {
-        println!("{value}")
+        output::line(value)
     } else {
-        print!("{text}")
+        output::text(text)
     }
 }
 
@@ -237,8 +234,7 @@ fn new(name: &str, stage: StageArgument, language: Language, json: bool) -> anyh
     let text = format!(
         "created ./{name}: edit {rule}, then run\n  nova policy build {name}\n  nova policy check {name}\n  nova policy bench {name}\n  nova policy push {name} --shadow\n"
     );
-    print(json, &json!({ "path": path, "stage": stage }), text);
-    Ok(())
+    print(json, &json!({ "path": path, "stage": stage }), text)
 }
 
 fn build(path: &Path, json: bool) -> anyhow::Result<()> {
@@ -254,8 +250,7 @@ fn build(path: &Path, json: bool) -> anyhow::Result<()> {
         json,
         &json!({ "path": to, "digest": digest, "bytes": bytes.len() }),
         text,
-    );
-    Ok(())
+    )
 }
 
 /// Reads a policy's directory. Fails if its modules are not built yet.
@@ -301,8 +296,7 @@ impl Push {
             text_of(&answer["state"]),
             text_of(&answer["digest"])
         );
-        print(json, &answer, text);
-        Ok(())
+        print(json, &answer, text)
     }
 
     /// Derives a new version of a published policy: its modules by digest, and its parameters

@@ -1,7 +1,7 @@
 //! `nova policy replay`: runs recorded requests again, under the policy that served them and
 //! under others.
 
-use super::super::{ConfigPath, DataDir, block_on, table};
+use super::super::{ConfigPath, DataDir, block_on, output, table};
 use crate::replay::html;
 use crate::replay::policies::{Contender, Library};
 use crate::replay::report::Report;
@@ -63,9 +63,9 @@ impl Replay {
                     .with_context(|| file.display().to_string())?;
             }
             if json {
-                println!("{}", serde_json::to_string(&report)?);
+                output::line(serde_json::to_string(&report)?)?;
             } else {
-                print!("{}", text(&report));
+                output::text(text(&report))?;
             }
             verdict(&report)
         })
@@ -106,7 +106,9 @@ impl Replay {
         let mut library = Library::open(Engine::start()?, store, registry).await?;
         let contenders = self.contenders(store, &mut library).await?;
         for (policy, reason) in library.unavailable() {
-            bar.suspend(|| eprintln!("nova: {policy} cannot run here: {reason}"));
+            bar.suspend(|| {
+                output::note(format_args!("nova: {policy} cannot run here: {reason}"));
+            });
         }
         bar.set_message("replaying");
         bar.reset_elapsed();
@@ -142,17 +144,13 @@ async fn export(store: &mut RecordStore, file: &std::path::Path, json: bool) -> 
         .await?;
     let bytes = std::fs::metadata(file)?.len();
     if json {
-        println!(
-            "{}",
-            serde_json::json!({ "path": file, "records": records, "bytes": bytes })
-        );
+        output::line(serde_json::json!({ "path": file, "records": records, "bytes": bytes }))
     } else {
-        println!(
+        output::line(format_args!(
             "{records} records and their modules, {bytes} bytes: {}\nto replay them on another machine: nova policy replay --records FILE",
             file.display()
-        );
+        ))
     }
-    Ok(())
 }
 
 /// Fails if a ranking differs from what was served, or if nothing could be checked.

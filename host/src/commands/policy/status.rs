@@ -2,7 +2,7 @@
 
 use super::{print, text_of};
 use crate::commands::remote::{Remote, TargetArguments};
-use crate::commands::{block_on, table};
+use crate::commands::{block_on, output, table};
 use anyhow::anyhow;
 use clap::Args;
 use reqwest::Method;
@@ -31,10 +31,10 @@ impl Status {
         block_on(async {
             loop {
                 match ask(&remote).await {
-                    Ok(status) => print(json, &status, render(&status)),
+                    Ok(status) => print(json, &status, render(&status))?,
                     // With --watch, a failed request is only reported, because the host may be
                     // restarting.
-                    Err(error) if self.watch => eprintln!("nova: {error:#}"),
+                    Err(error) if self.watch => output::note(format_args!("nova: {error:#}")),
                     Err(error) => return Err(error),
                 }
                 if !self.watch {
