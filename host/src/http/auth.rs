@@ -100,7 +100,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
         let has = |role: &Role| verified.roles.iter().any(|name| name == role.as_str());
         if P::ROLES.iter().any(has) {
             return Ok(Self {
-                actor: verified.sub,
+                actor: verified.actor,
                 permission: PhantomData,
             });
         }

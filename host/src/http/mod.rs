@@ -7,6 +7,7 @@ pub mod admin_flags;
 pub mod admin_lifecycle;
 pub mod admin_policies;
 pub mod auth;
+pub mod claims;
 pub mod debug;
 pub mod discover;
 pub mod events;

@@ -1,22 +1,24 @@
 //! Tokens: signing and verifying them. The audiences and the accepted algorithm are decided here.
 
+use crate::http::claims::{self, Claims};
 use crate::http::problem::Problem;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use moka::sync::Cache;
-use nova_model::event::ID_MAX;
 use nova_support::clock::unix_ms;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub const VIEWER_AUDIENCE: &str = "nova";
 pub const ADMIN_AUDIENCE: &str = "nova-admin";
 /// Largest accepted difference between the clocks of hosts and token issuers.
 const LEEWAY_S: u64 = 10;
-/// Largest token that is read. Tokens of this system are smaller.
-const TOKEN_BYTES_MAX: usize = 4_096;
-const KNOWN_VIEWERS_MAX: u64 = 100_000;
+/// Largest token that is read. Identity providers put groups and permissions into tokens.
+pub const TOKEN_BYTES_MAX: usize = 16 * 1_024;
+/// Memory for the texts of recently verified tokens: about 100,000 of this system's own.
+const KNOWN_VIEWERS_BYTES_MAX: u64 = 32 << 20;
 const KNOWN_VIEWER_LIFE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -27,24 +29,23 @@ pub enum Role {
     Experimenter,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    iss: String,
-    aud: String,
-    sub: String,
+/// The claims of a token that this host signs.
+#[derive(Debug, Serialize)]
+struct Signed<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    sub: &'a str,
     exp: u64,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    roles: Vec<Role>,
+    #[serde(skip_serializing_if = "<[Role]>::is_empty")]
+    roles: &'a [Role],
 }
 
-/// The claims that are read. `roles` may contain roles of newer versions; they are ignored.
-#[derive(Debug, Deserialize)]
-pub struct Verified {
-    pub sub: String,
-    /// Seconds since the Unix epoch. RFC 7519 allows fractions.
-    exp: f64,
-    #[serde(default)]
-    pub roles: Vec<serde_json::Value>,
+/// The holder of a verified admin token.
+#[derive(Debug)]
+pub struct VerifiedAdmin {
+    pub actor: String,
+    /// Names of roles. They may be those of newer versions, which are ignored.
+    pub roles: Vec<String>,
 }
 
 impl Role {
@@ -73,7 +74,7 @@ pub struct TokenKeys {
     admins: Validation,
     /// Viewer tokens that were verified recently. A client sends the same token with every
     /// request, and verifying it takes a tenth of the time of a cached feed.
-    known_viewers: Cache<Box<str>, KnownViewer>,
+    known_viewers: Cache<Arc<str>, KnownViewer>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +97,8 @@ impl TokenKeys {
             let mut validation = Validation::new(Algorithm::HS256);
             validation.set_audience(&[audience]);
             validation.set_issuer(&[issuer]);
-            validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+            // `sub` is checked by the module `claims`, because the library accepts only strings.
+            validation.set_required_spec_claims(&["exp", "iss", "aud"]);
             validation.leeway = LEEWAY_S;
             validation.validate_nbf = true;
             validation
@@ -108,7 +110,8 @@ impl TokenKeys {
             viewers: validation(VIEWER_AUDIENCE),
             admins: validation(ADMIN_AUDIENCE),
             known_viewers: Cache::builder()
-                .max_capacity(KNOWN_VIEWERS_MAX)
+                .max_capacity(KNOWN_VIEWERS_BYTES_MAX)
+                .weigher(|token: &Arc<str>, _| u32::try_from(token.len()).unwrap_or(u32::MAX))
                 .time_to_live(KNOWN_VIEWER_LIFE)
                 .build(),
         }
@@ -126,12 +129,12 @@ impl TokenKeys {
         ttl: Duration,
     ) -> anyhow::Result<String> {
         let exp = unix_ms() / 1_000 + ttl.as_secs();
-        let claims = Claims {
-            iss: self.issuer.clone(),
-            aud: audience.to_owned(),
-            sub: subject.to_owned(),
+        let claims = Signed {
+            iss: &self.issuer,
+            aud: audience,
+            sub: subject,
             exp,
-            roles: roles.to_vec(),
+            roles,
         };
         Ok(jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),
@@ -140,18 +143,29 @@ impl TokenKeys {
         )?)
     }
 
-    fn verify(&self, token: &str, validation: &Validation) -> Result<Verified, Problem> {
-        jsonwebtoken::decode::<Verified>(token, &self.decoding, validation)
-            .map(|verified| verified.claims)
-            .map_err(|error| Problem::unauthorized(refusal(&error)))
+    fn verify(&self, token: &str, validation: &Validation) -> Result<Claims, Problem> {
+        let verified = jsonwebtoken::decode::<Claims>(token, &self.decoding, validation)
+            .map_err(|error| Problem::unauthorized(refusal(token, &error)))?;
+        // RFC 7515, section 4.1.11: a token is invalid if its reader does not understand a
+        // parameter that the header calls critical. This host understands none.
+        if verified.header.crit.is_some() {
+            return Err(Problem::unauthorized(
+                "the token's header has `crit`, but this host supports no critical parameter",
+            ));
+        }
+        Ok(verified.claims)
     }
 
     /// Verifies a token of the admin audience.
     ///
     /// # Errors
     /// The token is missing or is not valid.
-    pub fn admin(&self, parts: &Parts) -> Result<Verified, Problem> {
-        self.verify(bearer_token(parts)?, &self.admins)
+    pub fn admin(&self, parts: &Parts) -> Result<VerifiedAdmin, Problem> {
+        let claims = self.verify(bearer_token(parts)?, &self.admins)?;
+        Ok(VerifiedAdmin {
+            actor: claims::actor(&claims).map_err(Problem::unauthorized)?,
+            roles: claims::roles(&claims).map_err(Problem::unauthorized)?,
+        })
     }
 
     /// Verifies a viewer's token and returns the viewer.
@@ -165,16 +179,11 @@ impl TokenKeys {
         {
             return Ok(known.id);
         }
-        let verified = self.verify(token, &self.viewers)?;
-        let id = verified
-            .sub
-            .parse()
-            .ok()
-            .filter(|id| (1..=ID_MAX).contains(id));
-        let id = id.ok_or_else(|| Problem::unauthorized("the token's sub is not a viewer id"))?;
+        let claims = self.verify(token, &self.viewers)?;
+        let id = claims::viewer(&claims).map_err(Problem::unauthorized)?;
         let known = KnownViewer {
             id,
-            expires_s: verified.exp,
+            expires_s: claims::expires_s(&claims),
         };
         self.known_viewers.insert(token.into(), known);
         Ok(id)
@@ -186,34 +195,54 @@ fn bearer_token(parts: &Parts) -> Result<&str, Problem> {
         .headers
         .get(AUTHORIZATION)
         .ok_or_else(|| Problem::unauthorized("send a bearer token"))?;
-    header
+    let token = header
         .to_str()
         .ok()
         .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, token)| {
-            scheme.eq_ignore_ascii_case("bearer") && token.len() <= TOKEN_BYTES_MAX
-        })
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
-        .ok_or_else(|| Problem::unauthorized("the Authorization header is not a bearer token"))
+        .ok_or_else(|| Problem::unauthorized("the Authorization header is not a bearer token"))?;
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(Problem::unauthorized(format!(
+            "the token is too long; this host reads at most {TOKEN_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(token)
 }
 
 /// Returns the reason for refusing a token, without details that its bearer does not already
 /// know.
-fn refusal(error: &jsonwebtoken::errors::Error) -> &'static str {
+fn refusal(token: &str, error: &jsonwebtoken::errors::Error) -> String {
     use jsonwebtoken::errors::ErrorKind;
-    match error.kind() {
-        ErrorKind::ExpiredSignature => "the token has expired",
+    let reason = match error.kind() {
+        ErrorKind::MissingRequiredClaim(claim) | ErrorKind::InvalidClaimFormat(claim) => {
+            return claims::missing(claim);
+        }
+        ErrorKind::ExpiredSignature => "the token has expired (claim `exp`)",
+        ErrorKind::ImmatureSignature => "the token is not valid yet (claim `nbf`)",
         ErrorKind::InvalidSignature => {
             "the token was not signed with this host's key; run `nova token` with the NOVA_DATA_DIR or NOVA_JWT_SECRET of this host"
         }
         ErrorKind::InvalidAudience => {
-            "the token is for another audience; /admin and /debug need one from `nova token --role ROLE`, the other routes one without a role"
+            "the token is for another audience (claim `aud`); /admin and /debug need one from `nova token --role ROLE`, the other routes one without a role"
         }
-        ErrorKind::InvalidIssuer => "the token is from another issuer",
-        ErrorKind::MissingRequiredClaim(_) => {
-            "the token lacks a required claim: exp, iss, aud or sub"
+        ErrorKind::InvalidIssuer => "the token is from another issuer (claim `iss`)",
+        ErrorKind::InvalidAlgorithm => {
+            "the token's algorithm is not accepted (header `alg`); sign it with HS256"
         }
-        ErrorKind::InvalidAlgorithm => "the token's algorithm is not accepted",
-        _ => "the token is not valid",
-    }
+        ErrorKind::Json(_) if has_compound_subject(token) => return claims::missing("sub"),
+        ErrorKind::Json(_) => "the token's header or claims are not the JSON that is expected",
+        _ => "the token is not a JSON Web Token in its compact form",
+    };
+    reason.to_owned()
+}
+
+/// Returns true if `sub` is a list or an object, for which the library names no claim. The token is
+/// refused already, so nothing in it is trusted here.
+fn has_compound_subject(token: &str) -> bool {
+    jsonwebtoken::dangerous::insecure_decode::<Claims>(token).is_ok_and(|read| {
+        read.claims
+            .get("sub")
+            .is_some_and(|sub| sub.is_array() || sub.is_object())
+    })
 }
