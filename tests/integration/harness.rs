@@ -453,6 +453,47 @@ impl Host {
     }
 }
 
+/// A connection that speaks HTTP/2 from its first byte.
+pub struct Http2 {
+    url: String,
+    requests: hyper::client::conn::http2::SendRequest<String>,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Http2 {
+    pub async fn connect(address: &str) -> Self {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (requests, connection) = hyper::client::conn::http2::handshake(
+            hyper_util::rt::TokioExecutor::new(),
+            hyper_util::rt::TokioIo::new(stream),
+        )
+        .await
+        .unwrap();
+        Self {
+            url: format!("http://{address}"),
+            requests,
+            connection: tokio::spawn(async move {
+                let _ = connection.await;
+            }),
+        }
+    }
+
+    /// Sends a request and returns the status of its answer.
+    pub async fn get(&mut self, path: &str, token: &str) -> u16 {
+        let request = hyper::Request::get(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {token}"))
+            .body(String::new())
+            .unwrap();
+        let answer = self.requests.send_request(request).await.unwrap();
+        answer.status().as_u16()
+    }
+
+    /// Returns when the host has ended the connection.
+    pub async fn ended(self) {
+        self.connection.await.unwrap();
+    }
+}
+
 /// An event as a client sends it, dated `seconds_ago` seconds in the past.
 pub fn event(post: u64, author: u64, action: &str, seconds_ago: i64) -> Value {
     let time = chrono::Utc::now() - chrono::Duration::seconds(seconds_ago);

@@ -1,7 +1,7 @@
 //! HTTP requests that are invalid, too many or too slow, and the headers that every response
 //! carries.
 
-use crate::harness::{Answer, Community, Host, event, post_ids};
+use crate::harness::{Answer, Community, Host, Http2, event, post_ids};
 use reqwest::Method;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -308,27 +308,77 @@ async fn a_client_that_is_slow_with_its_headers_is_disconnected() {
     let host = Host::setup()
         .variable("NOVA_HEADER_TIMEOUT_MS", "300")
         .start();
-    // Cases: nothing at all, the start of HTTP/1 or HTTP/2, half a header, half of a second
-    // request.
-    let whole = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
-    let second = format!("{whole}GET /livez HTT");
+    // Cases: nothing at all, the start of HTTP/1 or HTTP/2, half a header.
     for sent in [
         "",
         "P",
         "PRI * HTTP/2.0\r\n\r\nSM",
         "GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ",
-        &second,
     ] {
         let mut stream = TcpStream::connect(host.address()).await.unwrap();
         stream.write_all(sent.as_bytes()).await.unwrap();
         let answered = read_to_end(&mut stream).await;
-        assert_eq!(
-            answered.matches("HTTP/1.1 200").count(),
-            sent.matches(whole).count(),
-            "{answered}"
-        );
+        assert!(!answered.contains("HTTP/1.1 200"), "{answered}");
     }
+    // Half of a second request, while its connection was idle.
+    let mut stream = TcpStream::connect(host.address()).await.unwrap();
+    exchange(&mut stream).await;
+    stream.write_all(b"GET /livez HTT").await.unwrap();
+    let answered = read_to_end(&mut stream).await;
+    assert!(!answered.contains("HTTP/1.1 200"), "{answered}");
     host.send(host.request(Method::GET, "/livez")).await.ok(200);
+}
+
+/// Sends a request on this connection and reads its answer.
+async fn exchange(stream: &mut TcpStream) {
+    let request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nlive") {
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await;
+        let read = read.expect("no answer").unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn an_idle_connection_outlives_the_time_for_headers() {
+    let host = Host::setup()
+        .variable("NOVA_HEADER_TIMEOUT_MS", "1000")
+        .start();
+    let mut stream = TcpStream::connect(host.address()).await.unwrap();
+    exchange(&mut stream).await;
+    let mut http2 = Http2::connect(host.address()).await;
+    assert_eq!(http2.get("/livez", "").await, 200);
+    for _ in 0..2 {
+        // The passing of time is what is tested. A longer pause changes nothing.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        exchange(&mut stream).await;
+        assert_eq!(http2.get("/livez", "").await, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_after_the_idle_time() {
+    let host = Host::setup()
+        .variable("NOVA_IDLE_TIMEOUT_MS", "300")
+        .variable("NOVA_HEADER_TIMEOUT_MS", "3600000")
+        .start();
+    let mut stream = TcpStream::connect(host.address()).await.unwrap();
+    exchange(&mut stream).await;
+    assert_eq!(read_to_end(&mut stream).await, "");
+    // A part of the next request that came together with the first one counts as idle.
+    let mut stream = TcpStream::connect(host.address()).await.unwrap();
+    let two = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\nGET /livez HTT";
+    stream.write_all(two).await.unwrap();
+    let answered = read_to_end(&mut stream).await;
+    assert_eq!(answered.matches("HTTP/1.1 200").count(), 1, "{answered}");
+
+    let mut http2 = Http2::connect(host.address()).await;
+    assert_eq!(http2.get("/livez", "").await, 200);
+    let ended = tokio::time::timeout(PATIENCE, http2.ended()).await;
+    ended.expect("the host did not end an idle HTTP/2 connection");
 }
 
 #[tokio::test]

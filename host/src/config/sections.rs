@@ -77,8 +77,12 @@ pub struct Auth {
 pub struct Server {
     /// Largest number of open connections. Default 10,000.
     pub connections_max: usize,
-    /// Time limit for a client to send its headers, in ms. Default 10,000.
+    /// Time limit for a client to send its headers, from their first byte, in ms. A new connection
+    /// has this time for its first request. Default 10,000.
     pub header_timeout_ms: u64,
+    /// Time for which a connection may stay open between requests, in ms. It should be longer
+    /// than that of a load balancer in front of the host. Default 75,000.
+    pub idle_timeout_ms: u64,
     /// Longest pause while a client sends its body, in ms. Default 10,000.
     pub body_timeout_ms: u64,
     /// Time limit for requests in flight when the host stops, in ms. Default 10,000.
@@ -264,6 +268,7 @@ impl Default for Server {
         Self {
             connections_max: 10_000,
             header_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
             body_timeout_ms: 10_000,
             shutdown_timeout_ms: 10_000,
             cors_origins: Vec::new(),

@@ -24,6 +24,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_JWT_ISSUER", "auth.issuer"),
     ("NOVA_CONNECTIONS_MAX", "server.connections_max"),
     ("NOVA_HEADER_TIMEOUT_MS", "server.header_timeout_ms"),
+    ("NOVA_IDLE_TIMEOUT_MS", "server.idle_timeout_ms"),
     ("NOVA_BODY_TIMEOUT_MS", "server.body_timeout_ms"),
     ("NOVA_SHUTDOWN_TIMEOUT_MS", "server.shutdown_timeout_ms"),
     ("NOVA_CORS_ORIGINS", "server.cors_origins"),

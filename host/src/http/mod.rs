@@ -1,6 +1,7 @@
 //! The routes, grouped by type of caller. The argument types of the handlers state
 //! authentication and rate limits.
 
+pub mod activity;
 pub mod admin_audit;
 pub mod admin_experiments;
 pub mod admin_flags;
