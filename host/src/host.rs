@@ -19,6 +19,7 @@ use crate::jobs::{self, ConfigFile, Jobs};
 use crate::logging::Logging;
 use crate::replay::recorder::Recorder;
 use crate::secret;
+use crate::stop::Stop;
 use crate::wiring::{self, Wired};
 use anyhow::Context;
 use nova_control::deploy::Deploy;
@@ -41,9 +42,9 @@ use tokio_util::sync::CancellationToken;
 /// start.
 const FLUSH_BOUND: Duration = Duration::from_secs(5);
 /// Time for which a stopping host waits for all other work. A batch for a store that does not
-/// answer is stored after the next start, or by another host. Together with the time for
-/// requests in flight, this is less than the usual grace period of a supervisor.
-const STOP_BOUND: Duration = Duration::from_secs(15);
+/// answer is stored after the next start, or by another host. Together with the times for
+/// draining and for requests in flight, this is less than the usual grace period of a supervisor.
+const STOP_BOUND: Duration = Duration::from_secs(10);
 
 /// A host that is listening.
 #[derive(Debug)]
@@ -175,16 +176,23 @@ impl Host {
 
     /// Serves until `stop`. Then finishes the requests in flight, drains accepted events, and
     /// returns.
-    pub async fn serve(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// The host was asked to end at once.
+    pub async fn serve(self, stop: Stop) -> anyhow::Result<()> {
+        tokio::select! {
+            () = self.serve_in_order(&stop) => Ok(()),
+            () = stop.abort.cancelled() => Err(anyhow::anyhow!(
+                "a second signal ended the host at once; requests in flight were cut off, and accepted events wait for the next start"
+            )),
+        }
+    }
+
+    async fn serve_in_order(self, stop: &Stop) {
         let router = http::router(self.app.clone());
-        let stopping = self.app.clone();
-        let announce = stop.clone();
-        tokio::spawn(async move {
-            announce.cancelled().await;
-            stopping.stopping.store(true, Ordering::Relaxed);
-            tracing::info!("stopping; finishing the requests in flight");
-        });
-        http::server::serve(self.listener, router, &self.app.config.server, stop).await;
+        tokio::spawn(drain(self.app.clone(), stop.clone()));
+        let close = stop.close.clone();
+        http::server::serve(self.listener, router, &self.app.config.server, close).await;
         self.stop_draining.cancel();
         let drained = futures::future::join_all(self.draining);
         if tokio::time::timeout(STOP_BOUND, drained).await.is_err() {
@@ -195,6 +203,26 @@ impl Host {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Waits for a stop, makes the host not ready, and lets the server close once load balancers had
+/// time to notice.
+async fn drain(app: Arc<App>, stop: Stop) {
+    stop.drain.cancelled().await;
+    app.stopping.store(true, Ordering::Relaxed);
+    let drain_ms = app.config.server.drain_ms;
+    if !stop.close.is_cancelled() {
+        tracing::info!(
+            drain_ms,
+            "stopping; /readyz answers 503, and requests are still served"
+        );
+    }
+    tokio::select! {
+        () = tokio::time::sleep(Duration::from_millis(drain_ms)) => {}
+        () = stop.close.cancelled() => {}
+    }
+    tracing::info!("stopping; finishing the requests in flight");
+    stop.close.cancel();
 }
 
 /// Starts the drain of the spool. Events that the drain writes to the stores are counted at

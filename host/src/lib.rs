@@ -20,5 +20,6 @@ pub mod logging;
 pub mod replay;
 pub mod request_id;
 pub mod secret;
+pub mod stop;
 pub mod store_set;
 pub mod wiring;

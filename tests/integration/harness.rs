@@ -398,8 +398,13 @@ impl Host {
     /// Sends SIGTERM and returns at once; the host exits after finishing the work it has
     /// started.
     pub fn begin_stop(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, such as `INT`.
+    pub fn signal(&self, name: &str) {
         let told = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([&format!("-{name}"), &self.child.id().to_string()])
             .status()
             .unwrap();
         assert!(told.success());

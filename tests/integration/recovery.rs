@@ -4,6 +4,7 @@
 use crate::harness::{Community, Host, event, eventually, post_ids, refusal_to_serve};
 use crate::senders::{BATCH_EVENTS, Sender, batch, send_until_the_host_is_gone};
 use chrono::Utc;
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::Path;
@@ -245,4 +246,58 @@ async fn an_empty_directory_serves_an_empty_feed_that_is_not_degraded() {
         .await
         .ok(200);
     assert_eq!(suggested["users"], json!([]));
+}
+
+/// A drain that no test waits for.
+const FOR_EVER_MS: &str = "3600000";
+
+async fn is_not_ready(host: &Host) -> bool {
+    host.send(host.request(Method::GET, "/readyz")).await.status == 503
+}
+
+#[tokio::test]
+async fn a_host_that_gets_sigterm_is_not_ready_but_serves_new_connections_until_it_is_drained() {
+    let mut host = Host::setup()
+        .community(Community::small())
+        .serve_variable("NOVA_DRAIN_MS", FOR_EVER_MS)
+        .start();
+    let token = host.viewer_token(7);
+    host.begin_stop();
+    eventually(COUNTED_WITHIN, "the host is not ready", async || {
+        is_not_ready(&host).await
+    })
+    .await;
+    for _ in 0..3 {
+        // Each client opens a connection of its own.
+        let client = reqwest::Client::new();
+        let asked = |path: &str| {
+            client
+                .get(format!("{}{path}", host.url))
+                .bearer_auth(&token)
+        };
+        assert_eq!(asked("/api/v1/feed").send().await.unwrap().status(), 200);
+        assert_eq!(asked("/livez").send().await.unwrap().status(), 200);
+        assert_eq!(asked("/readyz").send().await.unwrap().status(), 503);
+    }
+    // A second signal ends it at once, with a failure, because nothing was finished in order.
+    host.begin_stop();
+    assert!(!host.wait_for_end());
+    assert!(
+        host.log()
+            .contains("a second signal ended the host at once"),
+        "{}",
+        host.log()
+    );
+}
+
+#[tokio::test]
+async fn a_drained_host_and_a_host_that_a_person_stops_end_by_themselves() {
+    for (drain_ms, signal) in [("300", "TERM"), (FOR_EVER_MS, "INT")] {
+        let mut host = Host::setup()
+            .serve_variable("NOVA_DRAIN_MS", drain_ms)
+            .start();
+        host.send(host.request(Method::GET, "/livez")).await.ok(200);
+        host.signal(signal);
+        assert!(host.wait_for_end(), "{signal}: {}", host.log());
+    }
 }

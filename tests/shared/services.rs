@@ -14,12 +14,13 @@ use tokio::sync::{
 };
 
 /// Returns a command for the program under test. It inherits only the variables with which it
-/// finds other programs.
+/// finds other programs. A host that stops does not wait for load balancers, which no test has.
 pub fn nova() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nova"));
     command
         .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("NOVA_DRAIN_MS", "0");
     for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);

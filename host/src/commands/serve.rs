@@ -7,11 +7,11 @@ use crate::config::{Config, LogFormat};
 use crate::host::{Host, Start};
 use crate::jobs::ConfigFile;
 use crate::logging::Logging;
+use crate::stop::{Stop, StopRequest};
 use anyhow::ensure;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// Runs the host. If no store URLs are set, it uses its embedded stores.
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,7 @@ impl Serve {
         run_host(config, watched.is_some(), file, move |address, app| {
             output::note(format_args!(
                 "nova: serving on http://{address}; GET /docs describes the API, Ctrl-C stops"
-            );
+            ));
             if let Some(watched) = watched {
                 watched.start(app);
             }
@@ -99,17 +99,21 @@ pub fn run_host(
         })
         .await?;
         ready(host.address()?, host.app());
-        let stop = CancellationToken::new();
-        stop_on_signal(stop.clone())?;
-        host.serve(stop).await;
-        Ok(())
+        let stop = Stop::default();
+        stop_on_signals(stop.clone())?;
+        host.serve(stop).await
     });
-    drop(runtime);
+    match &result {
+        Ok(()) => drop(runtime),
+        // The work that still runs is not waited for.
+        Err(_) => runtime.shutdown_background(),
+    }
     drop(flushed);
     result
 }
 
-fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+/// Passes signals on until the process ends.
+fn stop_on_signals(stop: Stop) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A host that was started with `nohup` must outlive its terminal.
@@ -118,18 +122,19 @@ fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
         false => Some(signal(SignalKind::hangup())?),
     };
     tokio::spawn(async move {
-        let hung_up = async {
-            match &mut hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hung_up => {}
+        loop {
+            let hung_up = async {
+                match &mut hangup {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            stop.request(tokio::select! {
+                _ = terminate.recv() => StopRequest::Supervisor,
+                _ = interrupt.recv() => StopRequest::Terminal,
+                _ = hung_up => StopRequest::Terminal,
+            });
         }
-        stop.cancel();
     });
     Ok(())
 }

@@ -85,6 +85,9 @@ pub struct Server {
     pub idle_timeout_ms: u64,
     /// Longest pause while a client sends its body, in ms. Default 10,000.
     pub body_timeout_ms: u64,
+    /// Time for which a host that gets SIGTERM is not ready but still serves, in ms. Load balancers
+    /// notice in this time that it is about to stop. Default 5,000.
+    pub drain_ms: u64,
     /// Time limit for requests in flight when the host stops, in ms. Default 10,000.
     pub shutdown_timeout_ms: u64,
     /// Origins that browsers may call from. Default none.
@@ -270,6 +273,7 @@ impl Default for Server {
             header_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
             body_timeout_ms: 10_000,
+            drain_ms: 5_000,
             shutdown_timeout_ms: 10_000,
             cors_origins: Vec::new(),
         }

@@ -26,6 +26,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_HEADER_TIMEOUT_MS", "server.header_timeout_ms"),
     ("NOVA_IDLE_TIMEOUT_MS", "server.idle_timeout_ms"),
     ("NOVA_BODY_TIMEOUT_MS", "server.body_timeout_ms"),
+    ("NOVA_DRAIN_MS", "server.drain_ms"),
     ("NOVA_SHUTDOWN_TIMEOUT_MS", "server.shutdown_timeout_ms"),
     ("NOVA_CORS_ORIGINS", "server.cors_origins"),
     ("NOVA_POLICY_TRUSTED_KEYS", "policy.trusted_keys"),
