@@ -4,6 +4,7 @@
 //! Every field states its unit and default. `Live` is the part that may change while the host
 //! runs. Changes to all other keys are logged and take effect at the next restart.
 
+pub mod origins;
 mod sections;
 mod variables;
 
@@ -168,6 +169,8 @@ impl Config {
             })?;
             config.listen.set_port(port);
         }
+        config.server.cors_origins = origins::normalised(&config.server.cors_origins)
+            .map_err(|reason| ConfigError::Invalid(format!("server.cors_origins: {reason}")))?;
         config.check()?;
         Ok(config)
     }

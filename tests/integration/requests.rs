@@ -1,7 +1,7 @@
 //! HTTP requests that are invalid, too many or too slow, and the headers that every response
 //! carries.
 
-use crate::harness::{Answer, Community, Host, Http2, event, post_ids};
+use crate::harness::{Answer, Community, Host, Http2, event, post_ids, refusal_to_serve};
 use reqwest::Method;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -292,6 +292,76 @@ async fn browsers_may_call_from_configured_origins_only() {
     let closed = Host::setup().start();
     let answer = preflight(&closed, "https://app.example").await;
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn origins_are_accepted_in_every_spelling_and_pages_may_send_and_read_what_they_need() {
+    let host = Host::setup()
+        .community(Community::small())
+        .variable("NOVA_CORS_ORIGINS", "HTTPS://App.Example:443/")
+        .variable("NOVA_ADDRESS_REQUESTS_PER_MINUTE", "1")
+        .start();
+    let origin = "https://app.example";
+    let preflight = host
+        .request(Method::OPTIONS, "/api/v1/feed")
+        .header("origin", origin)
+        .header("access-control-request-method", "GET")
+        .header(
+            "access-control-request-headers",
+            "authorization,traceparent,x-own",
+        );
+    let answer = host.send(preflight).await;
+    assert_eq!(answer.headers["access-control-allow-origin"], origin);
+    let allowed = answer.headers["access-control-allow-headers"]
+        .to_str()
+        .unwrap();
+    for name in ["authorization", "traceparent", "x-own"] {
+        assert!(allowed.contains(name), "{allowed}");
+    }
+    let trending = || {
+        host.request(Method::GET, "/api/v1/feed/trending")
+            .header("origin", origin)
+    };
+    host.send(trending()).await;
+    let limited = host.send(trending()).await;
+    assert!(limited.headers.contains_key("retry-after"));
+    let exposed = limited.headers["access-control-expose-headers"]
+        .to_str()
+        .unwrap();
+    for name in ["retry-after", "x-request-id", "etag"] {
+        assert!(exposed.to_ascii_lowercase().contains(name), "{exposed}");
+    }
+    limited.problem(429);
+}
+
+#[tokio::test]
+async fn a_star_allows_every_origin_and_no_other_pattern_starts_a_host() {
+    let host = Host::setup().variable("NOVA_CORS_ORIGINS", "*").start();
+    for origin in ["https://any.example", "http://localhost:3000"] {
+        let request = host.request(Method::GET, "/livez").header("origin", origin);
+        let answer = host.send(request).await;
+        assert_eq!(answer.headers["access-control-allow-origin"], "*");
+        assert!(
+            !answer
+                .headers
+                .contains_key("access-control-allow-credentials")
+        );
+    }
+    for (value, named) in [
+        ("https://*.example", "`https://*.example`"),
+        ("https://a.example,*", "`*`"),
+        ("https://a.example, app.example", "`app.example`"),
+        ("https://a.example/app", "write https://a.example"),
+        ("null", "`null`"),
+    ] {
+        let data_dir = tempfile::tempdir().unwrap();
+        let arguments = ["--data-dir", data_dir.path().to_str().unwrap()];
+        let refusal = refusal_to_serve(&arguments, &[("NOVA_CORS_ORIGINS", value)]);
+        assert!(
+            refusal.contains("server.cors_origins") && refusal.contains(named),
+            "{refusal}"
+        );
+    }
 }
 
 /// Reads until the host closes the connection.

@@ -90,7 +90,7 @@ pub struct Server {
     pub drain_ms: u64,
     /// Time limit for requests in flight when the host stops, in ms. Default 10,000.
     pub shutdown_timeout_ms: u64,
-    /// Origins that browsers may call from. Default none.
+    /// Origins that browsers may call from, or `*` for any. Default none.
     pub cors_origins: Vec<String>,
 }
 

@@ -2,6 +2,7 @@
 //! `observe`, which assigns the request id, counts the request and times it.
 
 use crate::app::App;
+use crate::config::origins::ANY_ORIGIN;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::request_id::REQUEST_ID;
 use axum::Router;
@@ -16,12 +17,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
 use uuid::Uuid;
 
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
+/// Headers of answers that a page may read.
+const EXPOSED_HEADERS: [HeaderName; 5] = [
+    REQUEST_ID_HEADER,
+    header::RETRY_AFTER,
+    header::ETAG,
+    header::ALLOW,
+    header::WWW_AUTHENTICATE,
+];
 
 pub fn layer(router: Router, app: Arc<App>) -> Router {
     let server = &app.config.server;
@@ -41,19 +50,20 @@ pub fn layer(router: Router, app: Arc<App>) -> Router {
     }
 }
 
+/// Lets pages of these origins call. Every request header is allowed, because tracing and other
+/// tools of a page add headers of their own, and the host trusts no header but the token.
 fn cors(origins: &[String]) -> CorsLayer {
-    let origins = origins
-        .iter()
-        .filter_map(|origin| HeaderValue::from_str(origin).ok());
+    let allowed = if origins.iter().any(|origin| origin == ANY_ORIGIN) {
+        AllowOrigin::any()
+    } else {
+        let origins = origins.iter();
+        AllowOrigin::list(origins.filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
     CorsLayer::new()
-        .allow_origin(AllowOrigin::list(origins))
+        .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            REQUEST_ID_HEADER,
-        ])
-        .expose_headers([REQUEST_ID_HEADER])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(EXPOSED_HEADERS)
         .max_age(CORS_MAX_AGE)
 }
 
