@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use variables::{read_value, set};
+use variables::{NEVER_EMPTY, read_value, set};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -152,6 +152,14 @@ impl Config {
         let mut table: toml::Table =
             toml::from_str(text).map_err(|error| ConfigError::Invalid(with_line(text, &error)))?;
         refuse_unknown_keys(&table)?;
+        if let Some(name) = NEVER_EMPTY
+            .iter()
+            .find(|name| variable(name).is_some_and(|value| value.trim().is_empty()))
+        {
+            return Err(ConfigError::Invalid(format!(
+                "{name} is set but empty; give it a value or unset it"
+            )));
+        }
         for (name, key) in VARIABLES {
             if let Some(value) = variable(name).filter(|value| !value.is_empty()) {
                 set(&mut table, key, read_value(key, &value));
@@ -194,10 +202,16 @@ impl Config {
                 missing.join(", ")
             ));
         }
-        if let Some(secret) = &self.auth.jwt_secret
-            && secret.len() < 32
-        {
-            return refuse("auth.jwt_secret: use at least 32 bytes".into());
+        self.auth
+            .secret_key()
+            .map_err(ConfigError::Invalid)
+            .map(drop)?;
+        let times = [
+            ("header_timeout_ms", self.server.header_timeout_ms),
+            ("idle_timeout_ms", self.server.idle_timeout_ms),
+        ];
+        if let Some((name, _)) = times.iter().find(|(_, time_ms)| *time_ms == 0) {
+            return refuse(format!("server.{name}: must be at least 1"));
         }
         if tracing_subscriber::EnvFilter::try_new(&self.live.log_level).is_err() {
             return refuse(format!(

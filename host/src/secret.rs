@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use nova_support::key_file;
+use nova_support::secret_key::SecretKey;
 
 const FILE: &str = "jwt.key";
 
@@ -10,10 +11,10 @@ const FILE: &str = "jwt.key";
 /// is none.
 ///
 /// # Errors
-/// The key file cannot be read or written.
-pub fn load_or_make(config: &Config) -> anyhow::Result<Vec<u8>> {
-    match &config.auth.jwt_secret {
-        Some(secret) => Ok(secret.clone().into_bytes()),
+/// The configured key is weak, or the key file cannot be read, written or trusted.
+pub fn load_or_make(config: &Config) -> anyhow::Result<SecretKey> {
+    match config.auth.secret_key().map_err(anyhow::Error::msg)? {
+        Some(key) => Ok(key),
         None => key_file::load_or_make_file(&config.data_dir.join(FILE)),
     }
 }

@@ -1,12 +1,14 @@
 //! Access control: tokens that are refused, and the routes that each role of the admin audience
 //! may use.
 
-use crate::harness::{Community, Host};
+use crate::harness::{Community, Host, Http2, nova, refusal_to_serve};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 const ALL: &[&str] = &["operator", "scientist", "experimenter"];
 
@@ -298,4 +300,216 @@ async fn open_routes_need_no_token_and_health_routes_are_never_rate_limited() {
             .values()
             .all(|component| component["state"] == "up")
     );
+}
+
+/// Runs a command that needs the signing key of this directory, and returns its refusal.
+fn refusal_of_token(data_dir: &Path) -> String {
+    let output = nova()
+        .args(["token", "--user", "1", "--data-dir"])
+        .arg(data_dir)
+        .output()
+        .unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn no_host_and_no_command_uses_a_key_file_that_it_cannot_trust() {
+    const GOOD: &str = "a83bbac143de39c0900ae9d820ac7a7cc2f4eafff1fa8c52fab800f21f52d894\n";
+    let zeros = "00".repeat(32);
+    let cases = [
+        ("jwt.key", "", 0o600, "is empty"),
+        ("jwt.key", "\n", 0o600, "is empty"),
+        ("jwt.key", &zeros, 0o600, "different bytes"),
+        ("jwt.key", &GOOD[..32], 0o600, "has 16 bytes"),
+        ("jwt.key", "not a key", 0o600, "is damaged"),
+        ("jwt.key", GOOD, 0o644, "run: chmod 600"),
+        ("jwt.key", GOOD, 0o640, "run: chmod 600"),
+        ("compiled.key", "", 0o600, "is empty"),
+        ("compiled.key", GOOD, 0o604, "run: chmod 600"),
+    ];
+    for (file, content, mode, reason) in cases {
+        let data_dir = tempfile::tempdir().unwrap();
+        let path = data_dir.path().join(file);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let mut refusals = vec![refusal_to_serve(
+            &["--data-dir", data_dir.path().to_str().unwrap()],
+            &[],
+        )];
+        if file == "jwt.key" {
+            refusals.push(refusal_of_token(data_dir.path()));
+        }
+        for refusal in refusals {
+            assert!(
+                refusal.contains(path.to_str().unwrap()) && refusal.contains(reason),
+                "{file} {mode:o} {content:?}: {refusal}"
+            );
+            assert!(!refusal.contains(GOOD.trim()), "{refusal}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn an_empty_variable_does_not_switch_a_protection_off() {
+    for name in ["NOVA_JWT_SECRET", "NOVA_POLICY_TRUSTED_KEYS"] {
+        let data_dir = tempfile::tempdir().unwrap();
+        let arguments = ["--data-dir", data_dir.path().to_str().unwrap()];
+        let refusal = refusal_to_serve(&arguments, &[(name, "")]);
+        assert!(refusal.contains(name), "{refusal}");
+    }
+}
+
+/// Signs claims with this host's key and a header with one parameter more.
+fn sign_with_header(host: &Host, name: &str, value: &Value, claims: &Value) -> String {
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let mut header = json!({"alg": "HS256", "typ": "JWT"});
+    header[name] = value.clone();
+    let signed = format!("{}.{}", encode(&header), encode(claims));
+    let key = EncodingKey::from_secret(&signing_key(host));
+    let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256).unwrap();
+    format!("{signed}.{signature}")
+}
+
+#[tokio::test]
+async fn tokens_in_the_forms_of_identity_providers_are_accepted() {
+    let host = Host::with_community();
+    let _creates_the_key = host.viewer_token(7);
+    let key = signing_key(&host);
+    let hs256 = |claims: &Value| sign(Algorithm::HS256, &key, claims);
+    let mut many_claims = claims_with("sub", json!(7));
+    many_claims["aud"] = json!(["account", "nova"]);
+    many_claims["exp"] = json!(in_seconds(600) as f64 + 0.5);
+    for (name, value) in [("groups", json!(["a", "b"])), ("roles", json!("reader"))] {
+        many_claims[name] = value;
+    }
+    let with_key_id = sign_with_header(&host, "kid", &json!("1"), &claims_with("sub", json!(7)));
+    for token in [
+        hs256(&claims_with("sub", json!(7))),
+        hs256(&many_claims),
+        with_key_id,
+    ] {
+        host.get(&token, "/api/v1/feed").await.ok(200);
+    }
+    let admin = |roles: Value, sub: Value| {
+        let mut claims = claims_with("roles", roles);
+        claims["aud"] = json!("nova-admin");
+        claims["sub"] = sub;
+        hs256(&claims)
+    };
+    for (roles, status) in [
+        (json!("operator"), 200),
+        (json!(["operator"]), 200),
+        (json!("experimenter"), 403),
+        (json!(null), 403),
+        (json!([]), 403),
+    ] {
+        let token = admin(roles.clone(), json!("ada@example.org"));
+        let answer = host.get(&token, "/debug/system/state").await;
+        assert_eq!(answer.status, status, "{roles}: {}", answer.body);
+    }
+    // A number is written into the audit log as its digits.
+    let operator = admin(json!("operator"), json!(u64::MAX));
+    let flag = "/admin/v1/flags/enable_caching";
+    host.put(&operator, flag, &json!({"enabled": true}))
+        .await
+        .ok(200);
+    let audit = host.get(&operator, "/admin/v1/audit?limit=1").await.ok(200);
+    assert_eq!(audit["entries"][0]["actor"], u64::MAX.to_string());
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_claim_and_repeats_no_part_of_the_token() {
+    let host = Host::with_community();
+    let _creates_the_key = host.viewer_token(7);
+    let key = signing_key(&host);
+    let cases = [
+        ("exp", json!(in_seconds(-20)), "exp"),
+        ("exp", json!("tomorrow"), "exp"),
+        ("exp", Value::Null, "exp"),
+        ("iss", json!("somebody"), "iss"),
+        ("iss", json!(5), "iss"),
+        ("aud", json!("nova-admin"), "aud"),
+        ("aud", json!({"x": 1}), "aud"),
+        ("nbf", json!(in_seconds(120)), "nbf"),
+        ("nbf", json!("soon"), "nbf"),
+        ("sub", Value::Null, "sub"),
+        ("sub", json!("a-name-that-is-private"), "sub"),
+        ("sub", json!(7.5), "sub"),
+        ("sub", json!([7]), "sub"),
+    ];
+    for (name, value, claim) in cases {
+        let token = sign(Algorithm::HS256, &key, &claims_with(name, value.clone()));
+        let answer = host.get(&token, "/api/v1/feed").await;
+        let detail = answer.body["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(
+            detail.contains(&format!("`{claim}`")),
+            "{name} {value}: {}",
+            answer.body
+        );
+        assert!(
+            !answer.body.to_string().contains("private"),
+            "{}",
+            answer.body
+        );
+        answer.problem(401);
+    }
+    let admin = |name: &str, value: Value| {
+        let mut claims = claims_with(name, value);
+        claims["aud"] = json!("nova-admin");
+        claims
+    };
+    for (name, value) in [
+        ("roles", json!(5)),
+        ("roles", json!({"operator": true})),
+        ("sub", json!("a\u{0}b")),
+        ("sub", json!("x".repeat(300))),
+        ("sub", json!("")),
+    ] {
+        let token = sign(Algorithm::HS256, &key, &admin(name, value));
+        let answer = host.get(&token, "/admin/v1/policies").await;
+        let detail = answer.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(&format!("`{name}`")), "{}", answer.body);
+        answer.problem(401);
+    }
+    // RFC 7515, section 4.1.11.
+    for crit in [json!(["b64"]), json!(["x"]), json!([]), json!("exp")] {
+        let token = sign_with_header(&host, "crit", &crit, &claims_with("sub", json!("7")));
+        let answer = host.get(&token, "/api/v1/feed").await;
+        assert_eq!(answer.status, 401, "{crit}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_16_kib_are_read_over_both_versions_of_http() {
+    let host = Host::with_community();
+    let _creates_the_key = host.viewer_token(7);
+    let token_of = |bytes: usize| {
+        let mut filler = bytes;
+        loop {
+            let mut claims = claims_with("sub", json!("7"));
+            claims["groups"] = json!("x".repeat(filler));
+            let token = sign(Algorithm::HS256, &signing_key(&host), &claims);
+            if token.len() <= bytes {
+                return token;
+            }
+            filler -= 1;
+        }
+    };
+    let largest = token_of(16 * 1_024);
+    assert!(largest.len() > 16_000);
+    host.get(&largest, "/api/v1/feed").await.ok(200);
+    let mut http2 = Http2::connect(host.address()).await;
+    assert_eq!(http2.get("/api/v1/feed", &largest).await, 200);
+
+    let too_long = format!("{largest}{}", "x".repeat(600));
+    let answer = host.get(&too_long, "/api/v1/feed").await;
+    let detail = answer.body["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("too long"), "{}", answer.body);
+    answer.problem(401);
+    assert_eq!(http2.get("/api/v1/feed", &too_long).await, 401);
 }

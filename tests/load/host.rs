@@ -4,6 +4,7 @@ use crate::generator::{Load, MakeRequest, fetch};
 use crate::services::{Stack, nova};
 use anyhow::Context;
 use nova::http::token::{ADMIN_AUDIENCE, Role, TokenKeys, VIEWER_AUDIENCE};
+use nova_support::key_file::load_or_make_file;
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::io::{BufRead, BufReader};
@@ -64,7 +65,7 @@ impl Host {
             address.context("no address")?,
             data_dir.context("no data directory")?,
         );
-        let secret = hex::decode(std::fs::read_to_string(data_dir.join("jwt.key"))?.trim())?;
+        let secret = load_or_make_file(&data_dir.join("jwt.key"))?;
         Ok(Self {
             _data_dir: None,
             data_dir,
@@ -147,7 +148,7 @@ impl Host {
             }
         }
         std::thread::spawn(move || lines.for_each(drop));
-        let secret = hex::decode(std::fs::read_to_string(data_dir.join("jwt.key"))?.trim())?;
+        let secret = load_or_make_file(&data_dir.join("jwt.key"))?;
         Ok(Self {
             child,
             address: address.context("no address")?,

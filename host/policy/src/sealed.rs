@@ -14,6 +14,7 @@
 
 use aws_lc_rs::hmac;
 use nova_model::artifact::Digest;
+use nova_support::secret_key::SecretKey;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -36,8 +37,8 @@ pub struct Seal(hmac::Key);
 pub struct NotOurs;
 
 impl Seal {
-    pub fn new(key: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    pub fn new(key: &SecretKey) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))
     }
 
     /// Returns the tag followed by the compiled code.

@@ -3,6 +3,7 @@
 use super::Config;
 use nova_model::budget::{Thresholds, WINDOW_MAX_S};
 use nova_stores::StackUrls;
+use nova_support::secret_key::SecretKey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -62,11 +63,11 @@ impl Default for Stores {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// HS256 key of at least 32 bytes, shared by all hosts. Default: a random key, kept in the
-    /// data directory.
+    /// HS256 key of at least 32 random bytes, shared by all hosts. Default: a random key, kept in
+    /// the data directory.
     pub jwt_secret: Option<String>,
     /// Required `iss` of tokens. Default nova.
     pub issuer: String,
@@ -258,6 +259,34 @@ pub struct Flags {
     pub enable_caching: bool,
     /// If `false`, a request gets a 503 instead of the fallback timeline. Default true.
     pub enable_fallback: bool,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth")
+            .field("jwt_secret", &self.jwt_secret.as_ref().map(|_| "…"))
+            .field("issuer", &self.issuer)
+            .finish()
+    }
+}
+
+impl Auth {
+    /// Returns the configured key.
+    ///
+    /// # Errors
+    /// The reason why it is weak, without the key itself.
+    pub fn secret_key(&self) -> Result<Option<SecretKey>, String> {
+        let Some(secret) = &self.jwt_secret else {
+            return Ok(None);
+        };
+        SecretKey::new(secret.as_bytes().to_vec())
+            .map(Some)
+            .map_err(|weak| {
+                format!(
+                    "auth.jwt_secret (NOVA_JWT_SECRET) {weak}; give all hosts the same random key, such as the output of: openssl rand -hex 32"
+                )
+            })
+    }
 }
 
 impl Default for Auth {

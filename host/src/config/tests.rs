@@ -92,8 +92,65 @@ fn a_value_of_the_wrong_kind_is_refused() {
         ("NOVA_RECORD_VIEWERS", "7,ada"),
         ("LOG_LEVEL", "=="),
         ("NOVA_JWT_SECRET", "short"),
+        ("NOVA_JWT_SECRET", ""),
+        ("NOVA_JWT_SECRET", " \n"),
+        ("NOVA_JWT_SECRET", "change-me-change-me-change-me-change-me"),
+        ("NOVA_JWT_SECRET", "p4ssw0rdp4ssw0rdp4ssw0rdp4ssw0rd"),
+        ("NOVA_POLICY_TRUSTED_KEYS", ""),
+        ("NOVA_IDLE_TIMEOUT_MS", "0"),
+        ("NOVA_HEADER_TIMEOUT_MS", "0"),
+        ("NOVA_CORS_ORIGINS", "app.example"),
     ] {
         assert!(parse("", &[variable]).is_err(), "{variable:?}");
+    }
+}
+
+#[test]
+fn a_weak_key_is_refused_in_a_file_and_in_a_variable_without_repeating_it() {
+    let weak = [
+        ("", "empty"),
+        ("hunter2", "7 bytes"),
+        ("0123456789012345678901234567890123456789", "repeats"),
+        ("change-me-change-me-change-me-change-me", "placeholder"),
+    ];
+    for (secret, reason) in weak {
+        let text = format!("[auth]\njwt_secret = \"{secret}\"");
+        let refusals = [parse(&text, &[]), parse("", &[("NOVA_JWT_SECRET", secret)])];
+        for refusal in refusals.map(Result::unwrap_err) {
+            assert!(refusal.contains(reason), "{refusal}");
+            assert!(refusal.contains("NOVA_JWT_SECRET"), "{refusal}");
+            assert!(secret.is_empty() || !refusal.contains(secret), "{refusal}");
+        }
+    }
+}
+
+#[test]
+fn a_printed_configuration_does_not_contain_the_key() {
+    let secret = "a secret that must not reach any log";
+    let config = parse("", &[("NOVA_JWT_SECRET", secret)]).unwrap();
+    assert!(!format!("{config:?}").contains(secret));
+}
+
+/// Every value that stands where a key belongs, in any file that a user copies from.
+#[test]
+fn no_example_file_contains_a_key_that_a_host_accepts() {
+    let files = [
+        include_str!("../../../.env.example"),
+        include_str!("../../../compose.yaml"),
+        include_str!("../../../README.md"),
+        include_str!("../../../docs/operations.md"),
+    ];
+    let value = |line: &str| {
+        let (_, value) = line.rsplit_once("NOVA_JWT_SECRET")?;
+        let value = value.trim_start_matches(['=', ':', '-', ' ', '"']);
+        let value = value.split([' ', '`', '}', '"']).next()?;
+        (!value.is_empty()).then(|| value.to_owned())
+    };
+    for found in files.iter().flat_map(|text| text.lines()).filter_map(value) {
+        assert!(
+            parse("", &[("NOVA_JWT_SECRET", &found)]).is_err(),
+            "{found} is a public key"
+        );
     }
 }
 

@@ -78,6 +78,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_ENABLE_FALLBACK", "flags.enable_fallback"),
 ];
 
+/// Variables whose empty value is refused. Other empty variables count as not set, but for these
+/// a script that failed to find the value would silently switch a protection off.
+pub(super) const NEVER_EMPTY: &[&str] = &["NOVA_JWT_SECRET", "NOVA_POLICY_TRUSTED_KEYS"];
+
 /// Variable that changes only the port of `listen`.
 pub const PORT_VARIABLE: &str = "HTTP_PORT";
 

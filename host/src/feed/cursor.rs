@@ -8,6 +8,7 @@
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nova_support::secret_key::SecretKey;
 use uuid::Uuid;
 
 const TAG_BYTES: usize = 16;
@@ -31,8 +32,8 @@ pub struct InvalidCursor;
 
 impl CursorKey {
     /// Derives the key from `secret`, so that cursors and tokens never share a key.
-    pub fn derive(secret: &[u8]) -> Self {
-        let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    pub fn derive(secret: &SecretKey) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
         Self(hmac::Key::new(
             hmac::HMAC_SHA256,
             hmac::sign(&root, b"nova feed cursor v1").as_ref(),
@@ -55,6 +56,13 @@ impl CursorKey {
         let tag = self.tag(viewer, &bytes[..20]);
         bytes[20..].copy_from_slice(&tag);
         URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Returns a key that signs the cursors of a test.
+    #[cfg(test)]
+    #[expect(clippy::unwrap_used, reason = "a test may panic")]
+    pub fn of_test(secret: &[u8]) -> Self {
+        Self::derive(&SecretKey::new(secret.to_vec()).unwrap())
     }
 
     /// Verifies and decodes a cursor.
@@ -85,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn key() -> CursorKey {
-        CursorKey::derive(b"a secret that all hosts share, long enough")
+        CursorKey::of_test(b"a secret that all hosts share, long enough")
     }
 
     proptest! {

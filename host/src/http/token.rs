@@ -7,6 +7,7 @@ use axum::http::request::Parts;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use moka::sync::Cache;
 use nova_support::clock::unix_ms;
+use nova_support::secret_key::SecretKey;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +93,7 @@ impl std::fmt::Debug for TokenKeys {
 }
 
 impl TokenKeys {
-    pub fn new(secret: &[u8], issuer: &str) -> Self {
+    pub fn new(secret: &SecretKey, issuer: &str) -> Self {
         let validation = |audience: &str| {
             let mut validation = Validation::new(Algorithm::HS256);
             validation.set_audience(&[audience]);
@@ -104,8 +105,8 @@ impl TokenKeys {
             validation
         };
         Self {
-            encoding: EncodingKey::from_secret(secret),
-            decoding: DecodingKey::from_secret(secret),
+            encoding: EncodingKey::from_secret(secret.as_bytes()),
+            decoding: DecodingKey::from_secret(secret.as_bytes()),
             issuer: issuer.to_owned(),
             viewers: validation(VIEWER_AUDIENCE),
             admins: validation(ADMIN_AUDIENCE),
