@@ -24,9 +24,58 @@ test("a rule sees the candidates' ids and the request", () => {
   assert.deepEqual(new Sample(policy).post(5, 1, 0).post(6, 2, 0).score(), [1, 0]);
 });
 
-test("a row of another length than declared is an error", () => {
-  const policy = scorer({ explains: ["a", "b"], each: () => [1] });
-  assert.throws(() => new Sample(policy).row().score(), /2 parts/);
+/** The arguments of a stage function, which the host calls without `explain`. */
+const called = (policy, rows = 2) => {
+  const sample = new Sample(policy);
+  for (let row = 0; row < rows; row++) sample.row();
+  return sample.arguments();
+};
+
+test("a score of anything but one number for each declared part is an error", () => {
+  const rows = [[1], [1, 2, 3], [], undefined, null, 7, "12", [1, undefined], [null, 1], [1, "2"], [true, 1], [1, 2n], [, 1]];
+  for (const row of rows) {
+    for (const rule of [{ each: () => row }, { batch: () => [[1, 2], row] }]) {
+      const policy = scorer({ explains: ["a", "b"], ...rule });
+      for (const stage of ["score", "explain"]) {
+        assert.throws(() => policy[stage](...called(policy)), /the rule returned .*; return /, String(row));
+      }
+    }
+  }
+});
+
+test("a batch rule that leaves out candidates is an error", () => {
+  for (const rows of [[], [[1]], [[1], [1], [1]], undefined, new Array(2)]) {
+    const policy = scorer({ explains: ["a"], batch: () => rows });
+    for (const stage of ["score", "explain"]) {
+      assert.throws(() => policy[stage](...called(policy)), /the rule returned .*; return /, String(rows));
+    }
+  }
+});
+
+test("scores that are not finite reach the host, which counts them", () => {
+  const policy = scorer({ explains: ["a"], each: (post) => [post.postId === 1n ? NaN : 1e300] });
+  assert.deepEqual([...policy.score(...called(policy))], [NaN, Infinity]);
+});
+
+test("an index of anything but a candidate is an error", () => {
+  const answers = [undefined, null, 1, "01", [undefined], [1.9], [-1], [2], [2 ** 32], [NaN], ["1"], [1n], [true], [null], new Array(2)];
+  for (const answer of answers) {
+    for (const policy of [deduper({ dedup: () => answer }), saturator({ saturate: () => answer })]) {
+      const stage = policy.stage === "dedup" ? "dedup" : "saturate";
+      for (const call of [stage, "explain"]) {
+        assert.throws(() => policy[call](...called(policy)), /the rule returned .*; return /, String(answer));
+      }
+    }
+  }
+  const typed = deduper({ dedup: () => Uint8Array.of(1, 0) });
+  assert.deepEqual([...typed.dedup(...called(typed))], [1, 0]);
+});
+
+test("a number of reasons other than that of the candidates is an error", () => {
+  for (const names of [[], ["a"], ["a", "a", "a"], undefined, "aa", ["a", "b"], new Array(2)]) {
+    const policy = deduper({ dedup: () => [0], reasons: { a: "text" }, explain: () => names });
+    assert.throws(() => policy.explain(...called(policy)), /returned .*(return|declared)/, String(names));
+  }
 });
 
 test("an invalid declaration is an error at once", () => {
@@ -39,6 +88,8 @@ test("an invalid declaration is an error at once", () => {
     { explains: ["a"], each, parameters: { w: outside } },
     { explains: ["a"], each, parameters: { w: { default: 1, max: 2, doc: "No least value." } } },
     { explains: ["a"], each, parameters: { w: { ...outside, default: 1, doc: "" } } },
+    { explains: ["a"], each, parameters: { w: { ...outside, default: "1" } } },
+    { explains: ["a"], each, parameters: { w: { ...outside, default: 1, max: Infinity } } },
   ]) {
     assert.throws(() => scorer(wrong), Error, JSON.stringify(wrong));
   }

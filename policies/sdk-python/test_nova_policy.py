@@ -4,6 +4,14 @@ from nova_policy import Parameter, deduper, saturator, scorer
 from nova_policy.testing import Sample
 
 
+def called(policy, rows=2):
+    """The arguments of a stage function, which the host calls without `explain`."""
+    sample = Sample(policy)
+    for _ in range(rows):
+        sample.row()
+    return sample._arguments()
+
+
 class Scorer(unittest.TestCase):
     def test_a_batch_rule_sees_all_candidates_as_columns_and_its_parts_add_up(self):
         def share_of_likes(posts, params, request):
@@ -24,10 +32,27 @@ class Scorer(unittest.TestCase):
         policy = scorer(explains=["own"], each=lambda post, params, request: [float(post.author_id == request.user_id)])
         self.assertEqual(Sample(policy).post(5, 1, 0).post(6, 2, 0).score(), [1.0, 0.0])
 
-    def test_a_row_of_another_length_than_declared_is_an_error(self):
-        policy = scorer(explains=["a", "b"], each=lambda post, params, request: [1.0])
-        with self.assertRaisesRegex(ValueError, "2 parts"):
-            Sample(policy).row().score()
+    def test_a_score_of_anything_but_one_number_for_each_declared_part_is_an_error(self):
+        for row in [[1.0], [1, 2, 3], [], None, 7, "12", ["1", "2"], [1.0, "2"], [None, 1.0], [1.0, 1j]]:
+            for rule in [
+                {"each": lambda post, params, request, row=row: row},
+                {"batch": lambda posts, params, request, row=row: [[1.0, 2.0], row]},
+            ]:
+                policy = scorer(explains=["a", "b"], **rule)
+                for stage in (policy.score, policy.explain):
+                    with self.subTest(row=row), self.assertRaises((ValueError, TypeError)):
+                        stage(*called(policy))
+
+    def test_a_batch_rule_that_leaves_out_candidates_is_an_error(self):
+        for rows in [[], [[1.0]], [[1.0]] * 3, None, "ab"]:
+            policy = scorer(explains=["a"], batch=lambda posts, params, request, rows=rows: rows)
+            for stage in (policy.score, policy.explain):
+                with self.subTest(rows=rows), self.assertRaisesRegex(ValueError, "the rule returned .*; return"):
+                    stage(*called(policy))
+
+    def test_scores_that_are_not_finite_reach_the_host_which_counts_them(self):
+        policy = scorer(explains=["a"], each=lambda post, params, request: [float("inf")])
+        self.assertEqual(policy.score(*called(policy)), [float("inf")] * 2)
 
     def test_an_invalid_declaration_is_an_error_at_once(self):
         outside = Parameter(3.0, min=0.0, max=2.0, doc="Too large.")
@@ -58,6 +83,28 @@ class Reasons(unittest.TestCase):
     def test_a_saturator_without_reasons_reports_movements(self):
         policy = saturator(saturate=lambda posts, params, request: [0, 2, 1])
         self.assertEqual(Sample(policy).row().row().row().explain(), ["stayed", "moved down", "moved up"])
+
+    def test_an_index_of_anything_but_a_candidate_is_an_error(self):
+        for answer in [None, 1, "01", [None], [1.9], [1.0], [-1], [2], [2**32], ["1"], [True], [float("nan")]]:
+            policies = [
+                deduper(dedup=lambda posts, params, request, answer=answer: answer),
+                saturator(saturate=lambda posts, params, request, answer=answer: answer),
+            ]
+            for policy in policies:
+                stage = policy.dedup if policy.stage == "dedup" else policy.saturate
+                for call in (stage, policy.explain):
+                    with self.subTest(answer=answer), self.assertRaisesRegex(ValueError, "the rule returned .*; return"):
+                        call(*called(policy))
+
+    def test_a_number_of_reasons_other_than_that_of_the_candidates_is_an_error(self):
+        for names in [[], ["a"], ["a"] * 3, None, "aa", ["a", "b"], ["a", None], ["a", []]]:
+            policy = deduper(
+                dedup=lambda posts, params, request: [0],
+                reasons={"a": "text"},
+                explain=lambda posts, params, request, names=names: names,
+            )
+            with self.subTest(names=names), self.assertRaisesRegex(ValueError, "returned .*(return|declared)"):
+                policy.explain(*called(policy))
 
     def test_declared_reasons_are_returned_as_their_texts(self):
         policy = saturator(

@@ -3,7 +3,7 @@
 
 use super::loaded::LoadedPolicy;
 use super::module::CallBudget;
-use super::ranking::{Columns, RankInput, Trace, trace};
+use super::ranking::{Columns, RankInput, Trace, check_length, trace};
 use nova_model::artifact::Stage;
 use nova_model::failure::PolicyFailure;
 use serde::Serialize;
@@ -71,6 +71,7 @@ fn explain_dedup(
     let all = Columns::gather(&module.features, input, (0..set.len() as u32).collect());
     let call = policy.call(budget, Stage::Dedup, input.request);
     let codes = module.explain_dedup(call, &all.candidates())?;
+    check_length(Stage::Dedup, codes.len(), set.len())?;
     let post = |row: usize| ExplainedPost {
         post_id: set.post_ids[row],
         author_id: set.author_ids[row],
@@ -123,6 +124,9 @@ fn explain_scores(
     let columns = Columns::gather(&module.features, input, trace.kept.clone());
     let call = policy.call(budget, Stage::Score, input.request);
     let parts = module.explain_score(call, &columns.candidates())?;
+    // With another length, every part but the first would be shown for other posts.
+    let components = module.description.explains.len();
+    check_length(Stage::Score, parts.len(), components * trace.kept.len())?;
     for (at, &row) in trace.kept.iter().enumerate() {
         for (component, name) in module.description.explains.iter().enumerate() {
             if let Some(value) = parts.get(component * trace.kept.len() + at) {
@@ -149,6 +153,7 @@ fn explain_saturation(
     let ranked = columns.ranked(&trace.scores);
     let call = policy.call(budget, Stage::Saturation, input.request);
     let codes = module.explain_saturation(call, &ranked)?;
+    check_length(Stage::Saturation, codes.len(), trace.by_score.len())?;
     for (position, &row) in trace.by_score.iter().enumerate() {
         let post = &mut posts[row as usize];
         post.position_by_score = Some(position);

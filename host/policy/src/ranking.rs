@@ -243,7 +243,11 @@ pub(super) fn check_permutation(shown: &[u32], ranked: usize) -> Result<(), Poli
     check_unique(Stage::Saturation, shown, ranked)
 }
 
-fn check_length(stage: Stage, answered: usize, asked: usize) -> Result<(), PolicyFailure> {
+pub(super) fn check_length(
+    stage: Stage,
+    answered: usize,
+    asked: usize,
+) -> Result<(), PolicyFailure> {
     if answered == asked {
         return Ok(());
     }

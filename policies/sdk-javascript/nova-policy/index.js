@@ -30,6 +30,20 @@
  * no clock, and uses `request.seed` instead of `Math.random`.
  */
 
+/** Shows a value in an error message, in a few characters. */
+const shown = (value) => (typeof value === "string" ? JSON.stringify(value.slice(0, 40)) : String(value).slice(0, 40));
+
+/** Shows the length of a list, or what there is in place of a list. */
+const count = (list) => list?.length ?? shown(list);
+
+/** Returns a rule's answer as an array. Its holes become `undefined`. */
+const listed = (answer, what) => {
+  if (typeof answer !== "object" || answer?.[Symbol.iterator] === undefined) {
+    throw new Error(`the rule returned ${shown(answer)}; return an array of ${what}`);
+  }
+  return Array.from(answer);
+};
+
 /** The common part of the three stages: typed columns, typed parameters and `describe`. */
 class Policy {
   constructor(stage, { features = [], parameters = {} }, explains) {
@@ -37,7 +51,8 @@ class Policy {
     this.parameterNames = Object.keys(parameters);
     if (new Set(features).size !== features.length) throw new Error("a feature is declared twice");
     for (const [name, parameter] of Object.entries(parameters)) {
-      // This form makes a missing bound an error too.
+      const numbers = [parameter.default, parameter.min, parameter.max];
+      if (!numbers.every(Number.isFinite)) throw new Error(`\`${name}\` needs numbers as default, min and max`);
       const inRange = parameter.min <= parameter.default && parameter.default <= parameter.max;
       if (!inRange) throw new Error(`the default of \`${name}\` is outside its range`);
       if (!parameter.doc || parameter.doc.includes("\n")) throw new Error(`\`${name}\` needs a doc of one line`);
@@ -81,8 +96,11 @@ class Scorer extends Policy {
     const [params, posts] = [this.params(values), this.columns(candidates)];
     if (this.batch !== undefined) {
       const rows = this.batch(posts, params, request);
-      if (rows.length !== posts.length) throw new Error("the rule must return the parts of every candidate");
-      rows.forEach((row, index) => take(index, row));
+      if (rows?.length !== posts.length) {
+        throw new Error(`the rule returned ${count(rows)} rows for ${posts.length} candidates; return one for each`);
+      }
+      // Not `forEach`, which leaves out the holes of a sparse array.
+      for (let index = 0; index < posts.length; index++) take(index, this.checked(rows[index], index));
       return;
     }
     // Plain indices, because this code is interpreted: an iterator costs as much as the rule.
@@ -92,8 +110,25 @@ class Scorer extends Policy {
     for (let index = 0; index < posts.length; index++) {
       const post = { postId: postIds[index], authorId: authorIds[index], createdAtMs: createdAtMs[index] };
       for (let k = 0; k < names.length; k++) post[names[k]] = columns[k][index];
-      take(index, each(post, params, request));
+      take(index, this.checked(each(post, params, request), index));
     }
+  }
+
+  /**
+   * Returns a candidate's parts if they are a number for each name in `explains`. JavaScript would
+   * turn `null` into 0 and text into a number, so a mistake would look like a score.
+   */
+  checked(row, index) {
+    const parts = this.explains.length;
+    if (row?.length !== parts) {
+      throw new Error(`the rule returned ${count(row)} parts for candidate ${index}; return ${parts} parts, as \`explains\` declares`);
+    }
+    for (let part = 0; part < parts; part++) {
+      if (typeof row[part] !== "number") {
+        throw new Error(`the rule returned ${shown(row[part])} as \`${this.explains[part]}\` of candidate ${index}; return a number`);
+      }
+    }
+    return row;
   }
 
   /** Returns one score per candidate. Higher is better. */
@@ -112,10 +147,7 @@ class Scorer extends Policy {
     const [n, parts] = [candidates.postIds.length, this.explains.length];
     const columns = new Float32Array(n * parts);
     this.rows(request, params, candidates, (index, row) => {
-      if (row.length !== parts) throw new Error(`the rule must return ${parts} parts, as \`explains\` declares`);
-      row.forEach((value, part) => {
-        columns[part * n + index] = value;
-      });
+      for (let part = 0; part < parts; part++) columns[part * n + index] = row[part];
     });
     return columns;
   }
@@ -129,18 +161,30 @@ class Order extends Policy {
     Object.assign(this, { rule, why, whyByItself, reasonNames: Object.keys(reasons ?? ownReasons) });
   }
 
+  /** Returns the rule's indices. `Uint32Array` would turn `undefined` into 0 and 1.9 into 1. */
   indices(request, params, candidates) {
-    return Uint32Array.from(this.rule(this.columns(candidates), this.params(params), request));
+    const n = candidates.postIds.length;
+    const answer = listed(this.rule(this.columns(candidates), this.params(params), request), "indices");
+    answer.forEach((index, position) => {
+      if (!Number.isInteger(index) || index < 0 || index >= n) {
+        throw new Error(`the rule returned ${shown(index)} at position ${position}; return indices of the ${n} candidates, whole numbers from 0`);
+      }
+    });
+    return Uint32Array.from(answer);
   }
 
   /** Returns one reason code per candidate, which is an index into `explains`. */
   explain(request, params, candidates) {
+    const n = candidates.postIds.length;
     const names = this.why
-      ? this.why(this.columns(candidates), this.params(params), request)
-      : this.whyByItself(candidates.postIds.length, this.indices(request, params, candidates));
+      ? listed(this.why(this.columns(candidates), this.params(params), request), "reasons")
+      : this.whyByItself(n, this.indices(request, params, candidates));
+    if (names.length !== n) {
+      throw new Error(`\`explain\` returned ${names.length} reasons for ${n} candidates; return one for each`);
+    }
     return Uint32Array.from(names, (name) => {
       const code = this.reasonNames.indexOf(name);
-      if (code < 0) throw new Error(`\`${name}\` is not among the declared reasons`);
+      if (code < 0) throw new Error(`\`explain\` returned ${shown(name)}, which is not among the declared reasons`);
       return code;
     });
   }

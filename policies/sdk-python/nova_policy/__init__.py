@@ -50,6 +50,18 @@ ParameterDescription = namedtuple("ParameterDescription", "name default min max 
 Description = namedtuple("Description", "name version features parameters explains")
 
 
+def _shown(value):
+    """Shows a value in an error message, in a few characters."""
+    return repr(value)[:80]
+
+
+def _listed(answer, what):
+    """Returns a rule's answer as a list."""
+    if isinstance(answer, str) or not hasattr(answer, "__iter__"):
+        raise ValueError(f"the rule returned {_shown(answer)}; return a list of {what}")
+    return list(answer)
+
+
 class Policy:
     """The common part of the three stages: typed columns, typed parameters and `describe`."""
 
@@ -110,23 +122,39 @@ class Scorer(Policy):
         self._rule_each, self._rule_batch = each, batch
 
     def _rows(self, request, params, candidates):
-        params = self._params(*params)
+        params, parts = self._params(*params), len(self.explains)
         if self._rule_batch is not None:
-            return self._rule_batch(self._all(candidates), params, request)
-        rule = self._rule_each
-        return [rule(post, params, request) for post in self._each(candidates)]
+            n = len(candidates.post_ids)
+            rows = _listed(self._rule_batch(self._all(candidates), params, request), "rows")
+            if len(rows) != n:
+                raise ValueError(f"the rule returned {len(rows)} rows for {n} candidates; return one for each")
+        else:
+            rule = self._rule_each
+            rows = [rule(post, params, request) for post in self._each(candidates)]
+        for index, row in enumerate(rows):
+            if not hasattr(row, "__len__") or isinstance(row, str) or len(row) != parts:
+                raise ValueError(
+                    f"the rule returned {_shown(row)} for candidate {index}; "
+                    f"return {parts} parts, as `explains` declares"
+                )
+        return rows
 
     def score(self, request, params, candidates):
         """Returns one score per candidate. Higher is better."""
         # `sum` rounds differently between Python versions and from the other languages.
-        return [reduce(add, row) for row in self._rows(request, params, candidates)]
+        return [self._number(reduce(add, row), row) for row in self._rows(request, params, candidates)]
 
     def explain(self, request, params, candidates):
         """Returns the parts of the scores, column by column."""
         rows = self._rows(request, params, candidates)
-        if any(len(row) != len(self.explains) for row in rows):
-            raise ValueError(f"the rule must return {len(self.explains)} parts, as `explains` declares")
-        return [float(row[part]) for part in range(len(self.explains)) for row in rows]
+        return [self._number(row[part], row) for part in range(len(self.explains)) for row in rows]
+
+    @staticmethod
+    def _number(value, row):
+        # `float` would also accept text.
+        if type(value) is not float and not isinstance(value, (int, float)):
+            raise ValueError(f"the rule returned {_shown(row)}; return numbers")
+        return float(value)
 
 
 class _Order(Policy):
@@ -142,15 +170,29 @@ class _Order(Policy):
         self._rule, self._why = rule, explain
 
     def _indices(self, request, params, candidates):
-        return list(self._rule(self._all(candidates), self._params(*params), request))
+        n = len(candidates.post_ids)
+        answer = _listed(self._rule(self._all(candidates), self._params(*params), request), "indices")
+        for position, index in enumerate(answer):
+            if type(index) is not int or not 0 <= index < n:
+                raise ValueError(
+                    f"the rule returned {_shown(index)} at position {position}; "
+                    f"return indices of the {n} candidates, whole numbers from 0"
+                )
+        return answer
 
     def explain(self, request, params, candidates):
         """Returns one reason code per candidate, which is an index into `explains`."""
+        n = len(candidates.post_ids)
         if self._why is None:
-            names = self._why_by_itself(len(candidates.post_ids), self._indices(request, params, candidates))
+            names = self._why_by_itself(n, self._indices(request, params, candidates))
         else:
-            names = self._why(self._all(candidates), self._params(*params), request)
+            names = _listed(self._why(self._all(candidates), self._params(*params), request), "reasons")
+        if len(names) != n:
+            raise ValueError(f"`explain` returned {len(names)} reasons for {n} candidates; return one for each")
         codes = {name: code for code, name in enumerate(self._reasons)}
+        for name in names:
+            if not isinstance(name, str) or name not in codes:
+                raise ValueError(f"`explain` returned {_shown(name)}, which is not among the declared reasons")
         return [codes[name] for name in names]
 
 
