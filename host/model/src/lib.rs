@@ -19,6 +19,7 @@ pub mod post;
 pub mod quarantine;
 pub mod reconcile;
 pub mod registry;
+pub mod slowness;
 pub mod snapshot;
 pub mod time;
 pub mod user;

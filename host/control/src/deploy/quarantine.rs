@@ -7,6 +7,7 @@ use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::budget::Thresholds;
 use nova_model::quarantine::Quarantine;
 use nova_model::registry::HOST;
+use nova_model::slowness::slow_by_itself;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::clock::unix_ms;
 use std::sync::Arc;
@@ -63,7 +64,10 @@ impl Deploy {
             .filter(|policy| policy.effective_digest != serving.active.effective_digest)
             .collect();
         let too_slow = trials.iter().filter_map(|policy| {
-            let reason = counts(policy).slower_than(&active, policy.deadline(), thresholds)?;
+            let (own, deadline) = (counts(policy), policy.deadline());
+            let reason = own
+                .slower_than(&active, deadline, thresholds)
+                .or_else(|| slow_by_itself(&own, active.calls, deadline, thresholds))?;
             Some(((*policy).clone(), reason))
         });
         let in_use = std::iter::once(&serving.active).chain(&serving.warm);
