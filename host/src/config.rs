@@ -9,7 +9,7 @@ mod sections;
 mod variables;
 
 pub use sections::{
-    Auth, FailureBudget, Feed, Flags, Limits, LogFormat, PolicyTrust, Records, Server, Shadow,
+    Auth, FailureBudget, Feed, Flags, Limits, LogFormat, PolicyLimits, Records, Server, Shadow,
     Stores, Switch, Ttl,
 };
 pub use variables::{PORT_VARIABLE, VARIABLES};
@@ -38,7 +38,7 @@ pub struct Config {
     pub stores: Stores,
     pub auth: Auth,
     pub server: Server,
-    pub policy: PolicyTrust,
+    pub policy: PolicyLimits,
     /// Largest size of accepted events that wait to be processed, in bytes. Default 1 GiB.
     pub spool_bytes_max: u64,
     /// Memory for snapshots and for cached candidates, in MiB for each of the two. Default 256.
@@ -94,7 +94,7 @@ impl Default for Config {
                 issuer: "nova".to_owned(),
             },
             server: Server::default(),
-            policy: PolicyTrust::default(),
+            policy: PolicyLimits::default(),
             spool_bytes_max: 1 << 30,
             cache_mb: 256,
             live: Live::default(),
@@ -247,6 +247,7 @@ impl Config {
         if let Some((name, _)) = rates.iter().find(|(_, rate)| *rate == 0) {
             return refuse(format!("limits.{name}: must be at least 1"));
         }
+        self.policy.check().or_else(refuse)?;
         self.live.failure_budget.check().or_else(refuse)
     }
 

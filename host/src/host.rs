@@ -17,6 +17,7 @@ use crate::http;
 use crate::http::token::TokenKeys;
 use crate::jobs::{self, ConfigFile, Jobs};
 use crate::logging::Logging;
+use crate::memory_limit;
 use crate::replay::recorder::Recorder;
 use crate::secret;
 use crate::stop::Stop;
@@ -25,8 +26,10 @@ use anyhow::Context;
 use nova_control::deploy::Deploy;
 use nova_control::watcher;
 use nova_control::watcher::WatchReport;
+use nova_policy::bulkhead::PoolSizes;
 use nova_policy::engine::Engine;
 use nova_policy::pool::CpuPool;
+use nova_policy::settings::{Allocation, EngineSettings, address_space_bytes};
 use nova_policy::signature::TrustedKeys;
 use nova_stores::spool::Spool;
 use std::fs::File;
@@ -45,6 +48,10 @@ const FLUSH_BOUND: Duration = Duration::from_secs(5);
 /// answer is stored after the next start, or by another host. Together with the times for
 /// draining and for requests in flight, this is less than the usual grace period of a supervisor.
 const STOP_BOUND: Duration = Duration::from_secs(10);
+
+/// Rankings that run beside the pool at the same time: a shadow run, and the trials of policies
+/// that are loaded or submitted.
+const RUNS_BESIDE_THE_POOL: u32 = 8;
 
 /// A host that is listening.
 #[derive(Debug)]
@@ -103,7 +110,15 @@ impl Host {
         } = wiring::connect(&config).await?;
         let into_stores = embedded.is_some();
         let keys = TrustedKeys::parse(&config.policy.trusted_keys)?;
-        let engine = Engine::start()?
+        let pool_sizes = PoolSizes::new(config.worker_threads());
+        let engine = Engine::start_with(EngineSettings {
+            rankings_max: u32::try_from(pool_sizes.threads())?.saturating_add(RUNS_BESIDE_THE_POOL),
+            memory_bytes: memory_limit::policy_bytes(config.policy.memory_mb),
+            deadline_max: Duration::from_millis(config.policy.deadline_ms_max.into()),
+            address_space_bytes: address_space_bytes(),
+        })?;
+        log_allocation(&engine);
+        let engine = engine
             .with_cache(data_dir)?
             .with_trusted_keys(keys.remembering(data_dir).await?);
         let deploy = Deploy::start(engine, registry, development).await?;
@@ -127,7 +142,7 @@ impl Host {
         let feed = FeedParts {
             stores: stores.of_feed(),
             deploy: deploy.clone(),
-            policy_pool: CpuPool::start(config.worker_threads())?,
+            policy_pool: CpuPool::start(config.worker_threads(), config.policy.cpu_percent)?,
             exposures,
             recorder,
             shadows: Shadows::start(&config.live)?,
@@ -223,6 +238,21 @@ async fn drain(app: Arc<App>, stop: Stop) {
     }
     tracing::info!("stopping; finishing the requests in flight");
     stop.close.cancel();
+}
+
+fn log_allocation(engine: &Engine) {
+    let memory_mb = engine.memory().usage().budget >> 20;
+    let address_space_mb = address_space_bytes().map(|bytes| bytes >> 20);
+    match engine.allocation() {
+        Allocation::Pooled => {
+            tracing::info!(memory_mb, "instances of policies come from a reserved pool")
+        }
+        Allocation::OnDemand => tracing::warn!(
+            memory_mb,
+            address_space_mb,
+            "the address space is too small for a reserved pool of instances; instances of policies are allocated one by one, and rankings take longer"
+        ),
+    }
 }
 
 /// Starts the drain of the spool. Events that the drain writes to the stores are counted at

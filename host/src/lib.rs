@@ -17,6 +17,7 @@ pub mod host;
 pub mod http;
 pub mod jobs;
 pub mod logging;
+mod memory_limit;
 pub mod replay;
 pub mod request_id;
 pub mod secret;

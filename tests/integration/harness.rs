@@ -48,6 +48,7 @@ pub struct Setup {
     variables: Vec<(String, String)>,
     serve_variables: Vec<(String, String)>,
     serve_arguments: Vec<String>,
+    address_space_gib: Option<u64>,
 }
 
 impl Setup {
@@ -89,6 +90,12 @@ impl Setup {
         self
     }
 
+    /// Limits the host's address space (`ulimit -v`).
+    pub fn address_space_gib(mut self, gib: u64) -> Self {
+        self.address_space_gib = Some(gib);
+        self
+    }
+
     pub fn community(mut self, community: Community) -> Self {
         self.community = Some(community);
         self
@@ -111,8 +118,14 @@ impl Setup {
         if let Some(directory) = &self.imported {
             import(directory, &data_dir, &self.variables);
         }
-        let mut command = nova();
+        let mut command = match self.address_space_gib {
+            None => nova(),
+            Some(gib) => limited(nova(), gib),
+        };
         command
+            // A test machine may be slow, and the host is built without optimisation.
+            .env("NOVA_POLICY_DEADLINE_MS_MAX", "1000")
+            .env("NOVA_POLICY_CPU_PERCENT", "100")
             .envs(self.variables)
             .envs(self.serve_variables)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
@@ -145,6 +158,23 @@ impl Setup {
             _temporary: temporary,
         }
     }
+}
+
+/// Returns a command that runs `command`, which has no arguments yet, with a limit on its address
+/// space.
+fn limited(command: Command, gib: u64) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .env_clear()
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .args(["-c", "ulimit -v \"$0\" && exec \"$@\""])
+        .arg((gib << 20).to_string())
+        .arg(command.get_program());
+    shell
 }
 
 fn wait_for_address(child: &mut Child, log: &Arc<Mutex<String>>) -> String {
@@ -239,6 +269,7 @@ impl Host {
             variables: Vec::new(),
             serve_variables: Vec::new(),
             serve_arguments: Vec::new(),
+            address_space_gib: None,
         }
     }
 

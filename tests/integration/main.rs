@@ -11,6 +11,7 @@ mod admission;
 mod audit;
 mod auth;
 mod author_loop;
+mod bulkheads;
 mod config;
 mod discover;
 mod events;

@@ -236,11 +236,11 @@ async fn active_policies_and_the_audit_log_survive_a_restart_and_a_kill() {
     assert_eq!(label(&operator.rollback().await.ok(200)), "calm@1.0.0");
 }
 
+/// Returns what the registry knows, without what this run of the host measured.
 async fn what_is_known(operator: &Operator<'_>) -> (Value, Value) {
-    (
-        operator.get("/admin/v1/policies").await,
-        operator.get("/admin/v1/audit").await,
-    )
+    let mut policies = operator.get("/admin/v1/policies").await;
+    policies["serving"] = Value::Null;
+    (policies, operator.get("/admin/v1/audit").await)
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ impl Call {
         given: Duration,
     ) -> Option<Self> {
         match failure {
-            Some(FailureKind::Pool) => None,
+            Some(FailureKind::Pool | FailureKind::CpuShare) => None,
             Some(FailureKind::Deadline) if cpu < given / 2 => None,
             _ => Some(Self { failure, cpu }),
         }

@@ -15,11 +15,13 @@ pub enum FailureKind {
     ContractEmpty,
     /// No instance or worker was free in time.
     Pool,
+    /// The policy has used its share of processor time, so it was not called.
+    CpuShare,
 }
 
 impl FailureKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -29,6 +31,7 @@ impl FailureKind {
         Self::ContractNonfinite,
         Self::ContractEmpty,
         Self::Pool,
+        Self::CpuShare,
     ];
 
     /// Returns the value of the `outcome` label of `policy_calls_total`.
@@ -43,6 +46,7 @@ impl FailureKind {
             FailureKind::ContractNonfinite => "contract_nonfinite",
             FailureKind::ContractEmpty => "contract_empty",
             FailureKind::Pool => "pool",
+            FailureKind::CpuShare => "cpu_share",
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Resource classes: the number of policy instances that may exist at once, and the size limits
-//! of each.
+//! Resource classes: the number of idle policy instances, and the size limits of each instance.
 //!
 //! A policy compiled from Rust is one small core module. A policy with a Python or JavaScript
 //! interpreter is a dozen megabytes of code, with tens of megabytes of memory and many core
@@ -30,36 +29,36 @@ pub enum Class {
 /// All limits of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassLimits {
-    /// Maximum number of instances: running calls (one per worker) and idle instances kept for
-    /// reuse.
-    pub slots: u32,
-    /// Maximum number of slots that may hold idle instances.
-    pub idle: usize,
+    /// Maximum number of idle instances. They also keep within the memory budget.
+    pub idle: u32,
     /// Maximum number of core instances in one component.
     pub core_instances: u32,
     /// Maximum number of tables in one component.
     pub tables: u32,
     /// Maximum number of elements in one table. Each takes eight bytes.
     pub table_elements: usize,
-    /// Memory that the host needs for one component instance, in addition to its linear memory.
+    /// Maximum memory that the host needs for one component instance, in addition to its linear
+    /// memory.
     pub instance_bytes: usize,
+    /// The same memory as the memory budget counts it.
+    pub overhead_bytes: u64,
     pub guest_stack_bytes: usize,
-    /// Bytes of pages that stay mapped in a returned slot. Without this, page faults caused the
-    /// difference in time between fresh and reused instances.
-    pub keep_resident_bytes: usize,
+    /// Maximum number of bytes that stay mapped in a returned slot. Without this, page faults
+    /// caused the difference in time between fresh and reused instances.
+    pub keep_resident_bytes: u64,
     /// Number of returned slots that keep those pages mapped.
     pub warm_slots: u32,
     pub describe_memory_bytes: usize,
 }
 
 const STANDARD: ClassLimits = ClassLimits {
-    slots: 256,
     idle: 128,
     core_instances: 8,
     tables: 8,
     // Far more than a policy's function table needs.
     table_elements: 20_000,
     instance_bytes: 1 << 20,
+    overhead_bytes: 64 << 10,
     // Wasmtime's default, which is ample for flat loops. It is stated here because it is a bound.
     guest_stack_bytes: 512 << 10,
     keep_resident_bytes: 1 << 20,
@@ -68,16 +67,14 @@ const STANDARD: ClassLimits = ClassLimits {
 };
 
 /// Observed sizes: Python has 38 core instances, 2 tables of up to 5,670 elements and 12 MiB of
-/// initial memory. JavaScript has 1 core instance, 1 table of 7,688 elements and 9 MiB. Idle
-/// instances keep their memory: 24 instances at the 64 MB that such policies request take
-/// 1.5 GiB.
+/// initial memory. JavaScript has 1 core instance, 1 table of 7,688 elements and 9 MiB.
 const LARGE: ClassLimits = ClassLimits {
-    slots: 64,
     idle: 24,
     core_instances: 128,
     tables: 16,
     table_elements: 40_000,
     instance_bytes: 8 << 20,
+    overhead_bytes: 512 << 10,
     // An interpreter recurses. The threads that run policies have a stack of 2 MiB.
     guest_stack_bytes: 1 << 20,
     keep_resident_bytes: 4 << 20,
@@ -86,6 +83,8 @@ const LARGE: ClassLimits = ClassLimits {
 };
 
 impl Class {
+    pub const ALL: [Self; 2] = [Self::Standard, Self::Large];
+
     pub const fn limits(self) -> &'static ClassLimits {
         match self {
             Class::Standard => &STANDARD,

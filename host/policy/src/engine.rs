@@ -2,10 +2,12 @@
 //! their deadline.
 
 use super::class::Class;
-use super::class_engine::ClassEngine;
+use super::class_engine::{ClassEngine, Common};
 use super::compile_cache::CompileCache;
 use super::compiler::{COMPILE_TIME_MAX, CompileError, Compiler};
+use super::memory::Memory;
 use super::module::{Module, ModuleError, Origin};
+use super::settings::{Allocation, EngineSettings};
 use super::shape::Shape;
 use super::signature::TrustedKeys;
 use moka::sync::Cache;
@@ -51,14 +53,28 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
+    /// Starts the engines with the settings of commands.
+    ///
+    /// # Errors
+    /// Fails as [`Engine::start_with`] does.
+    pub fn start() -> anyhow::Result<Self> {
+        Self::start_with(EngineSettings::for_commands())
+    }
+
     /// Starts the engines and the thread that ticks their epochs.
     ///
     /// # Errors
-    /// Fails if the address space for the pools cannot be reserved or a thread cannot be started.
-    pub fn start() -> anyhow::Result<Self> {
+    /// Fails if the engines cannot be created or a thread cannot be started.
+    pub fn start_with(settings: EngineSettings) -> anyhow::Result<Self> {
+        let common = Common {
+            settings,
+            allocation: settings.allocation(),
+            memory: Arc::new(Memory::new(settings.memory_bytes)),
+        };
+        let [standard, large] = class_engines(common)?;
         let engine = Self {
-            standard: Arc::new(ClassEngine::new(Class::Standard)?),
-            large: Arc::new(ClassEngine::new(Class::Large)?),
+            standard: Arc::new(standard),
+            large: Arc::new(large),
             compiler: Arc::new(Compiler::start()?),
             cache: None,
             trusted_keys: Arc::default(),
@@ -103,6 +119,16 @@ impl Engine {
         &self.trusted_keys
     }
 
+    /// Returns the memory budget of all instances.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.standard.common.memory
+    }
+
+    /// Returns how instances get their memory.
+    pub fn allocation(&self) -> Allocation {
+        self.standard.common.allocation
+    }
+
     #[cfg(test)]
     pub(super) fn standard(&self) -> &wasmtime::Engine {
         &self.standard.inner
@@ -141,7 +167,7 @@ impl Engine {
     /// Fails if the metered engine cannot be created or the component cannot be compiled for it.
     pub fn load_metered(&self, bytes: &[u8]) -> Result<Module, ModuleError> {
         let shape = Shape::read(bytes).map_err(ModuleError::Invalid)?;
-        let engine = ClassEngine::metered(shape.class())
+        let engine = ClassEngine::metered(shape.class(), &self.standard.common)
             .map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
         let component = self
             .compiler
@@ -190,6 +216,30 @@ impl Engine {
             cache.keep(&engine.inner, digest, &component);
         }
         link(&component, Some(took))
+    }
+}
+
+/// Creates the engine of each class. If the pools cannot be reserved, instances are allocated one
+/// by one: a machine with few addresses refuses the reservation without having a limit to read.
+fn class_engines(common: Common) -> anyhow::Result<[ClassEngine; 2]> {
+    let create = |common: &Common| -> anyhow::Result<[ClassEngine; 2]> {
+        Ok([
+            ClassEngine::new(Class::Standard, common)?,
+            ClassEngine::new(Class::Large, common)?,
+        ])
+    };
+    match create(&common) {
+        Err(error) if common.allocation == Allocation::Pooled => {
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "could not reserve address space"
+            );
+            create(&Common {
+                allocation: Allocation::OnDemand,
+                ..common
+            })
+        }
+        created => created,
     }
 }
 

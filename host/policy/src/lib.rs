@@ -1,8 +1,8 @@
 //! Policies as WebAssembly: how they are submitted (`files`, `builtin`, `bundled`, `signature`),
 //! admitted (`admission`, `reason`) and measured (`bench`, `meter`), compiled (`compiler`,
-//! `compile_cache`, `sealed`), run (`shape`, `class`, `class_engine`, `engine`, `module`,
-//! `loaded`, `native`, `pool`, `sandbox`, `bindings`, `ranking`, `explain`), compared (`compare`)
-//! and built from sources (`project`, `toolchain`).
+//! `compile_cache`, `sealed`), run (`shape`, `class`, `class_engine`, `engine`, `settings`,
+//! `memory`, `module`, `loaded`, `native`, `pool`, `bulkhead`, `sandbox`, `bindings`, `ranking`,
+//! `explain`), compared (`compare`) and built from sources (`project`, `toolchain`).
 //!
 //! Nothing here knows viewers, stores or HTTP. wasmtime is a dependency of this crate alone.
 
@@ -10,6 +10,7 @@ pub mod admission;
 pub mod bench;
 pub mod bindings;
 pub mod builtin;
+pub mod bulkhead;
 pub mod bundled;
 pub mod class;
 mod class_engine;
@@ -20,6 +21,7 @@ pub mod engine;
 pub mod explain;
 pub mod files;
 pub mod loaded;
+pub mod memory;
 pub mod meter;
 pub mod module;
 pub mod native;
@@ -29,6 +31,7 @@ pub mod ranking;
 pub mod reason;
 pub mod sandbox;
 pub mod sealed;
+pub mod settings;
 pub mod shape;
 pub mod signature;
 pub mod toolchain;

@@ -1,5 +1,6 @@
 //! A published policy, compiled and ready to rank.
 
+use super::memory::Claim;
 use super::module::{CallBudget, Module, StageCall};
 use super::ranking::Stages;
 use super::reason::Reason;
@@ -90,9 +91,20 @@ impl LoadedPolicy {
         }
     }
 
-    /// Returns the time limit of the three stages together.
+    /// Returns the time limit of the three stages together: the manifest's, or the operator's if
+    /// that is shorter.
     pub fn deadline(&self) -> Duration {
-        Duration::from_millis(self.spec.limits.deadline_ms.into())
+        let own = Duration::from_millis(self.spec.limits.deadline_ms.into());
+        own.min(self.modules.score.deadline_max())
+    }
+
+    /// Returns the memory that the instances of its modules have reserved, in bytes. Policies that
+    /// share a module share its instances, and each of them includes all of them.
+    pub fn instance_bytes(&self) -> u64 {
+        Stage::ALL
+            .iter()
+            .map(|stage| self.modules.get(*stage).reserved_bytes())
+            .sum()
     }
 
     /// Returns the budget of the three stages together, starting now. `left` is the time that the
@@ -109,6 +121,7 @@ impl LoadedPolicy {
             deadline: Instant::now() + time,
             memory_bytes: (self.spec.limits.memory_mb as usize) << 20,
             mode: self.spec.limits.instance,
+            claim: Claim::Other,
         }
     }
 

@@ -172,6 +172,7 @@ mod tests {
     use super::*;
     use crate::builtin;
     use crate::engine::Engine;
+    use crate::memory::Claim;
     use crate::module::{CallBudget, StageCall};
     use nova_model::artifact::InstanceMode;
     use nova_policy_sdk::{Candidates, Request};
@@ -342,6 +343,7 @@ mod tests {
                     deadline: Instant::now() + Duration::from_secs(10),
                     memory_bytes: 16 << 20,
                     mode,
+                    claim: Claim::Other,
                 },
                 request: &request,
                 params: &params,

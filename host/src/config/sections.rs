@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+/// Bounds of `policy.memory_mb`. Less would not hold the instances of the bundled policies.
+const MEMORY_MB_MIN: u64 = 64;
+const MEMORY_MB_MAX: u64 = 1 << 20;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -95,12 +99,56 @@ pub struct Server {
     pub cors_origins: Vec<String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// What every policy of this host is held to, whatever its manifest says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct PolicyTrust {
+pub struct PolicyLimits {
     /// Trusted publishers' minisign public keys, in base64. If there are any, only policies
     /// signed with one of them are published and loaded. Default none.
     pub trusted_keys: Vec<String>,
+    /// Upper limit for `deadline_ms` of all policies, in ms, 1 to 1,000. A policy whose manifest
+    /// allows more runs with this limit. Default 50.
+    pub deadline_ms_max: u32,
+    /// Processor time that each policy but the active one may use, in percent of the host's
+    /// workers, 1 to 100. Further rankings are made by the active policy. Default 25.
+    pub cpu_percent: u32,
+    /// Memory for the instances of all policies together, in MiB, at least 64. Default 0: a
+    /// quarter of the memory that the host may use.
+    pub memory_mb: u64,
+}
+
+impl PolicyLimits {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let checks = [
+            (
+                (1..=1_000).contains(&self.deadline_ms_max),
+                "deadline_ms_max: must be within 1 … 1000",
+            ),
+            (
+                (1..=100).contains(&self.cpu_percent),
+                "cpu_percent: must be within 1 … 100",
+            ),
+            (
+                self.memory_mb == 0 || (MEMORY_MB_MIN..=MEMORY_MB_MAX).contains(&self.memory_mb),
+                "memory_mb: must be within 64 … 1048576, or 0 for a quarter of the memory",
+            ),
+        ];
+        match checks.iter().find(|(ok, _)| !ok) {
+            None => Ok(()),
+            Some((_, reason)) => Err(format!("policy.{reason}")),
+        }
+    }
+}
+
+impl Default for PolicyLimits {
+    fn default() -> Self {
+        Self {
+            trusted_keys: Vec::new(),
+            deadline_ms_max: 50,
+            cpu_percent: 25,
+            memory_mb: 0,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! The ranking steps of the fallback chain: the routed policy, then the last good one, then the
 //! native ranker. The order is pure and fixed before the first step. All steps run on one
-//! worker, so that a failure does not wait for a worker a second time.
+//! worker, so that a failure does not wait for a worker a second time. Only if a policy that is
+//! not active gets no worker, the rest of the chain runs on a worker of the active policy.
 
 use super::ranked_feed::served_policy;
 use crate::request_id::{REQUEST_ID, request_id};
@@ -8,12 +9,14 @@ use cpu_time::ThreadTime;
 use nova_control::deploy::Serving;
 use nova_model::artifact::Stage;
 use nova_model::budget::Call;
-use nova_model::failure::{FailureKind, PolicyFailure};
+use nova_model::failure::PolicyFailure;
 use nova_model::features::CandidateSet;
 use nova_model::snapshot::{Algo, ServedBy, ServedPolicy};
 use nova_policy::loaded::LoadedPolicy;
+use nova_policy::memory::Claim;
+use nova_policy::module::CallBudget;
 use nova_policy::native::{Native, guarded};
-use nova_policy::pool::CpuPool;
+use nova_policy::pool::{CpuPool, Lane, Refused, Wait};
 use nova_policy::ranking::{RankInput, Ranking, rank};
 use nova_policy_sdk::Request;
 use std::panic::AssertUnwindSafe;
@@ -47,7 +50,7 @@ impl RankingTask {
 
 /// Returns the policy to try if `routed` fails: the active policy or, if that is the one that
 /// failed, the policy that was active before it.
-pub fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc<LoadedPolicy>> {
+fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc<LoadedPolicy>> {
     let routed = routed.map(|policy| policy.effective_digest);
     serving
         .active_in_service()
@@ -57,59 +60,138 @@ pub fn last_good(routed: Option<&LoadedPolicy>, serving: &Serving) -> Option<Arc
         .cloned()
 }
 
-/// Ranks on a worker, within `budget`. Uses the native ranker if no policy is in service.
-/// Returns `None` only if the native ranker failed too.
-pub async fn rank_in_order(
-    pool: &CpuPool,
-    routed: Option<Arc<LoadedPolicy>>,
-    last_good: Option<Arc<LoadedPolicy>>,
-    task: RankingTask,
-    budget: Duration,
-) -> Option<Ranked> {
-    let deadline = Instant::now() + budget;
-    let (on_worker, wanted) = (task.clone(), routed.clone());
-    let request_id = request_id();
-    let steps_on_worker = move || {
-        REQUEST_ID.sync_scope(request_id, || {
-            try_in_order(
-                routed.as_deref(),
-                last_good.as_deref(),
-                &on_worker,
-                deadline,
-                budget,
-            )
-        })
-    };
-    match pool.run(budget, steps_on_worker).await {
-        Ok(ranked) => ranked,
-        // No worker became free within the whole budget. The native ranker takes less than a
-        // millisecond, so it may run on the async runtime's thread; the alternative is an error
-        // to the viewer.
-        Err(busy) => {
-            tracing::warn!(%busy, "no worker was free to run the policy; using the native ranker");
-            if let Some(wanted) = wanted {
-                let failure = PolicyFailure::new(Stage::Dedup, FailureKind::Pool, busy.to_string());
-                wanted.observe_unrun(&failure);
-            }
-            rank_native(&task)
+/// The policies to try, in this order. The native ranker follows.
+#[derive(Debug, Clone, Default)]
+pub struct Chain {
+    pub routed: Option<Arc<LoadedPolicy>>,
+    pub last_good: Option<Arc<LoadedPolicy>>,
+    pub lane: ChainLane,
+}
+
+/// The workers that a chain may use at first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ChainLane {
+    #[default]
+    Active,
+    /// Those of the routed policy, which is not active.
+    Routed,
+}
+
+impl Chain {
+    pub fn new(routed: Option<Arc<LoadedPolicy>>, serving: &Serving) -> Self {
+        let is_active =
+            |policy: &Arc<LoadedPolicy>| policy.effective_digest == serving.active.effective_digest;
+        Self {
+            last_good: last_good(routed.as_deref(), serving),
+            lane: match &routed {
+                Some(policy) if !is_active(policy) => ChainLane::Routed,
+                _ => ChainLane::Active,
+            },
+            routed,
+        }
+    }
+
+    fn lane(&self) -> Lane {
+        match (&self.routed, self.lane) {
+            (Some(policy), ChainLane::Routed) => Lane::Policy(policy.effective_digest),
+            _ => Lane::Active,
+        }
+    }
+
+    /// Counts the call of the routed policy that was refused, and returns the rest of the chain.
+    fn without_routed(self, refused: Refused) -> Self {
+        if let Some(routed) = &self.routed {
+            let failure = PolicyFailure::new(Stage::Dedup, refused.kind(), refused.to_string());
+            routed.observe_unrun(&failure);
+            tracing::debug!(policy = %routed.spec.policy, %refused, "the policy got no worker; trying the next step of the fallback chain");
+        }
+        Self {
+            routed: None,
+            last_good: self.last_good,
+            lane: ChainLane::Active,
         }
     }
 }
 
-fn try_in_order(
-    routed: Option<&LoadedPolicy>,
-    last_good: Option<&LoadedPolicy>,
-    task: &RankingTask,
-    deadline: Instant,
+/// Ranks on a worker, within `budget`. Uses the native ranker if no policy is in service.
+/// Returns `None` only if the native ranker failed too.
+pub async fn rank_in_order(
+    pool: &CpuPool,
+    chain: Chain,
+    task: RankingTask,
     budget: Duration,
 ) -> Option<Ranked> {
-    let steps = [(routed, ServedBy::Policy), (last_good, ServedBy::LastGood)];
-    for (policy, served_by) in steps
+    let deadline = Instant::now() + budget;
+    let lane = chain.lane();
+    let wait = match lane {
+        Lane::Active => Wait::of(budget),
+        // A quarter of the time, so that the active policy can answer in its place.
+        _ => Wait {
+            start: budget / 4,
+            done: budget,
+        },
+    };
+    let refused = match on_worker(pool, lane, wait, &chain, &task, (deadline, budget)).await {
+        Ok(ranked) => return ranked,
+        Err(refused) => refused,
+    };
+    let rest = chain.without_routed(refused);
+    let left = deadline.saturating_duration_since(Instant::now());
+    if lane != Lane::Active && !left.is_zero() {
+        let wait = Wait::of(left);
+        match on_worker(pool, Lane::Active, wait, &rest, &task, (deadline, budget)).await {
+            Ok(ranked) => return ranked,
+            Err(refused) => drop(
+                Chain {
+                    routed: rest.last_good,
+                    ..Chain::default()
+                }
+                .without_routed(refused),
+            ),
+        }
+    }
+    // No worker became free within the whole budget. The native ranker takes less than a
+    // millisecond, so it may run on the async runtime's thread; the alternative is an error to
+    // the viewer.
+    tracing::warn!(%refused, "no worker was free to run the policy; using the native ranker");
+    rank_native(&task)
+}
+
+/// Runs the steps of a chain on a worker. `within` is the end of the request's budget and its
+/// length.
+async fn on_worker(
+    pool: &CpuPool,
+    lane: Lane,
+    wait: Wait,
+    chain: &Chain,
+    task: &RankingTask,
+    within: (Instant, Duration),
+) -> Result<Option<Ranked>, Refused> {
+    let (chain, task) = (chain.clone(), task.clone());
+    let request_id = request_id();
+    let steps = move || REQUEST_ID.sync_scope(request_id, || try_in_order(&chain, &task, within));
+    pool.run(lane, wait, steps).await
+}
+
+fn try_in_order(
+    chain: &Chain,
+    task: &RankingTask,
+    (deadline, budget): (Instant, Duration),
+) -> Option<Ranked> {
+    let claim_of_routed = match chain.lane {
+        ChainLane::Active => Claim::Active,
+        ChainLane::Routed => Claim::Other,
+    };
+    let steps = [
+        (&chain.routed, ServedBy::Policy, claim_of_routed),
+        (&chain.last_good, ServedBy::LastGood, Claim::Active),
+    ];
+    for (policy, served_by, claim) in steps
         .into_iter()
-        .filter_map(|(policy, served_by)| Some((policy?, served_by)))
+        .filter_map(|(policy, served_by, claim)| Some((policy.as_deref()?, served_by, claim)))
     {
         let left = deadline.saturating_duration_since(Instant::now());
-        match rank_counted(policy, left, budget, task) {
+        match rank_counted(policy, claim, (left, budget), task) {
             Ok(ranking) => {
                 return Some(Ranked {
                     ranking,
@@ -134,12 +216,16 @@ fn try_in_order(
 /// earlier step has used does not count against it.
 fn rank_counted(
     policy: &LoadedPolicy,
-    left: Duration,
-    budget: Duration,
+    claim: Claim,
+    (left, budget): (Duration, Duration),
     task: &RankingTask,
 ) -> Result<Ranking, PolicyFailure> {
     let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
-    let ranked = rank(&policy.running(policy.budget(left)), task.input());
+    let call_budget = CallBudget {
+        claim,
+        ..policy.budget(left)
+    };
+    let ranked = rank(&policy.running(call_budget), task.input());
     let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
     let failure = ranked.as_ref().err().map(|failure| failure.kind);
     let took = cpu.unwrap_or_else(|_| begun.elapsed());

@@ -6,6 +6,7 @@ use super::candidates::fetch;
 use nova_model::failure::PolicyFailure;
 use nova_model::features::CandidateSet;
 use nova_policy::loaded::LoadedPolicy;
+use nova_policy::pool::{Lane, Wait};
 use nova_policy::ranking::{RankInput, rank};
 use nova_policy_sdk::Request;
 use nova_support::clock::unix_ms;
@@ -97,7 +98,8 @@ impl Preview {
                 .collect();
             Ok(Ranked { posts, took })
         };
-        Ok(feed.parts.policy_pool.run(TIME_LIMIT, run).await??)
+        let pool = &feed.parts.policy_pool;
+        Ok(pool.run(Lane::Aside, Wait::of(TIME_LIMIT), run).await??)
     }
 
     fn post(&self, row: usize, score: f32) -> PreviewPost {

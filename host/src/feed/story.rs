@@ -9,7 +9,7 @@ use super::Feed;
 use super::cached_candidates::{Candidates, candidates};
 use super::decision::Decision;
 use super::degraded::DegradedParts;
-use super::fallback_chain::{Ranked, RankingTask, last_good, rank_in_order};
+use super::fallback_chain::{Chain, Ranked, RankingTask, rank_in_order};
 use super::page::FeedPage;
 use super::ranked_feed::{RankedFeed, ranked_posts};
 use super::request::{FeedError, FeedRequest};
@@ -125,11 +125,11 @@ async fn rank_candidates(
     let degraded = found.degraded.union(seen_degraded);
     let seen_version = seen.version;
     let task = ranking_task(request, set, seen);
-    let second = last_good(route.policy.as_deref(), serving);
+    let chain = Chain::new(route.policy.clone(), serving);
+    let second = chain.last_good.clone();
     let budget = Duration::from_millis(feed.live().feed.policy_budget_ms);
     let pool = &feed.parts.policy_pool;
-    let (first, then) = (route.policy.clone(), second.clone());
-    let Some(ranked) = rank_in_order(pool, first, then, task.clone(), budget).await else {
+    let Some(ranked) = rank_in_order(pool, chain, task.clone(), budget).await else {
         return Err(degraded.union("policy".into()));
     };
     count_moves(&ranked);

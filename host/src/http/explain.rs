@@ -13,6 +13,7 @@ use nova_model::artifact::{PolicyRef, Stage};
 use nova_model::time::rfc3339;
 use nova_policy::explain::{ExplainedPost, explain as explain_ranking};
 use nova_policy::loaded::LoadedPolicy;
+use nova_policy::pool::{Lane, Wait};
 use nova_policy_sdk::Request;
 use nova_support::clock::unix_ms;
 use serde::Serialize;
@@ -124,13 +125,14 @@ async fn explained(
     task: RankingTask,
 ) -> Result<ExplainedRanking, Problem> {
     let running = policy.clone();
-    let run = app.feed.parts.policy_pool.run(EXPLAIN_BUDGET, move || {
+    let pool = &app.feed.parts.policy_pool;
+    let run = pool.run(Lane::Aside, Wait::of(EXPLAIN_BUDGET), move || {
         let budget = running.budget_without_deadline(EXPLAIN_BUDGET);
         explain_ranking(&running, budget, task.input())
     });
     let run = run
         .await
-        .map_err(|busy| Problem::unavailable(busy.to_string()))?;
+        .map_err(|refused| Problem::unavailable(refused.to_string()))?;
     let label = policy.spec.policy.to_string();
     let posts =
         run.map_err(|failure| Problem::unavailable(format!("{label} failed: {failure}")))?;

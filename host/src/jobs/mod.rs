@@ -8,6 +8,7 @@ mod config_reload;
 mod daily_report;
 mod error_budgets;
 mod expiry;
+mod policy_memory;
 mod pools;
 pub mod profile;
 mod suggestions;
@@ -76,6 +77,7 @@ pub fn start(jobs: Jobs) {
     for_all_hosts("suggestions", SUGGESTIONS_INTERVAL, &app, suggestions::run);
     for_all_hosts("warming", WARMING_INTERVAL, &app, warming::run);
     tokio::spawn(error_budgets::enforce(app.clone()));
+    tokio::spawn(policy_memory::run(app.clone()));
     let reported = app.clone();
     every("daily_report", DAILY_INTERVAL, move || {
         daily_report::run(reported.clone())

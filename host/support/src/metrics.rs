@@ -42,6 +42,11 @@ pub struct Metrics {
     pub policy_calls_total: IntCounterVec,
     pub policy_duration_seconds: HistogramVec,
     pub policy_active_info: IntGaugeVec,
+    pub policy_memory_budget_bytes: IntGauge,
+    pub policy_memory_used_bytes: IntGauge,
+    pub policy_memory_idle_bytes: IntGauge,
+    pub policy_memory_bytes: IntGaugeVec,
+    pub policy_memory_refused_total: IntCounter,
     pub policy_swaps_total: IntCounterVec,
     pub policy_quarantined: IntGauge,
     pub registry_local_changes: IntGauge,
@@ -187,6 +192,27 @@ impl Metrics {
                 "policy_active_info",
                 "1 for the active policy, which the labels name.",
                 &["name", "version", "digest"],
+            ),
+            policy_memory_budget_bytes: r.gauge(
+                "policy_memory_budget_bytes",
+                "Memory that the instances of all policies together may use.",
+            ),
+            policy_memory_used_bytes: r.gauge(
+                "policy_memory_used_bytes",
+                "Memory that running and idle instances of policies have reserved.",
+            ),
+            policy_memory_idle_bytes: r.gauge(
+                "policy_memory_idle_bytes",
+                "Part of policy_memory_used_bytes that idle instances hold.",
+            ),
+            policy_memory_bytes: r.gauges(
+                "policy_memory_bytes",
+                "Memory that the instances of the modules of a policy in service have reserved. Policies that share a module each include it.",
+                &["policy"],
+            ),
+            policy_memory_refused_total: r.counter(
+                "policy_memory_refused_total",
+                "Number of times that an instance got no memory because the budget was spent.",
             ),
             policy_swaps_total: r.counters(
                 "policy_swaps_total",

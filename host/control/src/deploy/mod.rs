@@ -152,6 +152,10 @@ impl Deploy {
         Ok(Arc::new(deploy))
     }
 
+    pub fn engine(&self) -> &Engine {
+        self.loader.engine()
+    }
+
     /// Returns the one pointer that a request reads.
     pub fn serving(&self) -> arc_swap::Guard<Arc<Serving>> {
         self.serving.load()

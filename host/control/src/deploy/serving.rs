@@ -7,6 +7,7 @@ use nova_model::lifecycle::{WARM_POLICIES, rollback_targets};
 use nova_model::registry::RegistryState;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::metrics::METRICS;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::MutexGuard;
@@ -45,6 +46,23 @@ impl Serving {
     pub fn active_in_service(&self) -> Option<&Arc<LoadedPolicy>> {
         let quarantined = &self.state.quarantined;
         (!quarantined.contains_key(&self.active.effective_digest)).then_some(&self.active)
+    }
+
+    /// Returns every policy that is in use: the active one, canary, variations, shadows and former
+    /// ones. Each occurs once, however many parts it has.
+    pub fn in_service(&self) -> Vec<&Arc<LoadedPolicy>> {
+        let variations = self
+            .experiments
+            .iter()
+            .flat_map(RunningExperiment::policies);
+        let all = std::iter::once(&self.active)
+            .chain(self.canary.iter().map(|canary| &canary.policy))
+            .chain(variations)
+            .chain(&self.shadows)
+            .chain(&self.warm);
+        let mut seen = BTreeSet::new();
+        all.filter(|policy| seen.insert(policy.effective_digest))
+            .collect()
     }
 
     /// Reports if a policy that the state names is missing, because it could not be loaded.

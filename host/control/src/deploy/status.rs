@@ -12,8 +12,20 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ServingStatus {
     pub window_s: u64,
+    /// Memory of the instances of all policies on this host.
+    pub memory: MemoryStatus,
     /// The active policy first, former ones last.
     pub policies: Vec<PolicyStatus>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
+pub struct MemoryStatus {
+    /// Upper limit, in bytes.
+    pub budget_bytes: u64,
+    /// Reserved by running and idle instances.
+    pub used_bytes: u64,
+    /// The part of `used_bytes` that idle instances hold.
+    pub idle_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
@@ -53,6 +65,9 @@ pub struct PolicyStatus {
     /// Number of further failures until the policy is taken out of service, at the current
     /// number of calls.
     pub failures_left: u32,
+    /// Memory that the instances of its modules have reserved. Policies that share a module each
+    /// include it.
+    pub memory_bytes: u64,
 }
 
 impl Deploy {
@@ -67,8 +82,14 @@ impl Deploy {
         for policy in &mut policies {
             policy.share = f64::from(policy.calls) / total;
         }
+        let memory = self.engine().memory().usage();
         ServingStatus {
             window_s: thresholds.window_s,
+            memory: MemoryStatus {
+                budget_bytes: memory.budget,
+                used_bytes: memory.used,
+                idle_bytes: memory.idle,
+            },
             policies,
         }
     }
@@ -127,6 +148,7 @@ impl InUse<'_> {
             failures_left: counts
                 .failures_allowed(thresholds)
                 .saturating_sub(counts.failed()),
+            memory_bytes: self.policy.instance_bytes(),
         }
     }
 }

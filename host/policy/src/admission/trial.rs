@@ -2,6 +2,7 @@
 
 use super::golden::{self, CANDIDATES_MAX, Golden, OVERSIZE};
 use crate::engine::Engine;
+use crate::memory::Claim;
 use crate::meter::Used;
 use crate::module::{CallBudget, Module, StageCall};
 use crate::ranking::{Columns, check_kept, check_permutation, check_scores};
@@ -245,6 +246,7 @@ impl Subject<'_> {
                 deadline: Instant::now() + CALL_TIME_MAX,
                 memory_bytes: (self.limits.memory_mb as usize) << 20,
                 mode,
+                claim: Claim::Other,
             },
             request: &golden.request,
             params,

@@ -11,6 +11,7 @@ pub use runner::CallBudget;
 
 use super::bindings::{deduper, saturator, scorer};
 use super::class_engine::{ClassEngine, root_cause};
+use super::memory::Claim;
 use super::meter::Meter;
 use super::sandbox::Sandbox;
 use super::shape::Shape;
@@ -109,6 +110,20 @@ impl Module {
     /// Returns the meter, if the module was loaded for measurement.
     pub fn meter(&self) -> Option<&Meter> {
         self.engine.meter.as_ref()
+    }
+
+    /// Returns the bytes that all instances of this module have reserved, running and idle.
+    pub fn reserved_bytes(&self) -> u64 {
+        match &self.linked {
+            Linked::Dedup(runner) => runner.reserved_bytes(),
+            Linked::Score(runner) => runner.reserved_bytes(),
+            Linked::Saturation(runner) => runner.reserved_bytes(),
+        }
+    }
+
+    /// Returns the upper limit for the deadlines of policies with this module.
+    pub fn deadline_max(&self) -> Duration {
+        self.engine.common.settings.deadline_max
     }
 
     pub fn dedup(
@@ -231,8 +246,9 @@ fn described<W: World>(
 ) -> Result<(Linked, Description), ModuleError> {
     let budget = CallBudget {
         deadline: Instant::now() + DESCRIBE_DEADLINE,
-        memory_bytes: engine.limits.describe_memory_bytes,
+        memory_bytes: engine.limits().describe_memory_bytes,
         mode: InstanceMode::Fresh,
+        claim: Claim::Load,
     };
     let runner = Runner::new(engine.clone(), W::link(pre).map_err(invalid)?);
     let description = runner.call(budget, W::describe);

@@ -2,11 +2,13 @@
 
 use super::world::World;
 use crate::class_engine::{ClassEngine, root_cause};
-use crate::sandbox::Sandbox;
+use crate::memory::{Claim, IdleSet, Reservation};
+use crate::sandbox::{Refusal, Sandbox};
 use nova_model::artifact::InstanceMode;
 use nova_model::failure::{FailureKind, PolicyFailure};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
@@ -25,6 +27,7 @@ pub struct CallBudget {
     pub deadline: Instant,
     pub memory_bytes: usize,
     pub mode: InstanceMode,
+    pub claim: Claim,
 }
 
 struct Idle<I> {
@@ -33,32 +36,105 @@ struct Idle<I> {
     calls: u32,
 }
 
+/// The idle instances of one module, the one that waits for longest first.
+struct IdleInstances<I> {
+    engine: Arc<ClassEngine>,
+    instances: Mutex<VecDeque<(Instant, Idle<I>)>>,
+}
+
+impl<I> IdleInstances<I> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Idle<I>)>> {
+        self.instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the instance that was used last.
+    fn take(&self) -> Option<Idle<I>> {
+        let (_, taken) = self.lock().pop_back()?;
+        self.engine.end_idle(taken.store.data().reserved_bytes());
+        Some(taken)
+    }
+
+    fn keep(&self, instance: Idle<I>) {
+        // The limits are checked without the lock, because making room for this instance may
+        // drop others of this module.
+        if instance.calls < CALLS_PER_INSTANCE_MAX
+            && self.lock().len() < IDLE_PER_MODULE_MAX
+            && self
+                .engine
+                .begin_idle(instance.store.data().reserved_bytes())
+        {
+            self.lock().push_back((Instant::now(), instance));
+        }
+    }
+}
+
+impl<I: Send> IdleSet for IdleInstances<I> {
+    fn oldest(&self) -> Option<Instant> {
+        self.lock().front().map(|(since, _)| *since)
+    }
+
+    fn drop_oldest(&self, since: Instant) -> bool {
+        let mut instances = self.lock();
+        if instances.front().is_none_or(|(at, _)| *at > since) {
+            return false;
+        }
+        let dropped = instances.pop_front();
+        // Unmapping memory takes a while.
+        drop(instances);
+        if let Some((_, dropped)) = dropped {
+            self.engine.end_idle(dropped.store.data().reserved_bytes());
+        }
+        true
+    }
+}
+
+impl<I> Drop for IdleInstances<I> {
+    fn drop(&mut self) {
+        let instances = self
+            .instances
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, idle) in instances.drain(..) {
+            self.engine.end_idle(idle.store.data().reserved_bytes());
+        }
+    }
+}
+
 /// Runs calls on fresh or reused instances of one module.
 pub(super) struct Runner<W: World> {
     engine: Arc<ClassEngine>,
     pre: W,
-    idle: Mutex<Vec<Idle<W::Instance>>>,
+    idle: Arc<IdleInstances<W::Instance>>,
+    /// Bytes that all instances of this module have reserved.
+    reserved_bytes: Arc<AtomicU64>,
     /// Set permanently once a reused instance gives another answer than a fresh one.
     reuse_refuted: AtomicBool,
     calls_until_recheck: AtomicU32,
 }
 
-impl<W: World> Drop for Runner<W> {
-    fn drop(&mut self) {
-        let idle = self.idle.get_mut().map_or(0, |idle| idle.len());
-        self.engine.end_idle(idle);
-    }
-}
-
 impl<W: World> Runner<W> {
     pub fn new(engine: Arc<ClassEngine>, pre: W) -> Self {
+        let idle = Arc::new(IdleInstances {
+            engine: engine.clone(),
+            instances: Mutex::default(),
+        });
+        let set: Weak<IdleInstances<W::Instance>> = Arc::downgrade(&idle);
+        engine.common.memory.register(set);
         Self {
             engine,
             pre,
-            idle: Mutex::new(Vec::new()),
+            idle,
+            reserved_bytes: Arc::default(),
             reuse_refuted: AtomicBool::new(false),
             calls_until_recheck: AtomicU32::new(RECHECK_EVERY),
         }
+    }
+
+    /// Returns the bytes that all instances of this module have reserved.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.reserved_bytes.load(Ordering::Relaxed)
     }
 
     pub fn call<R: PartialEq>(
@@ -92,15 +168,17 @@ impl<W: World> Runner<W> {
                 return Ok(fresh);
             }
         }
-        self.keep_idle(instance);
+        self.idle.keep(instance);
         Ok(answer)
     }
 
     fn instantiate(&self, budget: CallBudget) -> Result<Idle<W::Instance>, PolicyFailure> {
-        let mut store = Store::new(
-            &self.engine.inner,
-            Sandbox::new(budget.memory_bytes, self.engine.limits),
-        );
+        let memory = self.engine.common.memory.clone();
+        let reservation = Reservation::new(memory, self.reserved_bytes.clone());
+        let (cap, class) = (budget.memory_bytes, self.engine.class);
+        let sandbox =
+            Sandbox::new(cap, budget.claim, reservation, class).ok_or_else(Self::out_of_memory)?;
+        let mut store = Store::new(&self.engine.inner, sandbox);
         store.limiter(|sandbox| sandbox);
         if let Some(meter) = &self.engine.meter {
             store
@@ -127,7 +205,15 @@ impl<W: World> Runner<W> {
     /// machine. A fault of the guest here is a trap or a refused memory growth. A lack of
     /// resources on the host must not count against the policy's error budget.
     fn is_hosts(&self, store: &Store<Sandbox>, error: &wasmtime::Error) -> bool {
-        !error.is::<Trap>() && !store.data().memory_denied()
+        !error.is::<Trap>() && store.data().refusal() != Some(Refusal::Policy)
+    }
+
+    fn out_of_memory() -> PolicyFailure {
+        PolicyFailure::new(
+            W::STAGE,
+            FailureKind::Pool,
+            "the memory of all instances (policy.memory_mb) is spent",
+        )
     }
 
     /// Makes one call. If the guest traps, its instance is dropped with the store, because its
@@ -139,11 +225,18 @@ impl<W: World> Runner<W> {
         call: impl Fn(&mut Store<Sandbox>, &W::Instance) -> wasmtime::Result<R>,
     ) -> Result<(R, Idle<W::Instance>), PolicyFailure> {
         self.arm(&mut idle.store, budget.deadline)?;
-        idle.store.data_mut().begin_call(budget.memory_bytes);
+        idle.store
+            .data_mut()
+            .begin_call(budget.memory_bytes, budget.claim);
         let answer = call(&mut idle.store, &idle.instance);
         if let Some(meter) = &self.engine.meter {
             let fuel_left = idle.store.get_fuel().unwrap_or_default();
             meter.record(fuel_left, idle.store.data().memory_bytes());
+        }
+        // A guest may survive a refused allocation and answer otherwise than with memory. Its
+        // answer would depend on the load of the host.
+        if idle.store.data().refusal() == Some(Refusal::Host) {
+            return Err(Self::out_of_memory());
         }
         match answer {
             Ok(answer) => {
@@ -172,7 +265,7 @@ impl<W: World> Runner<W> {
     fn classify(&self, store: &Store<Sandbox>, error: &wasmtime::Error) -> PolicyFailure {
         let kind = if error.is::<PoolConcurrencyLimitError>() {
             FailureKind::Pool
-        } else if store.data().memory_denied() {
+        } else if store.data().refusal() == Some(Refusal::Policy) {
             FailureKind::Memory
         } else if matches!(
             error.downcast_ref::<Trap>(),
@@ -189,21 +282,10 @@ impl<W: World> Runner<W> {
     /// policy let an instance grow beyond `memory_bytes`, the instance is dropped.
     fn take_idle(&self, memory_bytes: usize) -> Option<Idle<W::Instance>> {
         loop {
-            let taken = self.idle.lock().ok()?.pop()?;
-            self.engine.end_idle(1);
+            let taken = self.idle.take()?;
             if taken.store.data().memory_bytes() <= memory_bytes {
                 return Some(taken);
             }
-        }
-    }
-
-    fn keep_idle(&self, instance: Idle<W::Instance>) {
-        if let Ok(mut idle) = self.idle.lock()
-            && instance.calls < CALLS_PER_INSTANCE_MAX
-            && idle.len() < IDLE_PER_MODULE_MAX
-            && self.engine.begin_idle()
-        {
-            idle.push(instance);
         }
     }
 }

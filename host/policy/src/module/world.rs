@@ -12,7 +12,7 @@ use wasmtime::component::{Component, InstancePre};
 
 /// A generated, pre-linked world.
 pub(super) trait World: Sized + Send + Sync {
-    type Instance: Send;
+    type Instance: Send + 'static;
     const STAGE: Stage;
 
     fn link(pre: InstancePre<Sandbox>) -> wasmtime::Result<Self>;

@@ -367,12 +367,22 @@ fn text_of(value: &Value) -> String {
         .map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// Returns the memory of a policy's instances, if it serves on the host that was asked.
+fn memory_of(list: &Value, name: &str) -> String {
+    let serving = list["serving"]["policies"].as_array();
+    let mut serving = serving.into_iter().flatten();
+    let found = serving.find(|policy| policy["policy"] == name);
+    found.map_or("–".to_owned(), |policy| {
+        status::mib(&policy["memory_bytes"])
+    })
+}
+
 fn list_table(list: &Value) -> String {
     let entries = list["policies"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
-    let rows: Vec<[String; 4]> = entries
+    let rows: Vec<[String; 5]> = entries
         .iter()
         .map(|entry| {
             let digest = text_of(&entry["digest"]).chars().take(12).collect();
@@ -380,11 +390,12 @@ fn list_table(list: &Value) -> String {
                 name_of(entry),
                 text_of(&entry["state"]),
                 digest,
+                memory_of(list, &name_of(entry)),
                 text_of(&entry["description"]),
             ]
         })
         .collect();
-    let table = table::render(["policy", "state", "digest", "description"], &rows);
+    let table = table::render(["policy", "state", "digest", "MiB", "description"], &rows);
     let alone = list["local_changes"].as_array();
     table + &local_lines(alone.map(Vec::as_slice).unwrap_or_default())
 }

@@ -66,9 +66,9 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn render(status: &Value) -> String {
-    let rows: Vec<[String; 9]> = items(&status["serving"]["policies"]).map(row).collect();
+    let rows: Vec<[String; 10]> = items(&status["serving"]["policies"]).map(row).collect();
     let header = [
-        "policy", "state", "share", "calls", "ok", "failures", "p50 ms", "p99 ms", "left",
+        "policy", "state", "share", "calls", "ok", "failures", "p50 ms", "p99 ms", "left", "MiB",
     ];
     let mut text = table::render(header, &rows);
     for other in items(&status["others"]) {
@@ -83,9 +83,25 @@ fn render(status: &Value) -> String {
     }
     let window_s = &status["serving"]["window_s"];
     text.push_str(&format!(
-        "calls of the last {window_s} s; left: further failures until the policy is taken out of service\n"
+        "calls of the last {window_s} s; left: further failures until the policy is taken out of service; MiB: memory of its instances\n"
     ));
+    let memory = &status["serving"]["memory"];
+    if memory.is_object() {
+        text.push_str(&format!(
+            "memory of all instances: {} of {} MiB, {} of them idle\n",
+            mib(&memory["used_bytes"]),
+            mib(&memory["budget_bytes"]),
+            mib(&memory["idle_bytes"])
+        ));
+    }
     text
+}
+
+/// Formats bytes as MiB. A host of an older version does not report them.
+pub(super) fn mib(bytes: &Value) -> String {
+    bytes.as_f64().map_or("–".to_owned(), |bytes| {
+        format!("{:.1}", bytes / 1_048_576.0)
+    })
 }
 
 /// Formats the comparison of a shadow policy with what is served.
@@ -119,7 +135,7 @@ fn shadow_line(report: &Value) -> String {
     )
 }
 
-fn row(policy: &Value) -> [String; 9] {
+fn row(policy: &Value) -> [String; 10] {
     let state = match (policy["percent"].as_f64(), policy["variation"].as_str()) {
         (Some(percent), _) => format!("canary {percent} %"),
         (None, Some(variation)) => variation.to_owned(),
@@ -145,6 +161,7 @@ fn row(policy: &Value) -> [String; 9] {
         ms(&policy["p50_ms"]),
         ms(&policy["p99_ms"]),
         policy["failures_left"].to_string(),
+        mib(&policy["memory_bytes"]),
     ]
 }
 
@@ -157,13 +174,19 @@ mod tests {
         let status = json!({
             "serving": {"window_s": 30, "policies": [
                 {"policy": "a@1.0.0", "role": "canary", "percent": 5.0, "variation": null, "share": 0.05, "calls": 40, "ok": 38,
-                 "failures": {"trap": 2}, "p50_ms": 0.31, "p99_ms": 1.2, "failures_left": 3}]},
+                 "failures": {"trap": 2}, "p50_ms": 0.31, "p99_ms": 1.2, "failures_left": 3, "memory_bytes": 3_145_728}],
+                "memory": {"budget_bytes": 268_435_456, "used_bytes": 3_145_728, "idle_bytes": 1_048_576}},
             "others": [{"name": "b", "version": "2.0.0", "state": "quarantined", "quarantine": {"reason": "5 of 5"}}],
         });
         let text = render(&status);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("a@1.0.0  canary 5 %  5.0 %"), "{text}");
         assert!(lines[1].contains("trap 2"), "{text}");
+        assert!(lines[1].ends_with("3.0"), "{text}");
+        assert!(
+            text.contains("3.0 of 256.0 MiB, 1.0 of them idle"),
+            "{text}"
+        );
         assert_eq!(lines[2], "b@2.0.0  quarantined: 5 of 5");
     }
 }
