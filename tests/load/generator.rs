@@ -82,6 +82,9 @@ pub async fn pace(load: &Load, per_second: usize, length: Duration) -> anyhow::R
 /// A response and the time of its arrival.
 pub struct Answer<'a> {
     pub at: Instant,
+    /// Number of the request, from 0.
+    pub turn: usize,
+    pub took_ms: f64,
     pub status: u16,
     pub body: &'a [u8],
 }
@@ -114,7 +117,13 @@ pub async fn pace_looking(
             report.latencies_ms.push(took.as_secs_f64() * 1_000.0);
             report.failures += usize::from(!(200..300).contains(&status));
             let (at, body) = (Instant::now(), &buffer[body..]);
-            look(Answer { at, status, body });
+            look(Answer {
+                at,
+                turn,
+                took_ms: took.as_secs_f64() * 1_000.0,
+                status,
+                body,
+            });
         }
         Ok::<_, anyhow::Error>(report)
     });

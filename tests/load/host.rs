@@ -183,6 +183,11 @@ impl Host {
     /// Publishes one of the test guests as the scorer of a policy with the guest's name and
     /// these parameter values.
     pub fn publish_guest(&self, guest: &str, params: &str) -> anyhow::Result<()> {
+        self.publish_guest_with(guest, params, "")
+    }
+
+    /// Does the same with more text at the end of the manifest.
+    pub fn publish_guest_with(&self, guest: &str, params: &str, rest: &str) -> anyhow::Result<()> {
         let directory = tempfile::tempdir()?;
         let file = format!("{guest}.wasm");
         let bytes = std::fs::read(
@@ -192,7 +197,7 @@ impl Host {
         )?;
         std::fs::write(directory.path().join(&file), bytes)?;
         let manifest = format!(
-            "name = \"{}\"\nversion = \"1.0.0\"\n[dedup]\nmodule = \"builtin:seen-dedup\"\n[score]\nmodule = \"{file}\"\nparams = {{ {params} }}\n[saturation]\nmodule = \"builtin:author-saturation\"\n",
+            "name = \"{}\"\nversion = \"1.0.0\"\n[dedup]\nmodule = \"builtin:seen-dedup\"\n[score]\nmodule = \"{file}\"\nparams = {{ {params} }}\n[saturation]\nmodule = \"builtin:author-saturation\"\n{rest}",
             guest.replace('_', "-")
         );
         self.push(directory.path(), &manifest)
@@ -217,22 +222,40 @@ impl Host {
     /// Publishes `count` policies, whose scorers all differ in their bytes, and serves them all
     /// in one experiment.
     pub async fn run_policies_of_their_own(&self, count: usize) -> anyhow::Result<()> {
-        let shipped = std::fs::read(
-            Path::new(nova_policy::COMPONENTS_DIR)
-                .join("policies")
-                .join("weighted_scorer.wasm"),
-        )?;
+        let shipped = Path::new(nova_policy::COMPONENTS_DIR).join("policies/weighted_scorer.wasm");
+        self.run_copies(&std::fs::read(shipped)?, count, "", "")
+            .await
+    }
+
+    /// Does the same with copies of a test guest, which have these parameter values and may use
+    /// all the memory that admission allows.
+    pub async fn run_guests(&self, guest: &str, count: u32, params: &str) -> anyhow::Result<()> {
+        let file = format!("guests/{guest}.wasm");
+        let bytes = std::fs::read(Path::new(nova_policy::COMPONENTS_DIR).join(file))?;
+        let limits = "[limits]\ndeadline_ms = 1000\nmemory_mb = 256\ninstance = \"reuse\"\n";
+        let params = format!("params = {{ {params} }}\n");
+        self.run_copies(&bytes, count as usize, &params, limits)
+            .await
+    }
+
+    async fn run_copies(
+        &self,
+        scorer: &[u8],
+        count: usize,
+        params: &str,
+        limits: &str,
+    ) -> anyhow::Result<()> {
         let mut variations = Vec::new();
         for n in 0..count {
             let directory = tempfile::tempdir()?;
             // A custom section with one byte of content: section id 0, length 3, a name of one
             // letter, the byte.
-            let mut bytes = shipped.clone();
+            let mut bytes = scorer.to_vec();
             bytes.extend([0, 3, 1, b'n', u8::try_from(n)?]);
             std::fs::write(directory.path().join("scorer.wasm"), bytes)?;
             let name = format!("own-{n}");
             let manifest = format!(
-                "name = \"{name}\"\nversion = \"1.0.0\"\n[dedup]\nmodule = \"builtin:seen-dedup\"\n[score]\nmodule = \"scorer.wasm\"\n[saturation]\nmodule = \"builtin:author-saturation\"\n"
+                "name = \"{name}\"\nversion = \"1.0.0\"\n[dedup]\nmodule = \"builtin:seen-dedup\"\n[score]\nmodule = \"scorer.wasm\"\n{params}[saturation]\nmodule = \"builtin:author-saturation\"\n{limits}"
             );
             self.push(directory.path(), &manifest)?;
             variations.push(json!({"key": name, "weight": 1.0 / count as f64, "policy": format!("{name}@1.0.0")}));
@@ -384,6 +407,25 @@ impl Host {
         };
         let path = format!("/admin/v1/policies/{policy}/1.0.0/{step}");
         self.admin("POST", &path, &body).await.map(drop)
+    }
+
+    /// Serves version 1.0.0 of a policy to this share of the viewers.
+    pub async fn set_canary(&self, policy: &str, percent: f64) -> anyhow::Result<()> {
+        let path = format!("/admin/v1/policies/{policy}/1.0.0/canary");
+        let body = json!({ "percent": percent });
+        self.admin("POST", &path, &body).await.map(drop)
+    }
+
+    /// Returns the median processor time of a serving policy's rankings.
+    pub async fn p50_ms(&self, policy: &str) -> anyhow::Result<f64> {
+        let list = self.admin("GET", "/admin/v1/policies", &json!({})).await?;
+        let serving = list["serving"]["policies"].as_array();
+        let name = format!("{policy}@1.0.0");
+        let mut serving = serving.into_iter().flatten();
+        let found = serving.find(|status| status["policy"] == name.as_str());
+        found
+            .and_then(|status| status["p50_ms"].as_f64())
+            .context("the policy was not called")
     }
 
     /// Loads `count` policies by running an experiment over them.

@@ -2,7 +2,7 @@
 //! The rounds alternate, so that both see the same noise.
 //!
 //! Run it with `cargo bench --bench load -- throughput | swap | shadow | replay | quarantine |
-//! restart | memory | events`. Each mode prints a table. The modes `stack-feeds`,
+//! bulkhead | policy-memory | restart | memory | events`. Each mode prints a table. The modes `stack-feeds`,
 //! `stack-events`, `stack-counted` and `stack-ramp` measure one host, and `stack-fleet` measures
 //! three, on the servers that the environment names (`tests/services env`).
 
@@ -12,9 +12,11 @@
 )]
 
 mod bare;
+mod bulkhead;
 mod fleet;
 mod generator;
 mod host;
+mod policy_memory;
 mod quarantine;
 mod replay;
 mod restart;
@@ -59,6 +61,8 @@ fn main() -> anyhow::Result<()> {
         ["replay"] => runtime.block_on(replay::replay(10_000)),
         ["replay", records] => runtime.block_on(replay::replay(records.parse()?)),
         ["quarantine"] => runtime.block_on(quarantine::quarantine()),
+        ["bulkhead"] => runtime.block_on(bulkhead::bulkhead()),
+        ["policy-memory"] => runtime.block_on(policy_memory::policy_memory()),
         ["restart"] => runtime.block_on(restart::restart()),
         ["memory"] => runtime.block_on(memory(Duration::from_secs(600))),
         ["memory", seconds] => runtime.block_on(memory(Duration::from_secs(seconds.parse()?))),
@@ -79,7 +83,7 @@ fn main() -> anyhow::Result<()> {
         )),
         _ => {
             println!(
-                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | quarantine | restart | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS [PER_SECOND]"
+                "usage: cargo bench --bench load -- throughput | swap | shadow [PER_SECOND] | replay [RECORDS] | quarantine | bulkhead | policy-memory | restart | memory [SECONDS] | events | stack-feeds | stack-ramp | stack-events | stack-counted SECONDS | stack-fleet SECONDS [PER_SECOND]"
             );
             Ok(())
         }
