@@ -184,6 +184,60 @@ async fn one_policy_in_three_languages_gives_the_same_scores_and_the_same_order(
     }
 }
 
+/// Policies that behave at admission and answer real viewers with something that is no index.
+const WRONG_ANSWERS: [(&str, &str, &str); 2] = [
+    (
+        "python",
+        "policy.py",
+        "from nova_policy import deduper\n\n\ndef dedup(posts, params, request):\n    \
+         return [1.9] if request.user_id < 2**52 else range(posts.len)\n\n\n\
+         policy = deduper(dedup=dedup)\n",
+    ),
+    (
+        "javascript",
+        "policy.js",
+        "import { deduper } from \"./nova-policy/index.js\";\n\nexport const policy = deduper({\n  \
+         dedup: (posts, params, request) =>\n    \
+         request.userId < 2n ** 52n ? [undefined] : [...Array(posts.length).keys()],\n});\n",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_no_index_is_a_counted_failure_in_every_language() {
+    if !tools_are_there() {
+        return;
+    }
+    let host = patient_setup().start();
+    let operator = host.operator();
+    let desk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("languages");
+    std::fs::create_dir_all(&desk).unwrap();
+    for (language, file, source) in WRONG_ANSWERS {
+        let name = format!("wrong-{language}");
+        let directory = desk.join(&name);
+        if !directory.exists() {
+            let new = [
+                "policy", "new", &name, "--stage", "dedup", "--lang", language,
+            ];
+            said(&mut nova_in(&desk, &new));
+        }
+        std::fs::write(directory.join(file), source).unwrap();
+        let manifest = directory.join("policy.toml");
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        let ample = text.replace("deadline_ms = 20", "deadline_ms = 1000");
+        std::fs::write(&manifest, ample).unwrap();
+        said_json(&mut build(&desk, &name));
+        let pushed = said_json(&mut at_host(&host, &operator, &desk, &["push", &name]));
+        let policy = format!("{name}@{}", pushed["version"].as_str().unwrap());
+        operator.activate(&policy).await.ok(200);
+        let feed = host.feed(7).await;
+        assert_eq!(feed["served_by"], "last_good", "{feed}");
+        let series = format!(
+            "nova_feed_policy_calls_total{{outcome=\"trap\",policy=\"{policy}\",stage=\"dedup\"}}"
+        );
+        assert!(host.metric(&series).await >= 1.0, "{series}");
+    }
+}
+
 /// Runs the tests of a policy or an SDK, as its author runs them.
 fn own_tests(directory: &Path, language: &str, file: Option<&str>) {
     let mut tests = match language {
