@@ -9,8 +9,8 @@ mod sections;
 mod variables;
 
 pub use sections::{
-    Auth, FailureBudget, Feed, Flags, Limits, LogFormat, PolicyLimits, Records, Server, Shadow,
-    Stores, Switch, Ttl,
+    Audit, Auth, FailureBudget, Feed, Flags, Limits, LogFormat, PolicyLimits, Records, Server,
+    Shadow, Stores, Switch, Ttl,
 };
 pub use variables::{PORT_VARIABLE, VARIABLES};
 
@@ -37,6 +37,7 @@ pub struct Config {
     pub log_format: LogFormat,
     pub stores: Stores,
     pub auth: Auth,
+    pub audit: Audit,
     pub server: Server,
     pub policy: PolicyLimits,
     /// Largest size of accepted events that wait to be processed, in bytes. Default 1 GiB.
@@ -93,6 +94,7 @@ impl Default for Config {
                 jwt_secret: None,
                 issuer: "nova".to_owned(),
             },
+            audit: Audit::default(),
             server: Server::default(),
             policy: PolicyLimits::default(),
             spool_bytes_max: 1 << 30,
@@ -213,6 +215,7 @@ impl Config {
         if let Some((name, _)) = times.iter().find(|(_, time_ms)| *time_ms == 0) {
             return refuse(format!("server.{name}: must be at least 1"));
         }
+        self.audit.check().or_else(refuse)?;
         if tracing_subscriber::EnvFilter::try_new(&self.live.log_level).is_err() {
             return refuse(format!(
                 "log_level: `{}` is not a filter such as info or nova=debug",

@@ -23,6 +23,7 @@ use crate::secret;
 use crate::stop::Stop;
 use crate::wiring::{self, Wired};
 use anyhow::Context;
+use nova_control::audit_watch::AuditWatch;
 use nova_control::deploy::Deploy;
 use nova_control::watcher;
 use nova_control::watcher::WatchReport;
@@ -122,6 +123,7 @@ impl Host {
             .with_cache(data_dir)?
             .with_trusted_keys(keys.remembering(data_dir).await?);
         let deploy = Deploy::start(engine, registry, development).await?;
+        deploy.set_quotas(config.policy.quotas());
         let stop_draining = CancellationToken::new();
         let (exposures, exposures_task) =
             Exposures::start(stores.exposures.clone(), stop_draining.clone());
@@ -157,6 +159,13 @@ impl Host {
             config,
         });
         tokio::spawn(watcher::watch(deploy.clone(), policies_dir, watch_report));
+        let audit_watch = AuditWatch::new(&app.config.data_dir, secret::audit_keys(&app.config)?);
+        if !audit_watch.has_keys() {
+            tracing::warn!(
+                "the entries of the audit log are not authenticated; set audit.keys (NOVA_AUDIT_KEYS) to the same keys on every host"
+            );
+        }
+        tokio::spawn(deploy.clone().watch_audit(audit_watch));
         tokio::spawn(deploy.follow_registry());
         jobs::start(Jobs {
             app: app.clone(),

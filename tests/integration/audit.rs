@@ -1,7 +1,8 @@
 //! The audit log as an operator reads and verifies it, from a data directory and from a running
 //! host.
 
-use crate::harness::{Host, nova};
+use crate::harness::{Host, eventually, nova};
+use crate::recipes::SOON;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions as _;
 use std::path::Path;
@@ -57,7 +58,7 @@ fn refused(output: &Output) -> String {
 async fn on_database(data_dir: &Path, statement: &'static str) {
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data_dir.join("nova.db"));
     let mut connection = options.connect().await.unwrap();
-    sqlx::query(statement)
+    sqlx::raw_sql(statement)
         .execute(&mut connection)
         .await
         .unwrap();
@@ -123,7 +124,7 @@ async fn an_entry_changed_directly_in_the_database_is_named_with_the_remedy() {
     let host = changed_host().await;
     on_database(
         &host.data_dir,
-        "UPDATE audit SET actor = 'somebody' WHERE id = 2",
+        "DROP TRIGGER audit_is_not_changed; UPDATE audit SET actor = 'somebody' WHERE id = 2",
     )
     .await;
     for output in [
@@ -138,7 +139,7 @@ async fn an_entry_changed_directly_in_the_database_is_named_with_the_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn removed_newest_entries_are_detected_with_a_recorded_head() {
+async fn removed_newest_entries_are_detected_also_if_the_revision_was_put_back() {
     let host = changed_host().await;
     let read: Value = serde_json::from_str(&printed(&on_directory(
         &host.data_dir,
@@ -157,15 +158,66 @@ async fn removed_newest_entries_are_detected_with_a_recorded_head() {
     ));
     on_database(
         &host.data_dir,
-        "DELETE FROM audit WHERE id > (SELECT max(id) - 2 FROM audit)",
+        "DROP TRIGGER audit_is_not_removed; DELETE FROM audit WHERE id > (SELECT max(id) - 2 FROM audit)",
     )
     .await;
-    printed(&on_directory(&host.data_dir, &["verify"]));
+    for output in [
+        on_host(&host, &["verify"]),
+        on_directory(&host.data_dir, &["verify"]),
+    ] {
+        let line = refused(&output);
+        assert!(line.contains("newest entries"), "{line}");
+    }
+    on_database(
+        &host.data_dir,
+        "UPDATE sqlite_sequence SET seq = (SELECT max(id) FROM audit) WHERE name = 'audit'",
+    )
+    .await;
+    for output in [
+        on_host(&host, &["verify"]),
+        on_directory(&host.data_dir, &["verify"]),
+    ] {
+        let line = refused(&output);
+        assert!(line.contains("the host read entry"), "{line}");
+    }
+    let is_broken = || async { host.metric("nova_feed_audit_log_broken").await == 1.0 };
+    eventually(SOON, "the alert is raised", is_broken).await;
     let line = refused(&on_directory(
         &host.data_dir,
         &["verify", "--expect-head", head],
     ));
     assert!(line.contains("cut off"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_head_is_printed_remembered_and_authenticated() {
+    let host = changed_host().await;
+    let operator = host.admin_token("operator");
+    let newest = host.get(&operator, "/admin/v1/audit?limit=1").await.ok(200);
+    let newest = &newest["entries"][0];
+    let (id, hash) = (&newest["id"], newest["hash"].as_str().unwrap());
+    let line = printed(&on_host(&host, &["head"]));
+    assert_eq!(line, format!("{id} {hash}\n"));
+    assert_eq!(line, printed(&on_directory(&host.data_dir, &["head"])));
+    let json: Value = serde_json::from_str(&printed(&on_host(&host, &["head", "--json"]))).unwrap();
+    assert_eq!(json, json!({"revision": id, "hash": hash}));
+    let remembers = || async {
+        let answer = host.get(&operator, "/admin/v1/audit/head").await.ok(200);
+        assert_eq!(answer["finding"], Value::Null);
+        answer["remembered"]["hash"] == hash
+    };
+    eventually(SOON, "the host reads the log", remembers).await;
+    let series = format!("nova_feed_audit_head_info{{head=\"{hash}\"}}");
+    let shown = || async { host.metric(&series).await == id.as_f64().unwrap() };
+    eventually(SOON, "the metric has the head", shown).await;
+    let verified = printed(&on_directory(&host.data_dir, &["verify"]));
+    assert!(
+        verified.contains(&format!("{id} entries authenticated")),
+        "{verified}"
+    );
+    std::fs::remove_file(host.data_dir.join("audit.key")).unwrap();
+    let verified = printed(&on_directory(&host.data_dir, &["verify"]));
+    assert!(verified.contains("was not checked"), "{verified}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod lifecycle;
 mod output;
 mod recipes;
 mod recovery;
+mod registry;
 mod replay;
 mod requests;
 mod senders;

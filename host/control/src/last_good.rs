@@ -11,26 +11,32 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef, Stage};
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
 use nova_model::experiments::spec::ExperimentState;
 use nova_model::lifecycle::{WARM_POLICIES, rollback_targets};
+use nova_model::prune::StoredModule;
 use nova_model::registry::{Change, RegistryState};
 use nova_stores::ports::registry::{Registry, RegistryError};
 use nova_support::durable_file;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const STATE_FILE: &str = "state.json";
 const MODULES_DIRECTORY: &str = "modules";
 /// Marker for an empty copy, because no revision is negative.
-const NOTHING_KEPT: i64 = -1;
+const NOTHING_KEPT: AuditHead = AuditHead {
+    revision: -1,
+    hash: None,
+};
 
 #[derive(Debug)]
 pub struct LastGood<R> {
     registry: R,
     directory: PathBuf,
     answered: AtomicBool,
-    kept_revision: AtomicI64,
+    kept: Mutex<AuditHead>,
     local_changes: Option<LocalChanges>,
 }
 
@@ -48,7 +54,7 @@ impl<R: Registry> LastGood<R> {
             registry,
             directory,
             answered: AtomicBool::new(false),
-            kept_revision: AtomicI64::new(NOTHING_KEPT),
+            kept: Mutex::new(NOTHING_KEPT),
             local_changes: None,
         })
     }
@@ -70,7 +76,8 @@ impl<R: Registry> LastGood<R> {
     /// Saves a state. Its modules are written first, so that a state on disk always has all
     /// modules that it needs.
     async fn keep(&self, state: &RegistryState) -> anyhow::Result<()> {
-        if self.kept_revision.load(Ordering::Acquire) == state.revision {
+        // A restored registry may reach the same revision again with another state.
+        if *self.kept() == state.audit_head() {
             return Ok(());
         }
         let needed = needed_modules(state);
@@ -83,8 +90,12 @@ impl<R: Registry> LastGood<R> {
             }
         }
         durable_file::write_json(self.directory.join(STATE_FILE), state).await?;
-        self.kept_revision.store(state.revision, Ordering::Release);
+        *self.kept() = state.audit_head();
         self.forget_all_but(&needed).await
+    }
+
+    fn kept(&self) -> MutexGuard<'_, AuditHead> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn forget_all_but(&self, needed: &BTreeSet<Digest>) -> anyhow::Result<()> {
@@ -196,8 +207,8 @@ impl<R: Registry> Registry for LastGood<R> {
         }
     }
 
-    async fn revision(&self) -> Result<i64, RegistryError> {
-        self.registry.revision().await
+    async fn head(&self) -> Result<AuditHead, RegistryError> {
+        self.registry.head().await
     }
 
     async fn apply(
@@ -212,14 +223,18 @@ impl<R: Registry> Registry for LastGood<R> {
 
     /// Returns a module from disk if it is there. Its digest identifies it, so the source does
     /// not matter.
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         match self.kept_module(digest).await {
             Some(bytes) => Ok(Some(bytes)),
             None => {
-                let module = self.registry.module(digest).await;
+                let module = self.registry.stored_module(digest).await;
                 module.map_err(|error| self.marked(error))
             }
         }
+    }
+
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
+        self.registry.stored_modules().await
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {

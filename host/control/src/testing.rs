@@ -6,6 +6,8 @@ use super::last_good::LastGood;
 use async_trait::async_trait;
 use nova_model::artifact::Digest;
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
+use nova_model::prune::StoredModule;
 use nova_model::registry::{Change, RegistryState};
 use nova_policy::engine::Engine;
 use nova_stores::embedded::EmbeddedStore;
@@ -19,16 +21,16 @@ use std::sync::{Arc, Mutex};
 /// A registry that a test can make unavailable.
 #[derive(Debug, Clone)]
 pub struct Distant {
-    registry: SqliteRegistry,
+    registry: Arc<Mutex<SqliteRegistry>>,
     cut_off: Arc<AtomicBool>,
 }
 
 impl Distant {
-    fn connected(&self) -> Result<&SqliteRegistry, RegistryError> {
+    fn connected(&self) -> Result<SqliteRegistry, RegistryError> {
         if self.cut_off.load(Ordering::Acquire) {
             Err(RegistryError::Unavailable(anyhow::anyhow!("cut off")))
         } else {
-            Ok(&self.registry)
+            Ok(self.registry.lock().unwrap().clone())
         }
     }
 }
@@ -39,8 +41,8 @@ impl Registry for Distant {
         self.connected()?.load().await
     }
 
-    async fn revision(&self) -> Result<i64, RegistryError> {
-        self.connected()?.revision().await
+    async fn head(&self) -> Result<AuditHead, RegistryError> {
+        self.connected()?.head().await
     }
 
     async fn apply(
@@ -52,8 +54,12 @@ impl Registry for Distant {
         self.connected()?.apply(change, actor, revision).await
     }
 
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.connected()?.module(digest).await
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+        self.connected()?.stored_module(digest).await
+    }
+
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
+        self.connected()?.stored_modules().await
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
@@ -65,6 +71,8 @@ impl Registry for Distant {
 #[derive(Debug)]
 pub struct Fleet {
     pub registry: SqliteRegistry,
+    /// The registry that the hosts reach.
+    reached: Arc<Mutex<SqliteRegistry>>,
     directory: tempfile::TempDir,
     cut_off: Mutex<BTreeMap<String, Arc<AtomicBool>>>,
 }
@@ -73,8 +81,10 @@ impl Fleet {
     pub async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(directory.path()).await.unwrap();
+        let registry = SqliteRegistry::open(&store).await.unwrap();
         Self {
-            registry: SqliteRegistry::open(&store).await.unwrap(),
+            reached: Arc::new(Mutex::new(registry.clone())),
+            registry,
             directory,
             cut_off: Mutex::default(),
         }
@@ -82,6 +92,11 @@ impl Fleet {
 
     pub fn data_dir(&self, host: &str) -> PathBuf {
         self.directory.path().join(host)
+    }
+
+    /// Puts another registry in the place of this fleet's, as a restored backup does.
+    pub fn restore(&self, other: &Self) {
+        *self.reached.lock().unwrap() = other.registry.clone();
     }
 
     pub fn cut_off(&self, host: &str, cut_off: bool) {
@@ -95,7 +110,7 @@ impl Fleet {
 
     pub fn last_good(&self, host: &str) -> LastGood<Distant> {
         let registry = Distant {
-            registry: self.registry.clone(),
+            registry: self.reached.clone(),
             cut_off: self.switch(host),
         };
         LastGood::for_host(registry, &self.data_dir(host), host.to_owned()).unwrap()

@@ -16,6 +16,10 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -349,6 +353,25 @@ impl PolicySpec {
         Digest::from_content(&serde_json::to_vec(&canonical).unwrap_or_default())
     }
 
+    /// Returns the same policy with 0 in place of every -0. The two behave alike in every
+    /// comparison and sum of a module, but JSON writes them differently, so they would have two
+    /// digests. What is published from now on has no -0. What was published before keeps it,
+    /// because its digest is stored in activations, quarantines and records.
+    #[must_use]
+    pub fn without_negative_zero(mut self) -> Self {
+        for stage in Stage::ALL {
+            let params = &mut self.stages.get_mut(stage).params;
+            params.values_mut().for_each(remove_negative_zero);
+        }
+        self
+    }
+
+    /// Reports if both policies would have the same digest if they were published now.
+    pub fn behaves_as(&self, other: &Self) -> bool {
+        let digest = |spec: &Self| spec.clone().without_negative_zero().digest();
+        self.digest() == other.digest() || digest(self) == digest(other)
+    }
+
     /// Returns the same policy with an experiment's parameter values. Its digest is the
     /// effective digest.
     pub fn with_overrides(&self, overrides: &PerStage<BTreeMap<String, f64>>) -> Self {
@@ -360,6 +383,13 @@ impl PolicySpec {
             .params
             .extend(overrides.saturation.clone());
         spec
+    }
+}
+
+/// Replaces -0 by 0, and changes no other number.
+pub fn remove_negative_zero(value: &mut f64) {
+    if *value == 0.0 {
+        *value = 0.0;
     }
 }
 
@@ -424,6 +454,58 @@ mod tests {
     fn equal_behaviour_has_an_equal_digest_in_every_version() {
         assert_eq!(spec(0.3, "1.0.0").digest(), spec(0.3, "2.0.0").digest());
         assert_ne!(spec(0.3, "1.0.0").digest(), spec(0.6, "1.0.0").digest());
+    }
+
+    /// Numbers whose text or value a JSON library may change: more than 15 digits, the limits of
+    /// exponents, integers as floats, and halves that round.
+    const HARD_NUMBERS: [f64; 10] = [
+        0.1 + 0.2,
+        1e300,
+        5e-324,
+        1.7976931348623157e308,
+        1e16,
+        1e21,
+        123456789012345680.0,
+        0.000001,
+        9007199254740993.0,
+        -1.0,
+    ];
+
+    fn with_hard_numbers() -> PolicySpec {
+        let mut hard = spec(1.0, "1.0.0");
+        let numbers = HARD_NUMBERS.iter().enumerate();
+        hard.stages.score.params = numbers
+            .map(|(n, value)| (format!("p{n}"), *value))
+            .collect();
+        hard
+    }
+
+    /// This fails if a feature of serde_json, which any dependency can switch on or off for the
+    /// whole program, changes how numbers are read or written, or the order of keys.
+    #[test]
+    fn a_digest_is_the_same_whatever_features_of_serde_json_are_on() {
+        let hard = with_hard_numbers();
+        let text = serde_json::to_string(&hard).unwrap();
+        let read: PolicySpec = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, hard);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::from_value::<PolicySpec>(value).unwrap(), hard);
+        assert_eq!(
+            hard.digest().to_string(),
+            "696e3ebee7831feeb300f29c4ab8c9c899bcfafb545f982ac1b6dba384c33873"
+        );
+    }
+
+    #[test]
+    fn negative_zero_gives_the_digest_of_zero_and_published_digests_stay() {
+        let (negative, zero) = (spec(-0.0, "1.0.0"), spec(0.0, "1.0.0"));
+        assert_ne!(negative.digest(), zero.digest(), "as published before");
+        let normal = negative.clone().without_negative_zero();
+        assert_eq!(normal.digest(), zero.digest());
+        assert!(negative.behaves_as(&zero));
+        assert!(!negative.behaves_as(&spec(1e-300, "1.0.0")));
+        let hard = with_hard_numbers();
+        assert_eq!(hard.clone().without_negative_zero(), hard);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The hash chain of the audit log. Every entry contains the hash of the entry before it, so
-//! that a change by a person with write access to the database is detected.
+//! that a change by a person with write access to the database is detected. The ids are 1, 2, 3,
+//! …, so that a removed entry leaves a gap, and the newest id is the registry's revision.
 //!
-//! The chain alone cannot show that its newest entries were removed or that the whole log was
-//! rewritten. To detect this, note the hash of the newest entry outside the database and compare
-//! it later.
+//! The chain alone cannot show that its newest entries were removed together with the revision, or
+//! that the whole log was rewritten. Two things outside the database show it: the key that
+//! authenticates entries ([`crate::audit_key`]), and the head that every host remembers.
 
 use super::artifact::Digest;
+use super::audit_head::AuditHead;
+use super::audit_key::{AuditKeys, Authentication, Mac};
 use super::registry::Change;
 use crate::time::UnixMs;
 use chrono::{DateTime, Utc};
@@ -33,6 +36,11 @@ pub struct AuditEntry {
     /// as canonical JSON (RFC 8785). Null in entries that are older than the chain.
     #[schema(value_type = Option<String>)]
     pub hash: Option<Digest>,
+    /// `key id:HMAC-SHA256` of `hash` under a key that is not in the database. Absent if the host
+    /// that wrote the entry has no audit key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub mac: Option<Mac>,
 }
 
 /// Part of the log to read, and its order.
@@ -50,7 +58,8 @@ impl AuditPage {
 }
 
 impl AuditEntry {
-    /// Creates the entry of a change. `previous` is the hash of the entry before it.
+    /// Creates the entry of a change. `previous` is the hash of the entry before it. Without keys,
+    /// the entry is not authenticated.
     ///
     /// # Errors
     /// Fails if the detail has no canonical form.
@@ -60,6 +69,7 @@ impl AuditEntry {
         id: i64,
         at_ms: UnixMs,
         previous: Option<Digest>,
+        keys: &AuditKeys,
     ) -> serde_json::Result<Self> {
         let mut entry = Self {
             id,
@@ -70,8 +80,11 @@ impl AuditEntry {
             detail: change.detail(),
             previous_hash: previous,
             hash: None,
+            mac: None,
         };
-        entry.hash = Some(entry.hash_after(previous)?);
+        let hash = entry.hash_after(previous)?;
+        entry.hash = Some(hash);
+        entry.mac = keys.mac(hash);
         Ok(entry)
     }
 
@@ -103,12 +116,16 @@ impl AuditEntry {
 
 /// Returns the `previous_hash` for the first entry with a hash in a log that is older than the
 /// chain. The older entries, oldest first, are hashed as if they had always been in a chain. So
-/// the first entry with a hash attests all of them in their present form.
+/// the first entry with a hash attests all of them in their present form. `head` is the result for
+/// the entries before these.
 ///
 /// # Errors
 /// Fails if an entry has no canonical form.
-pub fn head_of_unhashed(entries: &[AuditEntry]) -> serde_json::Result<Option<Digest>> {
-    entries.iter().try_fold(None, |head, entry| {
+pub fn head_of_unhashed(
+    head: Option<Digest>,
+    entries: &[AuditEntry],
+) -> serde_json::Result<Option<Digest>> {
+    entries.iter().try_fold(head, |head, entry| {
         entry.hash_as(OLDER_FORMAT, head).map(Some)
     })
 }
@@ -123,6 +140,13 @@ pub struct Verified {
     /// The hash of the newest entry. A person who notes it can check later if entries were
     /// removed.
     pub head: Option<Digest>,
+    /// Id of the newest entry, 0 if there is none.
+    pub revision: i64,
+    /// Number of entries whose authentication is correct.
+    pub authenticated: u64,
+    /// Number of entries that were written before the first one that a known key authenticates.
+    /// Without a key, this is every entry.
+    pub before_authentication: u64,
 }
 
 /// The first entry that does not continue the chain.
@@ -133,23 +157,54 @@ pub struct Broken {
     pub why: &'static str,
 }
 
+/// Heads that the log had once and does not contain any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no entry has the expected hash {hash}")]
+pub struct Missing {
+    /// Id of the entry, if it is known.
+    pub revision: Option<i64>,
+    pub hash: Digest,
+}
+
 /// Checks a log entry by entry, oldest first.
 #[derive(Debug, Default)]
 pub struct Verifier {
     verified: Verified,
-    newest_id: Option<i64>,
     is_chained: bool,
-    expected: Option<Digest>,
-    found_expected: bool,
+    /// True from the first entry on that a known key authenticates.
+    is_authenticated: bool,
+    keys: AuditKeys,
+    expected: Vec<Missing>,
 }
 
 impl Verifier {
-    /// Creates a verifier that also looks for the entry with this hash.
-    pub fn expecting(hash: Option<Digest>) -> Self {
+    /// Creates a verifier for a whole log. With `keys` it also checks who wrote the entries.
+    pub fn new(keys: AuditKeys) -> Self {
         Self {
-            expected: hash,
+            keys,
             ..Self::default()
         }
+    }
+
+    /// Creates a verifier for the entries after `head`, which were verified before.
+    /// `is_authenticated` says if a known key authenticated one of them.
+    pub fn after(head: AuditHead, keys: AuditKeys, is_authenticated: bool) -> Self {
+        let verified = Verified {
+            head: head.hash,
+            revision: head.revision,
+            ..Verified::default()
+        };
+        Self {
+            verified,
+            is_chained: head.hash.is_some(),
+            is_authenticated,
+            ..Self::new(keys)
+        }
+    }
+
+    /// Also looks for an entry with this hash. With a revision, it must be that entry.
+    pub fn expect(&mut self, revision: Option<i64>, hash: Digest) {
+        self.expected.push(Missing { revision, hash });
     }
 
     /// Checks the next entry.
@@ -157,43 +212,83 @@ impl Verifier {
     /// # Errors
     /// Fails if `entry` does not continue the chain.
     pub fn push(&mut self, entry: &AuditEntry) -> Result<(), Broken> {
-        let broken = |why| Err(Broken { id: entry.id, why });
-        if self.newest_id.is_some_and(|newest| newest >= entry.id) {
-            return broken("it does not come after the entry before it");
+        let broken = |why| Broken { id: entry.id, why };
+        if entry.id != self.verified.revision + 1 {
+            return Err(broken(
+                "the entry before it is missing, or the entries were moved",
+            ));
         }
         let before = self.verified.head;
         let format = entry.hash.map_or(OLDER_FORMAT, |_| FORMAT);
         let Ok(hash) = entry.hash_as(format, before) else {
-            return broken("its detail has no canonical form");
+            return Err(broken("its detail has no canonical form"));
         };
         match entry.hash {
             None if self.is_chained || entry.previous_hash.is_some() => {
-                return broken("its hash is missing");
+                return Err(broken("its hash is missing"));
             }
             None => self.verified.unattested += 1,
             Some(_) if entry.previous_hash != before => {
-                return broken("an entry before it was changed, removed or added");
+                return Err(broken("an entry before it was changed, removed or added"));
             }
-            Some(stored) if stored != hash => return broken("it was changed"),
+            Some(stored) if stored != hash => return Err(broken("it was changed")),
             Some(_) => {
                 self.is_chained = true;
                 self.verified.unattested = 0;
             }
         }
-        self.newest_id = Some(entry.id);
-        self.found_expected |= self.expected == Some(hash);
+        self.authenticate(entry, hash).map_err(broken)?;
+        self.expected.retain(|expected| {
+            let is_other = expected.revision.is_some_and(|id| id != entry.id);
+            is_other || expected.hash != hash
+        });
+        self.verified.revision = entry.id;
         self.verified.entries += 1;
         self.verified.head = Some(hash);
         Ok(())
     }
 
-    /// Returns the result, or `None` if the expected hash was not found.
-    pub fn finish(self) -> Option<Verified> {
-        (self.expected.is_none() || self.found_expected).then_some(self.verified)
+    /// Checks who wrote an entry. Entries from before the first one that a known key authenticates
+    /// are accepted without, because they are as old as the log or older than a key that was lost.
+    fn authenticate(&mut self, entry: &AuditEntry, hash: Digest) -> Result<(), &'static str> {
+        let checked = entry.mac.as_ref().map(|mac| self.keys.check(hash, mac));
+        match checked {
+            Some(Authentication::Authentic) => {
+                self.is_authenticated = true;
+                self.verified.authenticated += 1;
+            }
+            Some(Authentication::Forged) => {
+                return Err("its authentication does not match: it was forged");
+            }
+            None | Some(Authentication::UnknownKey) if self.is_authenticated => {
+                return Err(
+                    "no known key authenticates it: it was forged, or a host without the audit key of the other hosts wrote it",
+                );
+            }
+            None | Some(Authentication::UnknownKey) => self.verified.before_authentication += 1,
+        }
+        Ok(())
+    }
+
+    /// Reports if a known key authenticated an entry, so that every later one must be
+    /// authenticated.
+    pub fn is_authenticated(&self) -> bool {
+        self.is_authenticated
+    }
+
+    /// Returns the result.
+    ///
+    /// # Errors
+    /// Returns an expected head that was not found.
+    pub fn finish(self) -> Result<Verified, Missing> {
+        match self.expected.into_iter().next() {
+            None => Ok(self.verified),
+            Some(missing) => Err(missing),
+        }
     }
 }
 
-/// Checks a whole log, oldest entry first.
+/// Checks the chain of a whole log, oldest entry first, without a key.
 ///
 /// # Errors
 /// Returns the first entry that does not continue the chain.
@@ -242,6 +337,20 @@ mod tests {
         )
     }
 
+    /// Numbers and chains the entries again, as a person with write access would, and leaves the
+    /// authentications as they are.
+    fn rehash(log: &mut [AuditEntry]) {
+        let mut head = None;
+        for (at, entry) in log.iter_mut().enumerate() {
+            entry.id = at as i64 + 1;
+            entry.previous_hash = entry.hash.and(head);
+            let format = entry.hash.map_or(OLDER_FORMAT, |_| FORMAT);
+            let hash = entry.hash_as(format, head).unwrap();
+            entry.hash = entry.hash.and(Some(hash));
+            head = Some(hash);
+        }
+    }
+
     /// Creates a log whose first `old` entries were written before the chain was introduced.
     fn log(said: &[Said], old: usize) -> Vec<AuditEntry> {
         let mut log: Vec<AuditEntry> = Vec::new();
@@ -255,11 +364,12 @@ mod tests {
                 detail: said.detail.clone(),
                 previous_hash: None,
                 hash: None,
+                mac: None,
             };
             if at >= old {
                 entry.previous_hash = match log.last() {
                     Some(last) if last.hash.is_some() => last.hash,
-                    _ => head_of_unhashed(&log).unwrap(),
+                    _ => head_of_unhashed(None, &log).unwrap(),
                 };
                 entry.hash = Some(entry.hash_after(entry.previous_hash).unwrap());
             }
@@ -405,14 +515,51 @@ mod tests {
         ) {
             let log = log(&said, old);
             let head = verify(&log).unwrap().head;
-            let read = |entries: &[AuditEntry]| {
-                let mut verifier = Verifier::expecting(head);
+            let read = |entries: &[AuditEntry], revision| {
+                let mut verifier = Verifier::default();
+                verifier.expect(revision, head.unwrap());
                 entries.iter().for_each(|entry| verifier.push(entry).unwrap());
                 verifier.finish()
             };
-            prop_assert!(read(&log).is_some());
-            let kept = kept.min(log.len() - 1);
-            prop_assert_eq!(read(&log[..kept]), None);
+            for revision in [None, Some(log.len() as i64)] {
+                prop_assert!(read(&log, revision).is_ok());
+                let kept = kept.min(log.len() - 1);
+                prop_assert!(read(&log[..kept], revision).is_err());
+            }
+            prop_assert!(read(&log, Some(log.len() as i64 + 1)).is_err());
+        }
+
+        /// A person who can write to the database can compute every hash again, but no HMAC.
+        #[test]
+        fn a_log_with_recomputed_hashes_is_found_from_the_first_authenticated_entry_on(
+            said in prop::collection::vec(said(), 1..12), old in 0_usize..12, begin in 0_usize..12,
+            tampering in tampering(),
+        ) {
+            let keys = AuditKeys::new([[7; 32]]);
+            let sign = |log: &mut [AuditEntry]| for entry in &mut log[begin.min(said.len())..] {
+                entry.mac = entry.hash.and_then(|hash| keys.mac(hash));
+            };
+            let mut log = log(&said, old);
+            sign(&mut log);
+            let read = |entries: &[AuditEntry]| {
+                let mut verifier = Verifier::new(keys.clone());
+                entries.iter().try_for_each(|entry| verifier.push(entry))?;
+                Ok::<_, Broken>(verifier.finish().unwrap())
+            };
+            let begun = log.iter().filter(|entry| entry.mac.is_some()).count() as u64;
+            let verified = read(&log).unwrap();
+            prop_assert_eq!(verified.authenticated, begun);
+            prop_assert_eq!(verified.before_authentication + begun, log.len() as u64);
+            prop_assume!(begun > 0);
+            let (mut forged, _) = tampering.tamper(log.clone());
+            rehash(&mut forged);
+            prop_assume!(forged != log);
+            let is_prefix = forged.len() < log.len() && log.starts_with(&forged);
+            let first = forged.iter().zip(&log).position(|(new, old)| new != old);
+            // Removed newest entries are found by their number, which a host remembers.
+            if !is_prefix {
+                prop_assert!(read(&forged).is_err(), "{:?} of {:?}", first, forged);
+            }
         }
     }
 

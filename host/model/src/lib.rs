@@ -2,6 +2,8 @@
 
 pub mod artifact;
 pub mod audit;
+pub mod audit_head;
+pub mod audit_key;
 pub mod budget;
 pub mod cdc;
 pub mod daily;
@@ -16,10 +18,12 @@ pub mod lifecycle;
 pub mod local_change;
 pub mod measured;
 pub mod post;
+pub mod prune;
 pub mod quarantine;
 pub mod reconcile;
 pub mod registry;
 pub mod slowness;
 pub mod snapshot;
 pub mod time;
+pub mod touched;
 pub mod user;

@@ -52,6 +52,10 @@ pub struct LocalChange {
     pub made_at_ms: UnixMs,
     /// Newest revision of the registry that this host knew.
     pub base_revision: i64,
+    /// Hash of the audit entry of that revision. A registry that was restored from a backup may
+    /// have the same revision again with another entry. Absent in changes of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_head: Option<Digest>,
 }
 
 impl LocalChange {

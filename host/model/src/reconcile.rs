@@ -104,12 +104,17 @@ pub struct Since {
     pub is_reconciled: bool,
     /// First change that another host or operator made to the active policy.
     moved: Option<String>,
+    /// True if the log has another entry at the revision on which the change is based: the
+    /// registry was restored from a backup and changed since.
+    is_other_log: bool,
 }
 
 impl Since {
-    pub fn new(base_revision: i64) -> Self {
+    /// Begins before the entry of the base revision, if its hash is known, so that it is compared.
+    pub fn new(change: &LocalChange) -> Self {
+        let compared = change.base_head.map_or(0, |_| 1);
         Self {
-            revision: base_revision,
+            revision: change.base_revision - compared,
             ..Self::default()
         }
     }
@@ -117,6 +122,10 @@ impl Since {
     /// Reads the next entry. Entries must come oldest first.
     pub fn read(&mut self, change: &LocalChange, entry: &AuditEntry) {
         self.revision = entry.id;
+        if entry.id <= change.base_revision {
+            self.is_other_log |= change.base_head != entry.hash;
+            return;
+        }
         let local = &entry.detail["local"];
         self.is_reconciled |= local["id"] == json!(change.id);
         // This change was made on top of the same host's earlier changes, so they do not
@@ -144,7 +153,7 @@ impl Since {
 /// Returns the change that records a local change in the registry. `state` is the registry's
 /// state, and `since` must cover its log up to that state.
 pub fn reconciled(local: &LocalChange, state: &RegistryState, since: &Since) -> Change {
-    let put_back = state.revision < local.base_revision;
+    let put_back = since.is_other_log || state.revision < local.base_revision;
     let moved = since
         .moved
         .clone()

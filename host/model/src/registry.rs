@@ -3,6 +3,7 @@
 //! authoritative.
 
 use super::artifact::{Digest, PolicyRef, PolicySpec};
+use super::audit_head::AuditHead;
 use crate::experiments::cohort::Rule;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::local_change::LocalChange;
@@ -20,6 +21,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct RegistryState {
     /// Grows with every change.
     pub revision: i64,
+    /// Hash of the audit entry of this revision. It tells apart two states with one revision, of
+    /// which a restored backup made the second. Absent in states of older versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<Digest>,
     pub policies: Vec<PublishedPolicy>,
     /// Stack of activations, the active policy last. A rollback removes entries from the end.
     pub activations: Vec<PolicyRef>,
@@ -36,6 +41,14 @@ pub struct RegistryState {
 }
 
 impl RegistryState {
+    /// Returns the end of the audit log to which this state belongs.
+    pub fn audit_head(&self) -> AuditHead {
+        AuditHead {
+            revision: self.revision,
+            hash: self.head,
+        }
+    }
+
     pub fn policy(&self, policy: &PolicyRef) -> Option<&PublishedPolicy> {
         self.policies
             .iter()
@@ -101,6 +114,9 @@ impl RegistryState {
             Change::SetFlag { name, enabled } => {
                 self.flags.insert(name.clone(), *enabled);
             }
+            Change::Prune { policies, .. } => {
+                self.replace_policies(&policies.iter().cloned().collect(), []);
+            }
             Change::Reconciled { change, .. } => self.apply(change),
             Change::Dropped { .. } => {}
         }
@@ -108,6 +124,22 @@ impl RegistryState {
 
     fn publish(&mut self, published: PublishedPolicy) {
         self.policies.push(published);
+        self.sort_policies();
+    }
+
+    /// Replaces the policies with these names by those that were found. The others were removed.
+    pub fn replace_policies(
+        &mut self,
+        names: &BTreeSet<PolicyRef>,
+        found: impl IntoIterator<Item = PublishedPolicy>,
+    ) {
+        self.policies
+            .retain(|published| !names.contains(&published.spec.policy));
+        self.policies.extend(found);
+        self.sort_policies();
+    }
+
+    fn sort_policies(&mut self) {
         self.policies.sort_by_cached_key(|p| {
             let PolicyRef { name, version } = &p.spec.policy;
             (p.published_at_ms, name.clone(), version.to_string())
@@ -243,6 +275,11 @@ pub enum Change {
         name: String,
         enabled: bool,
     },
+    /// Removes versions and modules that nothing uses.
+    Prune {
+        policies: Vec<PolicyRef>,
+        modules: Vec<Digest>,
+    },
     /// A local change of a host, recorded after the registry was unavailable.
     Reconciled {
         change: Box<Change>,
@@ -272,6 +309,7 @@ impl Change {
             Change::PutExperiment { .. } => "put_experiment",
             Change::PutCohort { .. } => "put_cohort",
             Change::SetFlag { .. } => "set_flag",
+            Change::Prune { .. } => "prune",
             Change::Reconciled { change, .. } => change.action(),
             Change::Dropped { .. } => Self::DROPPED,
         }
@@ -289,6 +327,7 @@ impl Change {
             Change::Rollback { from, .. } => from.to_string(),
             Change::PutExperiment { key, .. } | Change::PutCohort { key, .. } => key.clone(),
             Change::SetFlag { name, .. } => name.clone(),
+            Change::Prune { .. } => "registry".to_owned(),
             Change::Reconciled { change, .. } => change.subject(),
             Change::Dropped { local, .. } => local.intent.subject(),
         }
@@ -316,6 +355,9 @@ impl Change {
             Change::PutExperiment { experiment, .. } => serde_json::json!(experiment),
             Change::PutCohort { rule, .. } => serde_json::json!(rule),
             Change::SetFlag { enabled, .. } => serde_json::json!({ "enabled": enabled }),
+            Change::Prune { policies, modules } => {
+                serde_json::json!({ "policies": policies, "modules": modules })
+            }
             Change::Reconciled { change, local } => {
                 let mut detail = change.detail();
                 detail["local"] = local.mark();

@@ -100,7 +100,7 @@ impl Bundled {
         recipes.filter(same_modules).any(|recipe| {
             Manifest::parse(&recipe.manifest).is_ok_and(|manifest| {
                 let resolved = resolve(&manifest, modules);
-                resolved.policy == spec.policy && resolved.digest() == spec.digest()
+                resolved.policy == spec.policy && resolved.behaves_as(spec)
             })
         })
     }

@@ -9,7 +9,7 @@ use nova_model::budget::Outcomes;
 use nova_model::failure::{FailureKind, PolicyFailure};
 use nova_model::features::Feature;
 use nova_policy_sdk::{Candidates, Ranked, Request};
-use nova_support::metrics::{METRICS, PolicyMetrics};
+use nova_support::metrics::PolicyMetrics;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,8 @@ pub struct LoadedPolicy {
     pub outcomes: Arc<Outcomes>,
     /// Parameter values in the order that each module declares.
     params: PerStage<Vec<f64>>,
-    metrics: PolicyMetrics,
+    /// Its counters, which have series only while the policy is in use.
+    pub metrics: PolicyMetrics,
 }
 
 impl LoadedPolicy {
@@ -60,7 +61,7 @@ impl LoadedPolicy {
             saturation: ordered(Stage::Saturation),
         };
         let effective_digest = spec.digest();
-        let metrics = METRICS.policy(&spec.policy.to_string());
+        let metrics = PolicyMetrics::new(&spec.policy.to_string());
         Ok(Self {
             digest: published,
             effective_digest,

@@ -1,14 +1,17 @@
-//! `nova audit`: lists the audit log and verifies its hash chain.
+//! `nova audit`: lists the audit log, prints its head, and verifies it.
 
 use super::remote::{Remote, TargetArguments};
 use super::{block_on, output, table};
 use crate::http::admin_audit::AUDIT_MAX;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Subcommand;
+use nova_control::audit_watch::AuditWatch;
 use nova_model::artifact::Digest;
 use nova_model::audit::{AuditEntry, AuditPage, Verified, Verifier};
+use nova_model::audit_head::AuditHead;
+use nova_model::audit_key::AuditKeys;
 use nova_model::time::rfc3339;
-use nova_stores::ports::registry::Registry;
+use nova_stores::ports::registry::{Registry, RegistryError};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use std::sync::Arc;
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  nova audit --limit 10\n  nova audit verify"
+    after_help = "Examples:\n  nova audit --limit 10\n  nova audit head\n  nova audit verify"
 )]
 pub struct AuditArguments {
     #[command(subcommand)]
@@ -28,7 +31,12 @@ pub struct AuditArguments {
 
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
-    /// Verifies that no entry was changed, removed, added or moved after it was written.
+    /// Prints the newest entry's id and hash. Note them outside the database, to check later if
+    /// entries were removed.
+    #[command(after_help = "Example: nova audit head --json")]
+    Head(Head),
+    /// Verifies that no entry was changed, removed, added or moved after it was written, that the
+    /// log goes up to the registry's revision, and that it contains what the host read before.
     #[command(
         after_help = "Examples:\n  nova audit verify\n  nova audit verify --expect-head 8f3c…    # the head that an earlier run printed"
     )]
@@ -49,8 +57,7 @@ struct List {
 
 #[derive(Debug, clap::Args)]
 struct Verify {
-    /// Head that an earlier run printed; the log must still contain it. Without it, removal of
-    /// the newest entries cannot be detected.
+    /// Head that an earlier run printed; the log must still contain it.
     #[arg(long, value_name = "HASH")]
     expect_head: Option<Digest>,
     /// Prints JSON.
@@ -60,10 +67,28 @@ struct Verify {
     target: TargetArguments,
 }
 
-/// Source of the log: a running host or the registry.
+#[derive(Debug, clap::Args)]
+struct Head {
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+/// Source of the log: a running host, or the registry with what the host of the data directory
+/// remembers.
 enum Source {
     Host(Remote),
-    Registry(Arc<dyn Registry>),
+    Registry(Arc<dyn Registry>, AuditWatch),
+}
+
+/// The end of the log, and the entry that the host remembers.
+#[derive(Debug, serde::Deserialize)]
+struct End {
+    #[serde(flatten)]
+    head: AuditHead,
+    remembered: Option<AuditHead>,
 }
 
 /// Response of a host.
@@ -80,6 +105,7 @@ impl AuditArguments {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             None => block_on(self.list.run()),
+            Some(AuditCommand::Head(head)) => block_on(head.run()),
             Some(AuditCommand::Verify(verify)) => block_on(verify.run()),
         }
     }
@@ -117,10 +143,23 @@ impl List {
     }
 }
 
+impl Head {
+    async fn run(self) -> anyhow::Result<()> {
+        let End { head, .. } = Source::open(&self.target).await?.end().await?;
+        match (self.json, head.hash) {
+            (true, _) => output::line(serde_json::to_string(&head)?),
+            (false, Some(hash)) => output::line(format_args!("{} {hash}", head.revision)),
+            (false, None) => output::line(format_args!("{} has no hash", head.revision)),
+        }
+    }
+}
+
 impl Verify {
     async fn run(self) -> anyhow::Result<()> {
         let source = Source::open(&self.target).await?;
-        let verified = source.verify(self.expect_head).await?;
+        let keys = self.target.audit_keys()?;
+        let has_keys = !keys.is_empty();
+        let verified = source.verify(self.expect_head, keys).await?;
         if self.json {
             return output::line(serde_json::to_string(&verified)?);
         }
@@ -134,6 +173,7 @@ impl Verify {
                 verified.unattested
             ))?;
         }
+        output::line(authentication(&verified, has_keys))?;
         output::line(format_args!("head {head}"))
     }
 }
@@ -142,16 +182,29 @@ impl Source {
     async fn open(target: &TargetArguments) -> anyhow::Result<Self> {
         Ok(match target.remote()? {
             Some(remote) => Self::Host(remote),
-            None => Self::Registry(target.registry().await?),
+            None => Self::Registry(target.registry().await?, target.audit_watch()?),
         })
+    }
+
+    async fn end(&self) -> anyhow::Result<End> {
+        match self {
+            Self::Registry(registry, watch) => Ok(End {
+                head: registry.head().await.map_err(unread)?,
+                remembered: watch.remembered(),
+            }),
+            Self::Host(remote) => {
+                let answer = remote
+                    .call(Method::GET, "/admin/v1/audit/head", None)
+                    .await?;
+                serde_json::from_value(answer).context(OTHER_VERSION)
+            }
+        }
     }
 
     async fn page(&self, page: AuditPage, limit: u32) -> anyhow::Result<Page> {
         match self {
-            Self::Registry(registry) => {
-                let entries = registry.audit(page, limit).await.map_err(|error| {
-                    anyhow!("{error}; check that PostgreSQL runs, or name a host with --host")
-                })?;
+            Self::Registry(registry, _) => {
+                let entries = registry.audit(page, limit).await.map_err(unread)?;
                 Ok(Page {
                     entries,
                     local_changes: Vec::new(),
@@ -165,15 +218,25 @@ impl Source {
                     AuditPage::After(id) => format!("/admin/v1/audit?limit={limit}&after={id}"),
                 };
                 let answer = remote.call(Method::GET, &path, None).await?;
-                serde_json::from_value(answer).context(
-                    "could not read the host's response; use the `nova` of the host's version",
-                )
+                serde_json::from_value(answer).context(OTHER_VERSION)
             }
         }
     }
 
-    async fn verify(&self, expected: Option<Digest>) -> anyhow::Result<Verified> {
-        let mut verifier = Verifier::expecting(expected);
+    async fn verify(&self, expected: Option<Digest>, keys: AuditKeys) -> anyhow::Result<Verified> {
+        let mut verifier = Verifier::new(keys);
+        // Read before the entries, so that changes in between are no finding.
+        let End { head, remembered } = self.end().await?;
+        if let Some(hash) = expected {
+            verifier.expect(None, hash);
+        }
+        if let Some(AuditHead {
+            revision,
+            hash: Some(hash),
+        }) = remembered
+        {
+            verifier.expect(Some(revision), hash);
+        }
         let mut page = AuditPage::OLDEST;
         loop {
             let read = self.page(page, AUDIT_MAX).await?;
@@ -195,13 +258,47 @@ impl Source {
                 })?;
             }
         }
-        match verifier.finish() {
-            Some(verified) => Ok(verified),
-            None => bail!(
-                "no entry has the expected hash: the newest entries were cut off, or the whole log was rewritten; compare the log with a backup of the registry"
-            ),
+        let verified = verifier.finish().map_err(|missing| {
+            let whose = match missing.revision {
+                Some(revision) => format!("the host read entry {revision} before, and now "),
+                None => String::new(),
+            };
+            anyhow!(
+                "{whose}{missing}: the newest entries were cut off, or the whole log was rewritten or restored; compare the log with a backup of the registry"
+            )
+        })?;
+        if verified.revision < head.revision {
+            bail!(
+                "the registry is at revision {}, but the newest entry is {}: the newest entries were removed; compare the log with a backup of the registry",
+                head.revision,
+                verified.revision
+            );
         }
+        Ok(verified)
     }
+}
+
+const OTHER_VERSION: &str =
+    "could not read the host's response; use the `nova` of the host's version";
+
+fn unread(error: RegistryError) -> anyhow::Error {
+    anyhow!("{error}; check that PostgreSQL runs, or name a host with --host")
+}
+
+/// Says which entries are known to be written by a host with the key.
+fn authentication(verified: &Verified, has_keys: bool) -> String {
+    if !has_keys {
+        return "authentication was not checked: no audit key is configured here (NOVA_AUDIT_KEYS)"
+            .to_owned();
+    }
+    let mut text = format!("{} entries authenticated", verified.authenticated);
+    if verified.before_authentication > 0 {
+        text += &format!(
+            ", {} from before authentication with this key",
+            verified.before_authentication
+        );
+    }
+    text
 }
 
 /// Formats the changes that the host made while the registry was unavailable, one per line.

@@ -1,6 +1,6 @@
 //! `nova experiment`: manages experiments on a running host.
 
-use super::remote::{Remote, TargetArguments};
+use super::remote::{ChangeArguments, Remote};
 use super::{block_on, output, table};
 use anyhow::Context;
 use clap::Subcommand;
@@ -20,7 +20,7 @@ pub struct ExperimentArguments {
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
-    target: TargetArguments,
+    target: ChangeArguments,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,16 +2,20 @@
 //! named.
 
 use super::{ConfigPath, DataDir};
-use crate::http::admin_policies::{PolicyAnswer, PolicyList};
-use crate::wiring;
+use crate::http::admin_policies::{PolicyAnswer, PolicyList, PruneAnswer};
+use crate::http::problem::etag;
+use crate::{secret, wiring};
 use anyhow::bail;
 use clap::Args;
-use nova_control::deploy::{Deploy, DeployError, Scope};
+use nova_control::audit_watch::AuditWatch;
+use nova_control::deploy::{Author, Deploy, DeployError, Scope};
 use nova_control::offline::HostRegistry;
 use nova_model::artifact::PolicyRef;
+use nova_model::audit_key::AuditKeys;
 use nova_policy::admission::PolicyFiles;
 use nova_policy::engine::Engine;
 use nova_policy::signature::TrustedKeys;
+use reqwest::header::IF_MATCH;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -25,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Upload timeout. An upload is compiled and tested after all uploads that came before it.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
+/// Number of policies read per call.
+const LIST_PAGE: u32 = 500;
 /// Actor in the audit log if a command writes to the registry itself.
 const LOCAL_ACTOR: &str = "cli";
 
@@ -42,12 +48,37 @@ pub struct TargetArguments {
     data_dir: DataDir,
 }
 
+/// Target of a command that makes a change.
+#[derive(Debug, Clone, Args)]
+pub struct ChangeArguments {
+    #[command(flatten)]
+    pub target: TargetArguments,
+    /// Revision of the registry that the change is based on, as `nova audit head` prints it; if the
+    /// registry has another one, nothing changes.
+    #[arg(long, value_name = "N")]
+    if_revision: Option<i64>,
+}
+
+impl ChangeArguments {
+    pub async fn target(&self) -> anyhow::Result<Target> {
+        let target = self.target.target().await?;
+        Ok(target.at_revision(self.if_revision))
+    }
+
+    pub fn remote(&self) -> anyhow::Result<Option<Remote>> {
+        let remote = self.target.remote()?;
+        Ok(remote.map(|remote| remote.at_revision(self.if_revision)))
+    }
+}
+
 /// A running host.
 #[derive(Debug)]
 pub struct Remote {
     base: String,
     token: String,
     client: reqwest::Client,
+    /// Revision that changes are based on.
+    if_revision: Option<i64>,
 }
 
 /// A lifecycle step of a published policy.
@@ -79,7 +110,11 @@ pub enum Target {
     Host(Remote),
     /// The registry in a data directory or in PostgreSQL. Hosts that use it apply the change
     /// within a second.
-    Directory(Arc<Deploy>),
+    Directory {
+        deploy: Arc<Deploy>,
+        /// Revision that changes are based on.
+        if_revision: Option<i64>,
+    },
 }
 
 impl TargetArguments {
@@ -102,6 +137,7 @@ impl TargetArguments {
                 .connect_timeout(CONNECT_TIMEOUT)
                 .timeout(CALL_TIMEOUT)
                 .build()?,
+            if_revision: None,
         }))
     }
 
@@ -116,9 +152,12 @@ impl TargetArguments {
         let engine = Engine::start()?
             .with_cache(&config.data_dir)?
             .with_trusted_keys(keys.remembering(&config.data_dir).await?);
-        Ok(Target::Directory(
-            Deploy::start(engine, registry, false).await?,
-        ))
+        let deploy = Deploy::start(engine, registry, false).await?;
+        deploy.set_quotas(config.policy.quotas());
+        Ok(Target::Directory {
+            deploy,
+            if_revision: None,
+        })
     }
 }
 
@@ -136,22 +175,67 @@ impl TargetArguments {
     }
 }
 
+impl TargetArguments {
+    /// Returns the keys that verify the audit log, also that of another host's log.
+    pub fn audit_keys(&self) -> anyhow::Result<AuditKeys> {
+        secret::present_audit_keys(&self.config.load(&self.data_dir)?)
+    }
+
+    /// Returns what the host of the data directory remembers of the audit log.
+    pub fn audit_watch(&self) -> anyhow::Result<AuditWatch> {
+        let config = self.config.load(&self.data_dir)?;
+        let keys = secret::present_audit_keys(&config)?;
+        Ok(AuditWatch::new(&config.data_dir, keys))
+    }
+}
+
 impl Remote {
+    fn at_revision(self, if_revision: Option<i64>) -> Self {
+        Self {
+            if_revision,
+            ..self
+        }
+    }
+
     pub async fn call(
         &self,
         method: Method,
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Value> {
+        let is_change = method != Method::GET;
         let request = self
             .client
             .request(method, format!("{}{path}", self.base))
             .bearer_auth(&self.token);
+        let request = match self.if_revision.filter(|_| is_change) {
+            Some(revision) => request.header(IF_MATCH, etag(revision)),
+            None => request,
+        };
         let request = match body {
             Some(body) => request.json(body),
             None => request,
         };
         self.read(request.send().await).await
+    }
+
+    /// Returns the list of policies with all its pages.
+    async fn list(&self) -> anyhow::Result<Value> {
+        let first = format!("/admin/v1/policies?limit={LIST_PAGE}");
+        let mut list = self.call(Method::GET, &first, None).await?;
+        while let Some(cursor) = list["next"].as_str() {
+            let path = format!("{first}&cursor={cursor}");
+            let mut page = self.call(Method::GET, &path, None).await?;
+            let (next, policies) = (page["next"].take(), page["policies"].take());
+            if let (Value::Array(all), Value::Array(more)) = (&mut list["policies"], policies) {
+                all.extend(more);
+            }
+            list["next"] = next;
+        }
+        if let Some(list) = list.as_object_mut() {
+            list.remove("next");
+        }
+        Ok(list)
     }
 
     async fn upload(&self, files: PolicyFiles) -> anyhow::Result<Value> {
@@ -172,6 +256,10 @@ impl Remote {
             .post(format!("{}/admin/v1/policies", self.base))
             .timeout(UPLOAD_TIMEOUT)
             .bearer_auth(&self.token);
+        let request = match self.if_revision {
+            Some(revision) => request.header(IF_MATCH, etag(revision)),
+            None => request,
+        };
         self.read(request.multipart(form).send().await).await
     }
 
@@ -217,30 +305,73 @@ impl Remote {
 }
 
 impl Target {
+    fn at_revision(self, if_revision: Option<i64>) -> Self {
+        match self {
+            Self::Host(remote) => Self::Host(remote.at_revision(if_revision)),
+            Self::Directory { deploy, .. } => Self::Directory {
+                deploy,
+                if_revision,
+            },
+        }
+    }
+
     pub async fn list(&self) -> anyhow::Result<Value> {
         match self {
-            Target::Host(remote) => remote.call(Method::GET, "/admin/v1/policies", None).await,
-            Target::Directory(deploy) => Ok(serde_json::to_value(PolicyList::of_host(deploy))?),
+            Target::Host(remote) => remote.list().await,
+            Target::Directory { deploy, .. } => {
+                Ok(serde_json::to_value(PolicyList::of_host(deploy))?)
+            }
+        }
+    }
+
+    pub async fn prune(&self, dry_run: bool) -> anyhow::Result<Value> {
+        match self {
+            Target::Host(remote) => {
+                let body = json!({ "dry_run": dry_run });
+                let path = "/admin/v1/policies/prune";
+                remote.call(Method::POST, path, Some(&body)).await
+            }
+            Target::Directory {
+                deploy,
+                if_revision,
+            } => {
+                let unused = deploy.prune(dry_run, cli(*if_revision)).await?;
+                Ok(serde_json::to_value(PruneAnswer::new(unused, dry_run))?)
+            }
         }
     }
 
     pub async fn publish(&self, files: PolicyFiles) -> anyhow::Result<Value> {
         match self {
             Target::Host(remote) => remote.upload(files).await,
-            Target::Directory(deploy) => answer(deploy.publish(files, LOCAL_ACTOR).await),
+            Target::Directory {
+                deploy,
+                if_revision,
+            } => answer(deploy.publish(files, cli(*if_revision)).await),
         }
     }
 
-    pub async fn activate(&self, policy: &PolicyRef) -> anyhow::Result<Value> {
+    pub async fn activate(
+        &self,
+        policy: &PolicyRef,
+        expected_active: Option<&PolicyRef>,
+    ) -> anyhow::Result<Value> {
         match self {
             Target::Host(remote) => {
                 let path = format!(
                     "/admin/v1/policies/{}/{}/activate",
                     policy.name, policy.version
                 );
-                remote.call(Method::POST, &path, None).await
+                let body = expected_active.map(|active| json!({ "expected_active": active }));
+                remote.call(Method::POST, &path, body.as_ref()).await
             }
-            Target::Directory(deploy) => answer(deploy.activate(policy, LOCAL_ACTOR).await),
+            Target::Directory {
+                deploy,
+                if_revision,
+            } => {
+                let author = cli(*if_revision).expecting(expected_active);
+                answer(deploy.activate(policy, author).await)
+            }
         }
     }
 
@@ -252,12 +383,18 @@ impl Target {
                 let path = format!("/admin/v1/policies/{name}/{version}/{verb}");
                 remote.call(method, &path, body.as_ref()).await
             }
-            Target::Directory(deploy) => answer(match step {
-                Step::Shadow => deploy.shadow(policy, LOCAL_ACTOR).await,
-                Step::EndShadow => deploy.end_shadow(policy, LOCAL_ACTOR).await,
-                Step::Canary { percent } => deploy.canary(policy, *percent, LOCAL_ACTOR).await,
-                Step::Retire => deploy.retire(policy, LOCAL_ACTOR).await,
+            Target::Directory {
+                deploy,
+                if_revision,
+            } => answer(match step {
+                Step::Shadow => deploy.shadow(policy, cli(*if_revision)).await,
+                Step::EndShadow => deploy.end_shadow(policy, cli(*if_revision)).await,
+                Step::Canary { percent } => {
+                    deploy.canary(policy, *percent, cli(*if_revision)).await
+                }
+                Step::Retire => deploy.retire(policy, cli(*if_revision)).await,
                 Step::Quarantine { reason } => {
+                    deploy.require_state(cli(*if_revision)).await?;
                     match deploy.quarantine(policy, reason, LOCAL_ACTOR).await {
                         // The quarantine would be in force only in this process, which ends now.
                         Ok((_, Scope::ThisHost)) => bail!(
@@ -282,10 +419,22 @@ impl Target {
                     .call(Method::POST, "/admin/v1/rollback", Some(&body))
                     .await
             }
-            Target::Directory(deploy) => {
-                answer(deploy.rollback(reason, expected_active, LOCAL_ACTOR).await)
+            Target::Directory {
+                deploy,
+                if_revision,
+            } => {
+                let author = cli(*if_revision);
+                answer(deploy.rollback(reason, expected_active, author).await)
             }
         }
+    }
+}
+
+/// Returns the author of a change that a command makes in the registry itself.
+fn cli(if_revision: Option<i64>) -> Author<'static> {
+    Author {
+        if_revision,
+        ..Author::from(LOCAL_ACTOR)
     }
 }
 

@@ -1,11 +1,15 @@
 //! Sections of the configuration, with their defaults.
 
 use super::Config;
+use anyhow::Context as _;
 use nova_model::budget::{Thresholds, WINDOW_MAX_S};
+use nova_model::prune::Quotas;
 use nova_stores::StackUrls;
+use nova_support::key_file;
 use nova_support::secret_key::SecretKey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Bounds of `policy.memory_mb`. Less would not hold the instances of the bundled policies.
@@ -115,9 +119,23 @@ pub struct PolicyLimits {
     /// Memory for the instances of all policies together, in MiB, at least 64. Default 0: a
     /// quarter of the memory that the host may use.
     pub memory_mb: u64,
+    /// Largest number of published versions. Default 10,000.
+    pub versions_max: usize,
+    /// Largest number of published `-dev.N` versions. Default 1,000.
+    pub dev_versions_max: usize,
+    /// Largest size of all published modules, in bytes. Default 8 GiB.
+    pub modules_bytes_max: u64,
 }
 
 impl PolicyLimits {
+    pub fn quotas(&self) -> Quotas {
+        Quotas {
+            versions_max: self.versions_max,
+            dev_versions_max: self.dev_versions_max,
+            modules_bytes_max: self.modules_bytes_max,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         let checks = [
             (
@@ -142,13 +160,82 @@ impl PolicyLimits {
 
 impl Default for PolicyLimits {
     fn default() -> Self {
+        let Quotas {
+            versions_max,
+            dev_versions_max,
+            modules_bytes_max,
+        } = Quotas::default();
         Self {
             trusted_keys: Vec::new(),
             deadline_ms_max: 50,
             cpu_percent: 25,
             memory_mb: 0,
+            versions_max,
+            dev_versions_max,
+            modules_bytes_max,
         }
     }
+}
+
+/// Keys that authenticate the entries of the audit log. All hosts of one registry need the same.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Keys of at least 32 bytes each. The first one authenticates new entries, and former ones
+    /// only verify. Default: a random key in the data directory of an embedded host, and none on
+    /// the stack, whose hosts must share it.
+    pub keys: Vec<String>,
+    /// File with the keys, one in a line, in place of `keys`. Default none.
+    pub keys_file: Option<PathBuf>,
+}
+
+/// Does not print the keys.
+impl std::fmt::Debug for Audit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Audit")
+            .field("keys", &self.keys.len())
+            .field("keys_file", &self.keys_file)
+            .finish()
+    }
+}
+
+impl Audit {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if !self.keys.is_empty() && self.keys_file.is_some() {
+            return Err("audit.keys and audit.keys_file are both set; set one of them".into());
+        }
+        secret_keys("audit.keys (NOVA_AUDIT_KEYS)", &self.keys).map(drop)
+    }
+
+    /// Returns the configured keys, also those in the file.
+    ///
+    /// # Errors
+    /// The file cannot be read or trusted, or a key is weak.
+    pub fn secret_keys(&self) -> anyhow::Result<Vec<SecretKey>> {
+        let Some(path) = &self.keys_file else {
+            return secret_keys("audit.keys (NOVA_AUDIT_KEYS)", &self.keys)
+                .map_err(anyhow::Error::msg);
+        };
+        let name = format!("audit.keys_file {}", path.display());
+        let lines = key_file::read_lines(path);
+        let lines = lines.with_context(|| format!("could not read {name}"))?;
+        anyhow::ensure!(
+            !lines.is_empty(),
+            "{name} has no key; write one random key in each line, such as the output of: openssl rand -hex 32"
+        );
+        secret_keys(&name, &lines).map_err(anyhow::Error::msg)
+    }
+}
+
+fn secret_keys(name: &str, keys: &[String]) -> Result<Vec<SecretKey>, String> {
+    let key = |key: &String| {
+        SecretKey::new(key.as_bytes().to_vec()).map_err(|weak| {
+            format!(
+                "{name}: a key {weak}; give all hosts the same random keys, such as the output of: openssl rand -hex 32"
+            )
+        })
+    };
+    keys.iter().map(key).collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

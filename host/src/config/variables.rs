@@ -22,6 +22,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_KAFKA_PREFIX", "stores.kafka_prefix"),
     ("NOVA_JWT_SECRET", "auth.jwt_secret"),
     ("NOVA_JWT_ISSUER", "auth.issuer"),
+    ("NOVA_AUDIT_KEYS", "audit.keys"),
+    ("NOVA_AUDIT_KEYS_FILE", "audit.keys_file"),
     ("NOVA_CONNECTIONS_MAX", "server.connections_max"),
     ("NOVA_HEADER_TIMEOUT_MS", "server.header_timeout_ms"),
     ("NOVA_IDLE_TIMEOUT_MS", "server.idle_timeout_ms"),
@@ -33,6 +35,9 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_POLICY_DEADLINE_MS_MAX", "policy.deadline_ms_max"),
     ("NOVA_POLICY_CPU_PERCENT", "policy.cpu_percent"),
     ("NOVA_POLICY_MEMORY_MB", "policy.memory_mb"),
+    ("NOVA_POLICY_VERSIONS_MAX", "policy.versions_max"),
+    ("NOVA_POLICY_DEV_VERSIONS_MAX", "policy.dev_versions_max"),
+    ("NOVA_POLICY_MODULES_BYTES_MAX", "policy.modules_bytes_max"),
     ("NOVA_SPOOL_BYTES_MAX", "spool_bytes_max"),
     ("NOVA_CACHE_MB", "cache_mb"),
     ("NOVA_CANDIDATES_TTL_S", "ttl.candidates_s"),
@@ -83,7 +88,11 @@ pub const VARIABLES: &[(&str, &str)] = &[
 
 /// Variables whose empty value is refused. Other empty variables count as not set, but for these
 /// a script that failed to find the value would silently switch a protection off.
-pub(super) const NEVER_EMPTY: &[&str] = &["NOVA_JWT_SECRET", "NOVA_POLICY_TRUSTED_KEYS"];
+pub(super) const NEVER_EMPTY: &[&str] = &[
+    "NOVA_JWT_SECRET",
+    "NOVA_POLICY_TRUSTED_KEYS",
+    "NOVA_AUDIT_KEYS",
+];
 
 /// Variable that changes only the port of `listen`.
 pub const PORT_VARIABLE: &str = "HTTP_PORT";
@@ -91,6 +100,7 @@ pub const PORT_VARIABLE: &str = "HTTP_PORT";
 /// Converts the text of an environment variable to a value of the type that the key needs.
 pub(super) fn read_value(key: &str, text: &str) -> toml::Value {
     if [
+        "audit.keys",
         "server.cors_origins",
         "policy.trusted_keys",
         "records.viewers",
@@ -105,6 +115,7 @@ pub(super) fn read_value(key: &str, text: &str) -> toml::Value {
     }
     // Text that is an integer or a boolean is converted; secrets and names stay text.
     let literal = !key.starts_with("auth.")
+        && !key.starts_with("audit.")
         && !key.ends_with("_url")
         && !key.ends_with("_dir")
         && !["stores.kafka_brokers", "stores.kafka_prefix"].contains(&key);

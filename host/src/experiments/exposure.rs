@@ -59,10 +59,7 @@ impl Exposures {
 
     pub fn record(&self, exposure: Exposure) {
         if let (Some(experiment), Some(variation)) = (&exposure.experiment, &exposure.variation) {
-            METRICS
-                .exposures_total
-                .with_label_values(&[experiment, variation])
-                .inc();
+            METRICS.observe_exposure(experiment, variation);
         }
         if self.queue.try_send(exposure).is_err() {
             METRICS

@@ -9,6 +9,7 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use nova_control::deploy::{Deploy, DeployError};
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
 use nova_model::local_change::{Intent, LocalChange};
 use nova_stores::ports::registry::RegistryError;
 use serde::Serialize;
@@ -57,7 +58,8 @@ const AUDIT_DEFAULT: u32 = 100;
 pub const AUDIT_MAX: u32 = 1_000;
 
 /// Lists administrative changes with their actors, newest first. Each entry contains the hash of
-/// the previous entry.
+/// the previous entry. A page has fewer entries than `limit` if their details are large; the log
+/// ends with an empty page.
 #[utoipa::path(get, path = "/admin/v1/audit", tag = "admin", security(("admin" = [])),
     params(("limit" = Option<u32>, Query, description = "1 … 1,000, default 100"),
         ("before" = Option<i64>, Query, description = "id of an entry: returns older entries, newest first"),
@@ -86,6 +88,38 @@ pub async fn audit(
         })),
         Err(error) => Err(DeployError::from(error).into()),
     }
+}
+
+/// The end of the audit log, and what this host remembers of it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AuditHeadAnswer {
+    #[serde(flatten)]
+    pub head: AuditHead,
+    /// The entry up to which this host read the log without a finding.
+    pub remembered: Option<AuditHead>,
+    /// What is wrong with the log, as this host read it. Null if it continues what the host
+    /// remembers.
+    pub finding: Option<String>,
+    /// True if this host has a key that authenticates entries.
+    pub has_key: bool,
+}
+
+/// Returns the newest entry's id and hash. A person who notes them can check later if entries were
+/// removed.
+#[utoipa::path(get, path = "/admin/v1/audit/head", tag = "admin", security(("admin" = [])),
+    responses((status = 200, body = AuditHeadAnswer), (status = 403, body = Problem), (status = 503, body = Problem)))]
+pub async fn head(
+    State(app): State<Arc<App>>,
+    _admin: Admin<Read>,
+) -> Result<Json<AuditHeadAnswer>, Problem> {
+    let head = app.deploy.registry().head().await;
+    let report = app.deploy.audit_report();
+    Ok(Json(AuditHeadAnswer {
+        head: head.map_err(DeployError::from)?,
+        remembered: report.remembered,
+        finding: report.finding.as_ref().map(ToString::to_string),
+        has_key: report.has_keys,
+    }))
 }
 
 fn page(query: &Query) -> Result<AuditPage, Problem> {

@@ -1,13 +1,13 @@
 //! Routes of cohorts and experiments.
 
-use super::auth::{Admin, Experiment as MayExperiment, Read};
+use super::auth::{Admin, Experiment as MayExperiment, IfMatch, Read};
 use super::extract::{Json as JsonBody, Path};
 use crate::app::App;
 use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use nova_control::deploy::Scope;
+use nova_control::deploy::{Author, Scope};
 use nova_model::experiments::cohort::Rule;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState};
 use nova_model::exposure::VariationCount;
@@ -84,9 +84,9 @@ pub async fn get_cohort(
 }
 
 /// Creates or changes a cohort.
-#[utoipa::path(put, path = "/admin/v1/cohorts/{key}", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
+#[utoipa::path(put, path = "/admin/v1/cohorts/{key}", tag = "admin", security(("admin" = [])), params(IfMatch, ("key" = String, Path)),
     request_body = Rule,
-    responses((status = 200, body = CohortAnswer), (status = 201, body = CohortAnswer), (status = 400, body = Problem), (status = 403, body = Problem)))]
+    responses((status = 200, body = CohortAnswer), (status = 201, body = CohortAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 412, body = Problem)))]
 pub async fn put_cohort(
     State(app): State<Arc<App>>,
     admin: Admin<MayExperiment>,
@@ -102,7 +102,7 @@ pub async fn put_cohort(
     })?;
     let new = app
         .deploy
-        .put_cohort(&key, rule.clone(), &admin.actor)
+        .put_cohort(&key, rule.clone(), admin.author())
         .await?;
     Ok((created(new), Json(CohortAnswer { key, rule })))
 }
@@ -125,10 +125,10 @@ fn known(app: &App, key: &str) -> Result<Experiment, Problem> {
 }
 
 /// Creates or changes an experiment. While an experiment is running, only its coverage may grow.
-#[utoipa::path(put, path = "/admin/v1/experiments/{key}", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
+#[utoipa::path(put, path = "/admin/v1/experiments/{key}", tag = "admin", security(("admin" = [])), params(IfMatch, ("key" = String, Path)),
     request_body = ExperimentSpec,
     responses((status = 200, body = ExperimentAnswer), (status = 201, body = ExperimentAnswer), (status = 400, body = Problem),
-        (status = 403, body = Problem), (status = 409, body = Problem)))]
+        (status = 403, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub async fn put_experiment(
     State(app): State<Arc<App>>,
     admin: Admin<MayExperiment>,
@@ -136,7 +136,10 @@ pub async fn put_experiment(
     JsonBody(spec): JsonBody<ExperimentSpec>,
 ) -> Result<(StatusCode, Json<ExperimentAnswer>), Problem> {
     check_key(&key)?;
-    let (experiment, new) = app.deploy.put_experiment(&key, spec, &admin.actor).await?;
+    let (experiment, new) = app
+        .deploy
+        .put_experiment(&key, spec, admin.author())
+        .await?;
     Ok((
         created(new),
         ExperimentAnswer::new(key, experiment, Scope::Everywhere),
@@ -147,43 +150,43 @@ async fn become_state(
     app: &App,
     key: String,
     state: ExperimentState,
-    actor: &str,
+    author: Author<'_>,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
-    let (experiment, scope) = app.deploy.set_experiment_state(&key, state, actor).await?;
+    let (experiment, scope) = app.deploy.set_experiment_state(&key, state, author).await?;
     Ok(ExperimentAnswer::new(key, experiment, scope))
 }
 
 /// Starts assigning viewers to the variations.
-#[utoipa::path(post, path = "/admin/v1/experiments/{key}/start", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
-    responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/admin/v1/experiments/{key}/start", tag = "admin", security(("admin" = [])), params(IfMatch, ("key" = String, Path)),
+    responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub async fn start(
     State(app): State<Arc<App>>,
     admin: Admin<MayExperiment>,
     Path(key): Path<String>,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
-    become_state(&app, key, ExperimentState::Running, &admin.actor).await
+    become_state(&app, key, ExperimentState::Running, admin.author()).await
 }
 
 /// Pauses the assignment of viewers. The experiment can be started again.
-#[utoipa::path(post, path = "/admin/v1/experiments/{key}/pause", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
-    responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/admin/v1/experiments/{key}/pause", tag = "admin", security(("admin" = [])), params(IfMatch, ("key" = String, Path)),
+    responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub async fn pause(
     State(app): State<Arc<App>>,
     admin: Admin<MayExperiment>,
     Path(key): Path<String>,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
-    become_state(&app, key, ExperimentState::Paused, &admin.actor).await
+    become_state(&app, key, ExperimentState::Paused, admin.author()).await
 }
 
 /// Stops the assignment of viewers permanently.
-#[utoipa::path(post, path = "/admin/v1/experiments/{key}/stop", tag = "admin", security(("admin" = [])), params(("key" = String, Path)),
-    responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/admin/v1/experiments/{key}/stop", tag = "admin", security(("admin" = [])), params(IfMatch, ("key" = String, Path)),
+    responses((status = 200, body = ExperimentAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub async fn stop(
     State(app): State<Arc<App>>,
     admin: Admin<MayExperiment>,
     Path(key): Path<String>,
 ) -> Result<Json<ExperimentAnswer>, Problem> {
-    become_state(&app, key, ExperimentState::Stopped, &admin.actor).await
+    become_state(&app, key, ExperimentState::Stopped, admin.author()).await
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]

@@ -1,6 +1,6 @@
 //! Routes of the feature flags, which can be switched while the host runs.
 
-use super::auth::{Admin, Operate, Read};
+use super::auth::{Admin, IfMatch, Operate, Read};
 use super::extract::{Json as JsonBody, Path};
 use crate::app::App;
 use crate::config::Flags;
@@ -44,9 +44,9 @@ pub async fn get_flag(
 }
 
 /// Switches a flag. The value survives restarts and takes precedence over the configuration.
-#[utoipa::path(put, path = "/admin/v1/flags/{name}", tag = "admin", security(("admin" = [])), params(("name" = String, Path)),
+#[utoipa::path(put, path = "/admin/v1/flags/{name}", tag = "admin", security(("admin" = [])), params(IfMatch, ("name" = String, Path)),
     request_body = FlagBody,
-    responses((status = 200, body = FlagAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem)))]
+    responses((status = 200, body = FlagAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem)))]
 pub async fn put_flag(
     State(app): State<Arc<App>>,
     admin: Admin<Operate>,
@@ -57,7 +57,7 @@ pub async fn put_flag(
         return answer(&app, name);
     }
     app.deploy
-        .set_flag(&name, body.enabled, &admin.actor)
+        .set_flag(&name, body.enabled, admin.author())
         .await?;
     answer(&app, name)
 }

@@ -2,41 +2,44 @@
 //! quarantine.
 
 use super::admin_policies::{PolicyAnswer, policy_ref};
-use super::auth::{Admin, Operate, Read, Upload};
+use super::auth::{Admin, IfMatch, Operate, Read, Upload};
 use super::extract::{Json as JsonBody, Path};
 use crate::app::App;
 use crate::feed::shadow::ShadowReport;
 use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
+use nova_model::artifact::PolicyRef;
 use serde::Deserialize;
 use std::sync::Arc;
 
 /// Puts a policy into shadow: it ranks the same candidates as the serving policies, and its
 /// rankings are compared but never served.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
-    params(("name" = String, Path), ("version" = String, Path)),
-    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+    params(IfMatch, ("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]
 pub async fn shadow(
     State(app): State<Arc<App>>,
     admin: Admin<Upload>,
     Path(path): Path<(String, String)>,
 ) -> Result<Json<PolicyAnswer>, Problem> {
     let policy = policy_ref(path)?;
-    Ok(Json(app.deploy.shadow(&policy, &admin.actor).await?.into()))
+    Ok(Json(
+        app.deploy.shadow(&policy, admin.author()).await?.into(),
+    ))
 }
 
 /// Ends a policy's shadow state.
 #[utoipa::path(delete, path = "/admin/v1/policies/{name}/{version}/shadow", tag = "admin", security(("admin" = [])),
-    params(("name" = String, Path), ("version" = String, Path)),
-    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+    params(IfMatch, ("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]
 pub async fn end_shadow(
     State(app): State<Arc<App>>,
     admin: Admin<Upload>,
     Path(path): Path<(String, String)>,
 ) -> Result<Json<PolicyAnswer>, Problem> {
     let policy = policy_ref(path)?;
-    let ended = app.deploy.end_shadow(&policy, &admin.actor).await?;
+    let ended = app.deploy.end_shadow(&policy, admin.author()).await?;
     Ok(Json(ended.into()))
 }
 
@@ -63,13 +66,18 @@ pub struct CanaryBody {
     /// Share of the viewers who are in no experiment, 0 … 100 in steps of 0.01. If the share
     /// grows, viewers who are already in it stay in it. 0 ends a canary or a shadow.
     pub percent: f64,
+    /// The policy that the caller expects to be active, as `name@version`. If another policy is
+    /// active, nothing changes and the response is 409.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub expected_active: Option<PolicyRef>,
 }
 
 /// Serves a policy to a share of the viewers. Only one policy at a time can be the canary.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/canary", tag = "admin", security(("admin" = [])),
-    params(("name" = String, Path), ("version" = String, Path)), request_body = CanaryBody,
+    params(IfMatch, ("name" = String, Path), ("version" = String, Path)), request_body = CanaryBody,
     responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
-        (status = 409, body = Problem), (status = 503, body = Problem)))]
+        (status = 409, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]
 pub async fn canary(
     State(app): State<Arc<App>>,
     admin: Admin<Operate>,
@@ -79,22 +87,28 @@ pub async fn canary(
     let policy = policy_ref(path)?;
     let published = app
         .deploy
-        .canary(&policy, body.percent, &admin.actor)
+        .canary(
+            &policy,
+            body.percent,
+            admin.author().expecting(body.expected_active.as_ref()),
+        )
         .await?;
     Ok(Json(published.into()))
 }
 
 /// Retires a version permanently: it no longer serves any viewer, and rollbacks skip it.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/retire", tag = "admin", security(("admin" = [])),
-    params(("name" = String, Path), ("version" = String, Path)),
-    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+    params(IfMatch, ("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = PolicyAnswer), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]
 pub async fn retire(
     State(app): State<Arc<App>>,
     admin: Admin<Operate>,
     Path(path): Path<(String, String)>,
 ) -> Result<Json<PolicyAnswer>, Problem> {
     let policy = policy_ref(path)?;
-    Ok(Json(app.deploy.retire(&policy, &admin.actor).await?.into()))
+    Ok(Json(
+        app.deploy.retire(&policy, admin.author()).await?.into(),
+    ))
 }
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -108,8 +122,8 @@ pub struct QuarantineBody {
 /// is active, the host rolls back; experiments that use it are paused. A quarantine cannot be
 /// lifted: publish a changed version instead.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/quarantine", tag = "admin", security(("admin" = [])),
-    params(("name" = String, Path), ("version" = String, Path)), request_body = QuarantineBody,
-    responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
+    params(IfMatch, ("name" = String, Path), ("version" = String, Path)), request_body = QuarantineBody,
+    responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]
 pub async fn quarantine(
     State(app): State<Arc<App>>,
     admin: Admin<Operate>,
@@ -117,6 +131,9 @@ pub async fn quarantine(
     JsonBody(body): JsonBody<QuarantineBody>,
 ) -> Result<Json<PolicyAnswer>, Problem> {
     let policy = policy_ref(path)?;
+    // A quarantine is in force before it waits for other changes, so its precondition is checked
+    // before it begins.
+    app.deploy.require_state(admin.author()).await?;
     let published = app
         .deploy
         .quarantine(&policy, &body.reason, &admin.actor)

@@ -5,7 +5,9 @@ use super::token::Role;
 use crate::app::App;
 use crate::http::problem::Problem;
 use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::header;
 use axum::http::request::Parts;
+use nova_control::deploy::Author;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -89,7 +91,57 @@ permissions! {
 pub struct Admin<P> {
     /// Subject of the token, for the audit log.
     pub actor: String,
+    /// Revision of the header `If-Match`.
+    if_revision: Option<i64>,
     permission: PhantomData<P>,
+}
+
+/// The precondition of a change, for the description of the API.
+#[derive(Debug, utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes the header")]
+pub struct IfMatch {
+    /// The registry's revision in quotes, as the `ETag` of an answer has it. If the registry has
+    /// another revision, nothing changes and the response is 412. Without the header, the change
+    /// is made at any revision.
+    #[param(rename = "If-Match", value_type = Option<String>)]
+    if_match: Option<String>,
+}
+
+impl<P> Admin<P> {
+    /// Returns the caller as the author of a change, with the precondition of the request.
+    pub fn author(&self) -> Author<'_> {
+        Author {
+            if_revision: self.if_revision,
+            ..Author::from(&self.actor)
+        }
+    }
+}
+
+/// Returns the revision that `If-Match` names. `*` matches every revision.
+fn if_match(parts: &Parts) -> Result<Option<i64>, Problem> {
+    let mut values = parts.headers.get_all(header::IF_MATCH).iter();
+    let invalid = || {
+        Problem::invalid_field(
+            "If-Match",
+            "must be one revision in quotes, as the ETag of an answer has it, e.g. \"42\"",
+        )
+    };
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            let text = value.to_str().map_err(|_| invalid())?.trim();
+            if text == "*" {
+                return Ok(None);
+            }
+            let quoted = text
+                .strip_prefix('"')
+                .and_then(|text| text.strip_suffix('"'));
+            let revision = quoted.unwrap_or(text).parse();
+            revision.map(Some).map_err(|_| invalid())
+        }
+        (Some(_), Some(_)) => Err(invalid()),
+    }
 }
 
 impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
@@ -101,6 +153,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for Admin<P> {
         if P::ROLES.iter().any(has) {
             return Ok(Self {
                 actor: verified.actor,
+                if_revision: if_match(parts)?,
                 permission: PhantomData,
             });
         }

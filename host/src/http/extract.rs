@@ -9,6 +9,7 @@ use crate::app::App;
 use crate::http::problem::Problem;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::Uri;
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use nova_model::event::ID_MAX;
@@ -24,8 +25,7 @@ impl<S: Sync> FromRequestParts<S> for Query {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        let pairs = url_decode(parts.uri.query().unwrap_or_default());
-        Ok(Self(pairs))
+        Ok(Self::from_uri(&parts.uri))
     }
 }
 
@@ -38,6 +38,10 @@ fn url_decode(query: &str) -> Vec<(String, String)> {
 }
 
 impl Query {
+    pub fn from_uri(uri: &Uri) -> Self {
+        Self(url_decode(uri.query().unwrap_or_default()))
+    }
+
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0
             .iter()
@@ -106,6 +110,23 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
         serde_json::from_slice(&bytes)
             .map(Self)
             .map_err(|error| Problem::malformed(error.to_string()))
+    }
+}
+
+/// A JSON body, or an empty one, which is the default value.
+#[derive(Debug)]
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
+        let bytes = read_body(request.into_body(), app.live().limits.body_bytes_max).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        let read = serde_json::from_slice(&bytes).map(Self);
+        read.map_err(|error| Problem::malformed(error.to_string()))
     }
 }
 

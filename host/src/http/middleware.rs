@@ -3,11 +3,11 @@
 
 use crate::app::App;
 use crate::config::origins::ANY_ORIGIN;
-use crate::http::problem::{Problem, ProblemKind};
+use crate::http::problem::{Problem, ProblemKind, etag};
 use crate::request_id::REQUEST_ID;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -37,7 +37,7 @@ pub fn layer(router: Router, app: Arc<App>) -> Router {
     // A single stack, outermost layer first. Separate layers would each box the request's future
     // again.
     let stack = ServiceBuilder::new()
-        .layer(axum::middleware::from_fn(observe))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), observe))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(RequestBodyTimeoutLayer::new(Duration::from_millis(
             server.body_timeout_ms,
@@ -67,11 +67,30 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(CORS_MAX_AGE)
 }
 
-async fn observe(request: Request, next: Next) -> Response {
+/// Routes whose answers show the registry. Their `ETag` is its revision.
+const REGISTRY_ROUTES: [&str; 4] = [
+    "/admin/v1/policies",
+    "/admin/v1/experiments/",
+    "/admin/v1/cohorts/",
+    "/admin/v1/flags/",
+];
+
+/// Returns the `ETag` of an answer that shows the registry, before the answer is made. If the
+/// registry changes meanwhile, the tag is older than the answer, and a change that is based on it
+/// is refused without need. A newer tag would let it overwrite the other change.
+fn registry_tag(app: &App, method: &Method, endpoint: Option<&MatchedPath>) -> Option<HeaderValue> {
+    let endpoint = endpoint?.as_str();
+    let mut routes = REGISTRY_ROUTES.iter();
+    let is_read = *method == Method::GET && routes.any(|route| endpoint.starts_with(route));
+    is_read.then(|| HeaderValue::try_from(etag(app.deploy.revision())).ok())?
+}
+
+async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let request_id = request_id_of(&request);
     let method = request.method().clone();
     let endpoint = request.extensions().get::<MatchedPath>().cloned();
+    let tag = registry_tag(&app, &method, endpoint.as_ref());
     let _active = Active::begin();
     let answer = async { as_problem(next.run(request).await) };
     let mut response = REQUEST_ID.scope(request_id.clone(), answer).await;
@@ -92,6 +111,11 @@ async fn observe(request: Request, next: Next) -> Response {
             .inc();
         let status = status.as_u16();
         tracing::info!(request_id = &*request_id, %method, endpoint, status, problem = kind, "answered a request with an error");
+    }
+    if let Some(tag) = tag
+        && status == StatusCode::OK
+    {
+        response.headers_mut().insert(header::ETAG, tag);
     }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);

@@ -83,6 +83,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(metrics_report::daily));
     let admin = OpenApiRouter::new()
         .routes(routes!(admin_policies::list, admin_policies::upload))
+        .routes(routes!(admin_policies::prune))
         .routes(routes!(admin_policies::activate))
         .routes(routes!(
             admin_lifecycle::shadow,
@@ -94,6 +95,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(admin_lifecycle::quarantine))
         .routes(routes!(admin_policies::rollback))
         .routes(routes!(admin_audit::audit))
+        .routes(routes!(admin_audit::head))
         .routes(routes!(
             admin_experiments::get_cohort,
             admin_experiments::put_cohort

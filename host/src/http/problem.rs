@@ -65,8 +65,18 @@ pub struct Problem {
     pub request_id: Arc<str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// The registry's revision, if it is not the one that `If-Match` named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    // In a box, because every handler's result has room for a problem.
+    pub revision: Option<Box<i64>>,
     #[serde(skip)]
     pub retry_after_s: Option<u64>,
+}
+
+/// Returns the `ETag` of the registry's state at a revision.
+pub fn etag(revision: i64) -> String {
+    format!("\"{revision}\"")
 }
 
 /// Kind of an error response, for metrics.
@@ -87,6 +97,7 @@ impl Problem {
             detail: detail.into().into_boxed_str(),
             request_id: request_id(),
             errors: Vec::new(),
+            revision: None,
             retry_after_s: None,
         }
     }
@@ -217,6 +228,7 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let (retry_after_s, kind) = (self.retry_after_s, self.kind);
+        let tag = self.revision.as_deref().copied().map(etag);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(
@@ -225,6 +237,9 @@ impl IntoResponse for Problem {
         );
         if let Some(seconds) = retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(Ok(tag)) = tag.map(HeaderValue::try_from) {
+            headers.insert(header::ETAG, tag);
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -273,6 +288,15 @@ impl From<DeployError> for Problem {
             }
             DeployError::NotFound(reason) => Self::not_found(reason),
             DeployError::Conflict(reason) => Self::conflict(reason),
+            DeployError::Outdated { current, .. } => Self {
+                revision: Some(Box::new(current)),
+                ..Self::new(
+                    StatusCode::PRECONDITION_FAILED,
+                    "precondition-failed",
+                    "Precondition failed",
+                    error.to_string(),
+                )
+            },
             DeployError::Busy => Self::unavailable(error.to_string()),
             DeployError::Invalid(errors) => Self::invalid(errors),
             DeployError::Recorded(cause) => {

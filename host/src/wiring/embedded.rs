@@ -2,6 +2,7 @@
 
 use super::Wired;
 use crate::config::Config;
+use crate::secret;
 use crate::store_set::StoreSet;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::cache::ProcessCache;
@@ -34,11 +35,20 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
     };
     Ok(Wired {
         stores,
-        registry: Arc::new(SqliteRegistry::open(&store).await?),
+        registry: Arc::new(registry(config, &store).await?),
         spool,
         embedded: Some(store),
         background: Box::new(|_, _| Ok(Vec::new())),
     })
+}
+
+/// Opens the registry of the embedded store.
+///
+/// # Errors
+/// The tables cannot be created, or a key of the audit log cannot be read.
+pub async fn registry(config: &Config, store: &EmbeddedStore) -> anyhow::Result<SqliteRegistry> {
+    let registry = SqliteRegistry::open(store).await?;
+    Ok(registry.with_audit_keys(secret::audit_keys(config)?))
 }
 
 /// Opens the embedded store, with its queries counted and timed.

@@ -10,7 +10,6 @@ use crate::config::Config;
 use crate::store_set::StoreSet;
 use nova_control::offline::HostRegistry;
 use nova_stores::embedded::EmbeddedStore;
-use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::spool::Spool;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -58,7 +57,7 @@ pub async fn registry(config: &Config) -> anyhow::Result<Arc<dyn HostRegistry>> 
     match config.stores.stack() {
         None => {
             let store = embedded::open_store(&config.data_dir).await?;
-            Ok(Arc::new(SqliteRegistry::open(&store).await?))
+            Ok(Arc::new(embedded::registry(config, &store).await?))
         }
         Some(urls) => stack::registry(config, urls),
     }

@@ -12,6 +12,7 @@ use crate::events::consumer::{self as judge, Judge};
 use crate::experiments::served::{self, ServedRecorder};
 use crate::jobs::PoolSample;
 use crate::jobs::profile::{watch_cache, watch_pool};
+use crate::secret;
 use crate::store_set::StoreSet;
 use anyhow::Context as _;
 use nova_control::last_good::LastGood;
@@ -52,7 +53,8 @@ struct Servers {
 pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Result<Wired> {
     let host = host_id(&config.data_dir)?;
     let servers = Servers::new(config, urls, host.clone())?;
-    let registry = PostgresRegistry::new(urls.postgres)?;
+    let registry =
+        PostgresRegistry::new(urls.postgres)?.with_audit_keys(secret::audit_keys(config)?);
     let spool = Spool::open_shared(&config.data_dir, config.spool_bytes_max).await?;
     let redis = &servers.redis;
     let stores = StoreSet {
@@ -83,7 +85,8 @@ pub(super) fn registry(
     config: &Config,
     urls: StackUrls<'_>,
 ) -> anyhow::Result<Arc<dyn HostRegistry>> {
-    let registry = PostgresRegistry::new(urls.postgres)?;
+    let registry =
+        PostgresRegistry::new(urls.postgres)?.with_audit_keys(secret::audit_keys(config)?);
     Ok(Arc::new(LastGood::new(registry, &config.data_dir)?))
 }
 

@@ -17,6 +17,7 @@ pub mod postgres;
 pub mod records;
 pub mod redis;
 mod registry;
+mod registry_read;
 pub mod shared;
 pub mod spool;
 mod urls;

@@ -3,8 +3,9 @@
 
 use crate::ports::RegistryError;
 use async_trait::async_trait;
-use nova_model::artifact::{Digest, PolicyRef, PolicySpec};
+use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit::{AuditEntry, AuditPage, head_of_unhashed};
+use nova_model::audit_key::AuditKeys;
 use nova_model::registry::{Change, PolicyStage};
 use nova_model::time::UnixMs;
 use nova_support::clock::unix_ms;
@@ -13,11 +14,6 @@ use serde::Serialize;
 /// One row to write or one set of rows to delete.
 #[derive(Debug)]
 pub(crate) enum Write<'a> {
-    /// Adds a module, unless it is there.
-    Module {
-        digest: Digest,
-        bytes: &'a [u8],
-    },
     Policy {
         policy: &'a PolicyRef,
         digest: Digest,
@@ -56,6 +52,8 @@ pub(crate) enum Write<'a> {
         name: &'a str,
         enabled: bool,
     },
+    RemovePolicy(&'a PolicyRef),
+    RemoveModule(Digest),
 }
 
 impl<'a> Write<'a> {
@@ -65,10 +63,14 @@ impl<'a> Write<'a> {
             Change::Publish {
                 spec,
                 digest,
-                modules,
                 at_ms,
                 ..
-            } => publication(spec, *digest, modules, *at_ms)?,
+            } => vec![Self::Policy {
+                policy: &spec.policy,
+                digest: *digest,
+                spec: json(spec)?,
+                at_ms: *at_ms,
+            }],
             Change::Activate { policy } => vec![Self::EndTrial(policy), Self::Activation(policy)],
             Change::Rollback { to, .. } => vec![Self::EndTrial(to), Self::Rollback(to)],
             Change::Shadow { policy } => vec![Self::stage(policy, PolicyStage::Shadow, None)],
@@ -97,6 +99,11 @@ impl<'a> Write<'a> {
                 name,
                 enabled: *enabled,
             }],
+            Change::Prune { policies, modules } => {
+                let policies = policies.iter().map(Self::RemovePolicy);
+                let modules = modules.iter().map(|digest| Self::RemoveModule(*digest));
+                policies.chain(modules).collect()
+            }
             Change::Reconciled { change, .. } => Self::of_change(change)?,
             Change::Dropped { .. } => Vec::new(),
         })
@@ -111,24 +118,13 @@ impl<'a> Write<'a> {
     }
 }
 
-fn publication<'a>(
-    spec: &'a PolicySpec,
-    digest: Digest,
-    modules: &'a [(Digest, Vec<u8>)],
-    at_ms: UnixMs,
-) -> serde_json::Result<Vec<Write<'a>>> {
-    let module = |(digest, bytes): &'a (Digest, Vec<u8>)| Write::Module {
-        digest: *digest,
-        bytes,
-    };
-    let mut writes: Vec<_> = modules.iter().map(module).collect();
-    writes.push(Write::Policy {
-        policy: &spec.policy,
-        digest,
-        spec: json(spec)?,
-        at_ms,
-    });
-    Ok(writes)
+/// Returns the modules that a change needs in the registry.
+pub(crate) fn modules_of(change: &Change) -> &[(Digest, Vec<u8>)] {
+    match change {
+        Change::Publish { modules, .. } => modules,
+        Change::Reconciled { change, .. } => modules_of(change),
+        _ => &[],
+    }
 }
 
 fn json(body: &impl Serialize) -> serde_json::Result<String> {
@@ -145,6 +141,8 @@ pub(crate) trait Transaction: Send {
 
     async fn write(&mut self, write: Write<'_>) -> Result<(), Self::Error>;
 
+    async fn has_module(&mut self, digest: Digest) -> Result<bool, Self::Error>;
+
     /// Reads entries of the audit log, at most `limit`.
     async fn audit(&mut self, page: AuditPage, limit: i64) -> Result<Vec<AuditEntry>, Self::Error>;
 
@@ -155,49 +153,95 @@ pub(crate) trait Transaction: Send {
     fn corrupt(error: serde_json::Error) -> Self::Error;
 }
 
-/// Writes a change and its audit entry, without a commit. Returns the new revision, or `None` if
-/// the registry is not at `expected_revision`.
+/// Outcome of a change before its commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// The new revision. Only this outcome is committed.
+    At(i64),
+    /// The registry is not at the expected revision.
+    Outdated,
+    /// The modules of the publication were removed after they were stored.
+    ModuleRemoved,
+    NoAuditKey,
+}
+
+impl Applied {
+    /// Returns the new revision.
+    pub(crate) fn revision(self) -> Result<i64, RegistryError> {
+        match self {
+            Self::At(revision) => Ok(revision),
+            Self::Outdated => Err(RegistryError::Conflict(
+                "the registry was changed in the meantime; read its state again and repeat the request"
+                    .into(),
+            )),
+            Self::ModuleRemoved => Err(RegistryError::Conflict(
+                "unused modules were removed in the meantime, and this policy's with them; publish it again"
+                    .into(),
+            )),
+            Self::NoAuditKey => Err(RegistryError::NoAuditKey(
+                "the audit log is authenticated, and this host has no audit key; set audit.keys (NOVA_AUDIT_KEYS) to the keys of the other hosts",
+            )),
+        }
+    }
+}
+
+/// Writes a change and its audit entry, without a commit. The modules of a publication must be
+/// stored already.
 pub(crate) async fn apply<T: Transaction + ?Sized>(
     tx: &mut T,
     change: &Change,
     actor: &str,
     expected_revision: i64,
-) -> Result<Option<i64>, T::Error> {
+    keys: &AuditKeys,
+) -> Result<Applied, T::Error> {
     if tx.locked_revision().await? != expected_revision {
-        return Ok(None);
+        return Ok(Applied::Outdated);
+    }
+    for (digest, _) in modules_of(change) {
+        if !tx.has_module(*digest).await? {
+            return Ok(Applied::ModuleRemoved);
+        }
+    }
+    let newest = tx.audit(AuditPage::NEWEST, 1).await?.pop();
+    let is_authenticated = newest.as_ref().is_some_and(|newest| newest.mac.is_some());
+    if is_authenticated && keys.is_empty() {
+        return Ok(Applied::NoAuditKey);
     }
     for write in Write::of_change(change).map_err(T::corrupt)? {
         tx.write(write).await?;
     }
+    let previous = match newest {
+        Some(newest) if newest.hash.is_none() => unhashed_head(tx).await?,
+        newest => newest.and_then(|newest| newest.hash),
+    };
     let revision = expected_revision + 1;
-    let previous = audit_head(tx).await?;
     let entry =
-        AuditEntry::new(change, actor, revision, unix_ms(), previous).map_err(T::corrupt)?;
+        AuditEntry::new(change, actor, revision, unix_ms(), previous, keys).map_err(T::corrupt)?;
     tx.append(&entry).await?;
-    Ok(Some(revision))
+    Ok(Applied::At(revision))
 }
 
-/// Returns the hash that the next entry continues.
-async fn audit_head<T: Transaction + ?Sized>(tx: &mut T) -> Result<Option<Digest>, T::Error> {
-    let newest = tx.audit(AuditPage::NEWEST, 1).await?;
-    match newest.first() {
-        Some(newest) if newest.hash.is_none() => {
-            let all = tx.audit(AuditPage::OLDEST, i64::MAX).await?;
-            head_of_unhashed(&all).map_err(T::corrupt)
-        }
-        newest => Ok(newest.and_then(|newest| newest.hash)),
+/// Number of entries of a log without hashes that are read at once.
+const UNHASHED_PAGE: i64 = 500;
+
+/// Returns the hash that the first entry with a hash continues.
+async fn unhashed_head<T: Transaction + ?Sized>(tx: &mut T) -> Result<Option<Digest>, T::Error> {
+    let (mut head, mut page) = (None, AuditPage::OLDEST);
+    loop {
+        let entries = tx.audit(page, UNHASHED_PAGE).await?;
+        let Some(last) = entries.last() else {
+            return Ok(head);
+        };
+        page = AuditPage::After(last.id);
+        head = head_of_unhashed(head, &entries).map_err(T::corrupt)?;
     }
 }
 
-/// Returns the error of a change that is based on an older state.
-pub(crate) fn outdated() -> RegistryError {
-    RegistryError::Conflict(
-        "the registry was changed in the meantime; read its state again and repeat the request"
-            .into(),
-    )
-}
+/// Bytes of details in one page of the audit log, except that one entry may have more. A page of a
+/// thousand entries with a detail of a megabyte each would not be read within any timeout.
+pub(crate) const AUDIT_PAGE_BYTES: i64 = 1 << 20;
 
-/// An audit entry's columns: id, at_ms, actor, action, subject, detail, previous_hash, hash.
+/// An audit entry's columns: id, at_ms, actor, action, subject, detail, previous_hash, hash, mac.
 pub(crate) type AuditRow = (
     i64,
     i64,
@@ -207,6 +251,7 @@ pub(crate) type AuditRow = (
     String,
     Option<String>,
     Option<String>,
+    Option<String>,
 );
 
 /// Decodes an audit entry.
@@ -214,7 +259,7 @@ pub(crate) type AuditRow = (
 /// # Errors
 /// Fails with the reason if the detail is not JSON or a hash is not a digest.
 pub(crate) fn audit_entry(row: AuditRow) -> Result<AuditEntry, String> {
-    let (id, at_ms, actor, action, subject, detail, previous_hash, hash) = row;
+    let (id, at_ms, actor, action, subject, detail, previous_hash, hash, mac) = row;
     let digest = |text: Option<String>| {
         let parsed = text.as_deref().map(str::parse::<Digest>).transpose();
         parsed.map_err(|error| error.to_string())
@@ -228,5 +273,6 @@ pub(crate) fn audit_entry(row: AuditRow) -> Result<AuditEntry, String> {
         detail: serde_json::from_str(&detail).map_err(|error| error.to_string())?,
         previous_hash: digest(previous_hash)?,
         hash: digest(hash)?,
+        mac: mac.as_deref().map(str::parse).transpose()?,
     })
 }

@@ -35,6 +35,16 @@ pub fn load_or_make_file(path: &Path) -> anyhow::Result<SecretKey> {
     })
 }
 
+/// Returns the lines of a file with keys, without empty ones.
+///
+/// # Errors
+/// The file cannot be read, or others than its owner have access to it.
+pub fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = read(path)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(lines.map(str::to_owned).collect())
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
     let file = File::open(path)?;
     check_access(path, &file.metadata()?)?;

@@ -5,11 +5,13 @@
 
 use nova_model::artifact::{Digest, PolicyRef, Stage};
 use nova_model::failure::FailureKind;
+use prometheus::core::{Collector as _, MetricVec, MetricVecBuilder};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use std::sync::LazyLock;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{LazyLock, PoisonError, RwLock};
 use std::time::Duration;
 
 const PREFIX: &str = "nova_feed";
@@ -49,6 +51,8 @@ pub struct Metrics {
     pub policy_memory_refused_total: IntCounter,
     pub policy_swaps_total: IntCounterVec,
     pub policy_quarantined: IntGauge,
+    pub audit_log_broken: IntGauge,
+    pub audit_head_info: IntGaugeVec,
     pub registry_local_changes: IntGauge,
     pub registry_local_changes_settled_total: IntCounterVec,
     pub cache_operations_total: IntCounterVec,
@@ -76,6 +80,8 @@ pub struct Metrics {
     pub records_total: IntCounterVec,
     pub records_bytes: IntGauge,
     pub shadow_runs_total: IntCounterVec,
+    /// Experiments whose exposures have series.
+    shown_experiments: RwLock<BTreeSet<String>>,
 }
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
@@ -220,6 +226,15 @@ impl Metrics {
                 &["kind"],
             ),
             policy_quarantined: r.gauge("policy_quarantined", "Number of policies in quarantine."),
+            audit_log_broken: r.gauge(
+                "audit_log_broken",
+                "1 if the audit log does not continue what this host read before, or its chain is broken.",
+            ),
+            audit_head_info: r.gauges(
+                "audit_head_info",
+                "Id of the newest entry of the audit log that this host read; the label has its hash.",
+                &["head"],
+            ),
             registry_local_changes: r.gauge(
                 "registry_local_changes",
                 "Number of changes that this host made while the registry was unavailable and that the registry does not have yet.",
@@ -344,6 +359,7 @@ impl Metrics {
                 "Number of shadow runs, by outcome.",
                 &["policy", "outcome"],
             ),
+            shown_experiments: RwLock::default(),
             registry: r.0,
         }
     }
@@ -355,18 +371,33 @@ impl Metrics {
             .unwrap_or_default()
     }
 
-    pub fn policy(&'static self, policy: &str) -> PolicyMetrics {
-        PolicyMetrics {
-            policy: policy.to_owned(),
-            stages: Stage::ALL.map(|stage| StageMetrics {
-                ok: self
-                    .policy_calls_total
-                    .with_label_values(&[policy, stage.as_str(), "ok"]),
-                duration_seconds: self
-                    .policy_duration_seconds
-                    .with_label_values(&[policy, stage.as_str()]),
-            }),
+    /// Removes every series of a policy that is not in use any more. Its [`PolicyMetrics`] must be
+    /// hidden before.
+    pub fn forget_policy(&self, policy: &str) {
+        remove_series(&self.policy_calls_total, "policy", policy);
+        remove_series(&self.policy_duration_seconds, "policy", policy);
+        remove_series(&self.shadow_runs_total, "policy", policy);
+    }
+
+    /// Counts a ranking that was served in an experiment, if the experiment runs.
+    pub fn observe_exposure(&self, experiment: &str, variation: &str) {
+        let shown = self.shown_experiments.read();
+        let shown = shown.unwrap_or_else(PoisonError::into_inner);
+        if shown.contains(experiment) {
+            self.exposures_total
+                .with_label_values(&[experiment, variation])
+                .inc();
         }
+    }
+
+    /// Removes the series of all experiments but these, and lets these have series.
+    pub fn show_experiments(&self, running: BTreeSet<String>) {
+        let shown = self.shown_experiments.write();
+        let mut shown = shown.unwrap_or_else(PoisonError::into_inner);
+        for ended in shown.difference(&running) {
+            remove_series(&self.exposures_total, "experiment", ended);
+        }
+        *shown = running;
     }
 
     pub fn set_active_policy(&self, policy: &PolicyRef, digest: Digest) {
@@ -377,6 +408,14 @@ impl Metrics {
             &digest.to_string(),
         ];
         self.policy_active_info.with_label_values(&labels).set(1);
+    }
+
+    pub fn set_audit_head(&self, revision: i64, head: Digest) {
+        self.audit_head_info.reset();
+        let head = head.to_string();
+        self.audit_head_info
+            .with_label_values(&[head.as_str()])
+            .set(revision);
     }
 
     pub fn observe_store(&self, store: &str, query: &str, took: Duration, ok: bool) {
@@ -401,12 +440,28 @@ impl Metrics {
     }
 }
 
+/// Removes the series whose label has this value.
+fn remove_series<T: MetricVecBuilder>(metrics: &MetricVec<T>, label: &str, value: &str) {
+    for family in metrics.collect() {
+        for metric in family.get_metric() {
+            let labels = metric.get_label().iter();
+            let labels: HashMap<&str, &str> =
+                labels.map(|pair| (pair.name(), pair.value())).collect();
+            if labels.get(label) == Some(&value) {
+                // Another thread may have removed it at the same time.
+                let _ = metrics.remove(&labels);
+            }
+        }
+    }
+}
+
 /// The metrics of one policy, looked up once, because looking up labels costs more than
-/// counting.
+/// counting. They exist only while the policy is in use, so that a name which was uploaded and
+/// never used, or used long ago, takes no place in an answer of `/metrics`.
 #[derive(Debug)]
 pub struct PolicyMetrics {
     policy: String,
-    stages: [StageMetrics; 3],
+    series: RwLock<Option<[StageMetrics; 3]>>,
 }
 
 #[derive(Debug)]
@@ -416,8 +471,44 @@ struct StageMetrics {
 }
 
 impl PolicyMetrics {
+    /// Returns the metrics of a policy without series. Nothing is counted until they are shown.
+    pub fn new(policy: &str) -> Self {
+        Self {
+            policy: policy.to_owned(),
+            series: RwLock::default(),
+        }
+    }
+
+    /// Gives the policy its series.
+    pub fn show(&self) {
+        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        if series.is_some() {
+            return;
+        }
+        let policy = self.policy.as_str();
+        *series = Some(Stage::ALL.map(|stage| {
+            StageMetrics {
+                ok: METRICS
+                    .policy_calls_total
+                    .with_label_values(&[policy, stage.as_str(), "ok"]),
+                duration_seconds: METRICS
+                    .policy_duration_seconds
+                    .with_label_values(&[policy, stage.as_str()]),
+            }
+        }));
+    }
+
+    /// Stops counting. When this returns, no call makes a new series.
+    pub fn hide(&self) {
+        *self.series.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     pub fn observe(&self, stage: Stage, took: Duration, failure: Option<FailureKind>) {
-        let metrics = &self.stages[stage as usize];
+        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(stages) = &*series else {
+            return;
+        };
+        let metrics = &stages[stage as usize];
         metrics.duration_seconds.observe(took.as_secs_f64());
         match failure {
             None => metrics.ok.inc(),
@@ -428,5 +519,59 @@ impl PolicyMetrics {
                     .inc();
             }
         }
+    }
+
+    /// Counts a run in shadow.
+    pub fn observe_shadow(&self, outcome: &str) {
+        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        if series.is_some() {
+            METRICS
+                .shadow_runs_total
+                .with_label_values(&[self.policy.as_str(), outcome])
+                .inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn has_series(policy: &str) -> bool {
+        METRICS.render().contains(&format!("policy=\"{policy}\""))
+    }
+
+    #[test]
+    fn the_series_of_a_policy_exist_only_while_it_is_in_use() {
+        let name = "series@1.0.0";
+        let metrics = PolicyMetrics::new(name);
+        let count = || {
+            metrics.observe(Stage::Score, Duration::ZERO, None);
+            metrics.observe(Stage::Dedup, Duration::ZERO, Some(FailureKind::Trap));
+            metrics.observe_shadow("ok");
+        };
+        count();
+        assert!(!has_series(name), "it was only uploaded");
+        metrics.show();
+        count();
+        assert!(has_series(name));
+        metrics.hide();
+        METRICS.forget_policy(name);
+        count();
+        assert!(!has_series(name), "it is not in use any more");
+    }
+
+    #[test]
+    fn the_series_of_an_experiment_exist_only_while_it_runs() {
+        let count = || METRICS.observe_exposure("series", "a");
+        let is_shown = || METRICS.render().contains("experiment=\"series\"");
+        count();
+        assert!(!is_shown());
+        METRICS.show_experiments(BTreeSet::from(["series".to_owned()]));
+        count();
+        assert!(is_shown());
+        METRICS.show_experiments(BTreeSet::new());
+        count();
+        assert!(!is_shown());
     }
 }

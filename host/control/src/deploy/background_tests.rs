@@ -6,6 +6,8 @@ use crate::testing::Fleet;
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
+use nova_model::prune::StoredModule;
 use nova_model::registry::{Change, RegistryState};
 use nova_policy::engine::Engine;
 use nova_policy::loaded::LoadedPolicy;
@@ -33,8 +35,8 @@ impl Registry for Slow {
         self.registry.load().await
     }
 
-    async fn revision(&self) -> Result<i64, RegistryError> {
-        self.registry.revision().await
+    async fn head(&self) -> Result<AuditHead, RegistryError> {
+        self.registry.head().await
     }
 
     async fn apply(
@@ -46,12 +48,16 @@ impl Registry for Slow {
         self.registry.apply(change, actor, revision).await
     }
 
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         if digest == self.module {
             let mut through = self.through.clone();
             through.wait_for(|through| *through).await.unwrap();
         }
-        self.registry.module(digest).await
+        self.registry.stored_module(digest).await
+    }
+
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
+        self.registry.stored_modules().await
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {

@@ -1,6 +1,6 @@
 //! Lifecycle steps of policies, and flags.
 
-use super::{Deploy, DeployError, Published};
+use super::{Author, Deploy, DeployError, Published};
 use crate::loader::require_published;
 use nova_model::artifact::PolicyRef;
 use nova_model::lifecycle::{Event, step};
@@ -15,14 +15,16 @@ impl Deploy {
     /// # Errors
     /// Fails if the policy is not published, is out of service or cannot be loaded, or if the
     /// registry does not answer.
-    pub async fn activate(
+    pub async fn activate<'a>(
         &self,
         policy: &PolicyRef,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
+        let author = author.into();
         let _loaded = self.load_early(policy).await;
-        let _changing = self.begin_change().await;
-        self.activate_locked(policy, actor).await
+        let _changing = self.begin_change_by(author).await?;
+        let activated = self.activate_locked(policy, author.actor).await;
+        activated.map_err(|error| self.in_terms_of(author, error))
     }
 
     /// Loads the policy before the lock `changing` is taken, so that other changes do not wait
@@ -65,8 +67,12 @@ impl Deploy {
     /// # Errors
     /// Fails if the policy cannot go into shadow from its current state or cannot be loaded, or
     /// if the registry does not answer.
-    pub async fn shadow(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
-        self.take_step(policy, Event::Shadow(policy.clone()), actor)
+    pub async fn shadow<'a>(
+        &self,
+        policy: &PolicyRef,
+        author: impl Into<Author<'a>>,
+    ) -> Result<Published, DeployError> {
+        self.take_step(policy, Event::Shadow(policy.clone()), author.into())
             .await
     }
 
@@ -75,12 +81,13 @@ impl Deploy {
     ///
     /// # Errors
     /// Fails if the policy is not in shadow, or if the registry does not answer.
-    pub async fn end_shadow(
+    pub async fn end_shadow<'a>(
         &self,
         policy: &PolicyRef,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
-        let _changing = self.begin_change().await;
+        let author = author.into();
+        let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         if !serving.state.shadows.contains(policy) {
             require_published(&serving.state, policy)?;
@@ -90,8 +97,9 @@ impl Deploy {
             policy: policy.clone(),
             percent: 0.0,
         };
-        self.carry_out(change, actor).await?;
-        tracing::info!(%policy, actor, "shadow ended");
+        let ended = self.carry_out(change, author.actor).await;
+        ended.map_err(|error| self.in_terms_of(author, error))?;
+        tracing::info!(%policy, actor = author.actor, "shadow ended");
         Published::from_state(&self.serving().state, policy)
     }
 
@@ -100,25 +108,29 @@ impl Deploy {
     ///
     /// # Errors
     /// The same as for [`Deploy::shadow`].
-    pub async fn canary(
+    pub async fn canary<'a>(
         &self,
         policy: &PolicyRef,
         percent: f64,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
         let event = Event::Canary {
             policy: policy.clone(),
             percent,
         };
-        self.take_step(policy, event, actor).await
+        self.take_step(policy, event, author.into()).await
     }
 
     /// Retires a version for good. Rollbacks skip it.
     ///
     /// # Errors
     /// Fails if the policy serves any viewer, or if the registry does not answer.
-    pub async fn retire(&self, policy: &PolicyRef, actor: &str) -> Result<Published, DeployError> {
-        self.take_step(policy, Event::Retire(policy.clone()), actor)
+    pub async fn retire<'a>(
+        &self,
+        policy: &PolicyRef,
+        author: impl Into<Author<'a>>,
+    ) -> Result<Published, DeployError> {
+        self.take_step(policy, Event::Retire(policy.clone()), author.into())
             .await
     }
 
@@ -126,13 +138,14 @@ impl Deploy {
         &self,
         policy: &PolicyRef,
         event: Event,
-        actor: &str,
+        author: Author<'_>,
     ) -> Result<Published, DeployError> {
+        let actor = author.actor;
         let _loaded = match &event {
             Event::Shadow(_) | Event::Canary { .. } => self.load_early(policy).await,
             _ => None,
         };
-        let _changing = self.begin_change().await;
+        let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &event)?;
         // Loaded before the change is recorded, as for an activation.
@@ -149,7 +162,8 @@ impl Deploy {
         }
         for change in changes {
             let (action, detail) = (change.action(), change.detail());
-            self.carry_out(change, actor).await?;
+            let changed = self.carry_out(change, actor).await;
+            changed.map_err(|error| self.in_terms_of(author, error))?;
             tracing::info!(%policy, action, %detail, actor, "policy changed");
         }
         drop(loaded);
@@ -160,21 +174,20 @@ impl Deploy {
     ///
     /// # Errors
     /// Fails if the registry does not answer.
-    pub async fn set_flag(
+    pub async fn set_flag<'a>(
         &self,
         name: &str,
         enabled: bool,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<(), DeployError> {
-        let _changing = self.begin_change().await;
-        self.carry_out(
-            Change::SetFlag {
-                name: name.to_owned(),
-                enabled,
-            },
-            actor,
-        )
-        .await?;
+        let author = author.into();
+        let _changing = self.begin_change_by(author).await?;
+        let change = Change::SetFlag {
+            name: name.to_owned(),
+            enabled,
+        };
+        let set = self.carry_out(change, author.actor).await;
+        set.map_err(|error| self.in_terms_of(author, error))?;
         Ok(())
     }
 }

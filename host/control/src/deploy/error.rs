@@ -14,6 +14,11 @@ pub enum DeployError {
     NotFound(String),
     #[error("{0}")]
     Conflict(String),
+    /// The author of the change expected another revision.
+    #[error(
+        "the registry is at revision {current}, not {expected}; nothing was changed, read its state again and repeat the request with the new revision"
+    )]
+    Outdated { expected: i64, current: i64 },
     #[error("too many other uploads are being checked; nothing was changed, try again in a minute")]
     Busy,
     #[error("invalid")]
@@ -31,6 +36,8 @@ impl From<RegistryError> for DeployError {
         match error {
             RegistryError::Conflict(reason) => DeployError::Conflict(reason),
             RegistryError::Unavailable(error) => DeployError::Unavailable(error),
+            RegistryError::NoAuditKey(reason) => DeployError::Conflict(reason.to_owned()),
+            RegistryError::Damaged(_) => DeployError::Refused(Refusal::one(error.to_string())),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Changes of experiments and cohorts.
 
-use super::{Deploy, DeployError, Scope};
+use super::{Author, Deploy, DeployError, Scope};
 use crate::loader::LoadError;
 use nova_model::experiments::cohort::Rule;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState, VariationSpec};
@@ -15,14 +15,16 @@ impl Deploy {
     /// # Errors
     /// Returns every field that is wrong. Returns a conflict if the experiment assigns viewers
     /// already and the change is more than a larger coverage.
-    pub async fn put_experiment(
+    pub async fn put_experiment<'a>(
         &self,
         key: &str,
         spec: ExperimentSpec,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<(Experiment, bool), DeployError> {
+        let author = author.into();
+        let mut spec = spec.without_negative_zero();
         let _loaded = self.load_variations(&spec).await;
-        let _changing = self.begin_change().await;
+        let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         self.check_experiment(&serving.state, &spec).await?;
         let current = serving.state.experiments.get(key);
@@ -46,12 +48,23 @@ impl Deploy {
             }
             _ => {}
         }
+        // Equal numbers of a running experiment stay as they are stored, down to -0, because its
+        // digests are computed from them.
+        if let (ExperimentState::Running | ExperimentState::Paused, Some(current)) =
+            (state, current)
+        {
+            spec = ExperimentSpec {
+                coverage: spec.coverage,
+                ..current.spec.clone()
+            };
+        }
         let experiment = Experiment { spec, state };
         let change = Change::PutExperiment {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        self.carry_out(change, actor).await?;
+        let put = self.carry_out(change, author.actor).await;
+        put.map_err(|error| self.in_terms_of(author, error))?;
         Ok((experiment, current.is_none()))
     }
 
@@ -122,18 +135,19 @@ impl Deploy {
     ///
     /// # Errors
     /// Fails if there is no such experiment or if the step is not allowed.
-    pub async fn set_experiment_state(
+    pub async fn set_experiment_state<'a>(
         &self,
         key: &str,
         next: ExperimentState,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<(Experiment, Scope), DeployError> {
+        let author = author.into();
         let begun = self.serving().state.experiments.get(key).cloned();
         let _loaded = match begun.filter(|_| next == ExperimentState::Running) {
             Some(experiment) => self.load_variations(&experiment.spec).await,
             None => Vec::new(),
         };
-        let _changing = self.begin_change().await;
+        let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         let Some(current) = serving.state.experiments.get(key) else {
             return Err(DeployError::NotFound(format!(
@@ -171,11 +185,12 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        let scope = self.carry_out(change, actor).await?;
+        let changed = self.carry_out(change, author.actor).await;
+        let scope = changed.map_err(|error| self.in_terms_of(author, error))?;
         tracing::info!(
             experiment = key,
             state = next.as_str(),
-            actor,
+            actor = author.actor,
             "experiment changed"
         );
         Ok((experiment, scope))
@@ -184,13 +199,15 @@ impl Deploy {
     /// Creates or replaces a cohort. Returns true if it is new.
     ///
     /// # Errors
-    /// Fails if the rule is invalid.
-    pub async fn put_cohort(
+    /// Fails if the rule is invalid. Returns a conflict if an experiment assigns viewers of this
+    /// cohort, because its viewers would change under it.
+    pub async fn put_cohort<'a>(
         &self,
         key: &str,
         rule: Rule,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<bool, DeployError> {
+        let author = author.into();
         rule.check()
             .map_err(|reason| DeployError::Invalid(vec![("rule".into(), reason)]))?;
         if key == "all" {
@@ -199,18 +216,40 @@ impl Deploy {
                     .into(),
             ));
         }
-        let _changing = self.begin_change().await;
-        let new = !self.serving().state.cohorts.contains_key(key);
-        self.carry_out(
-            Change::PutCohort {
-                key: key.to_owned(),
-                rule,
-            },
-            actor,
-        )
-        .await?;
-        Ok(new)
+        let _changing = self.begin_change_by(author).await?;
+        let serving = self.serving.load_full();
+        let current = serving.state.cohorts.get(key);
+        if current.is_some_and(|current| *current != rule)
+            && let Some((experiment, state)) = assigns_cohort(&serving.state, key)
+        {
+            return Err(DeployError::Conflict(format!(
+                "experiment `{experiment}` is {} and uses cohort `{key}`; stop the experiment first, or put the rule under another key",
+                state.as_str()
+            )));
+        }
+        let change = Change::PutCohort {
+            key: key.to_owned(),
+            rule,
+        };
+        let put = self.carry_out(change, author.actor).await;
+        put.map_err(|error| self.in_terms_of(author, error))?;
+        Ok(current.is_none())
     }
+}
+
+/// Returns an experiment that assigns viewers of a cohort. A paused one does too, because it keeps
+/// its assignments for when it goes on.
+fn assigns_cohort<'a>(
+    state: &'a RegistryState,
+    cohort: &str,
+) -> Option<(&'a str, ExperimentState)> {
+    let assigns = [ExperimentState::Running, ExperimentState::Paused];
+    let mut experiments = state.experiments.iter();
+    experiments
+        .find(|(_, experiment)| {
+            assigns.contains(&experiment.state) && experiment.spec.cohort == cohort
+        })
+        .map(|(key, experiment)| (key.as_str(), experiment.state))
 }
 
 /// Returns the reason why a variation may not serve viewers, if there is one.

@@ -65,7 +65,7 @@ impl Deploy {
             failing = looked.is_err();
             self.offline.set_unavailable(failing);
             let _changing = self.changing.lock().await;
-            if failing && let Err(error) = self.offline.save_quarantines(self.revision()).await {
+            if failing && let Err(error) = self.offline.save_quarantines(self.audit_head()).await {
                 tracing::error!(
                     error = format!("{error:#}"),
                     "could not save a quarantine on this host's disk; a restart would lose it"
@@ -76,19 +76,21 @@ impl Deploy {
 
     /// Checks the registry once and makes the changes that this requires.
     pub(super) async fn look(&self) -> anyhow::Result<()> {
-        let revision = self.registry.revision().await?;
+        // The hash is compared as well as the revision, because a registry that was restored from
+        // a backup reaches a revision again with another state.
+        let head = self.registry.head().await?;
         self.offline.set_unavailable(false);
         if !self.is_prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }
         let retry = self.is_retry_due();
         let is_behind = self.offline.is_ahead() || self.offline.is_unreconciled() || retry;
-        if revision == self.revision() && !is_behind {
+        if head == self.audit_head() && !is_behind {
             return Ok(());
         }
         // A policy can take long to compile, so it is loaded before the lock is taken that other
         // changes wait for.
-        let _active = if revision == self.revision() {
+        let _active = if head == self.audit_head() {
             None
         } else {
             let state = self.registry.load().await?;
@@ -102,7 +104,7 @@ impl Deploy {
         }
         // The new revision may come from this host's own change. That change may have been
         // loaded since the check.
-        if revision != self.revision() || retry {
+        if head != self.audit_head() || retry {
             let refreshed = self.refresh().await;
             self.loader.background().release();
             refreshed?;

@@ -55,6 +55,11 @@
 
 mod admissions;
 mod assembly;
+mod audit;
+mod author;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod author_tests;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod background_tests;
@@ -66,6 +71,7 @@ mod follow;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod offline_tests;
+mod prune;
 mod publish;
 mod published;
 mod quarantine;
@@ -75,6 +81,8 @@ mod serving;
 mod status;
 mod swap;
 
+pub use audit::AuditReport;
+pub use author::Author;
 pub use error::DeployError;
 pub use nova_model::lifecycle::PolicyState;
 pub use published::Published;
@@ -84,14 +92,18 @@ pub use status::ServingStatus;
 use crate::loader::{Loader, Overrides};
 use crate::offline::{HostRegistry, Offline};
 use admissions::Admissions;
+use arc_swap::ArcSwap;
 use nova_model::artifact::PolicyRef;
+use nova_model::audit_head::AuditHead;
 use nova_model::local_change::LocalChange;
+use nova_model::prune::Quotas;
 use nova_model::registry::RegistryState;
 use nova_policy::engine::Engine;
 use nova_policy::loaded::LoadedPolicy;
 use serving::ServingPointer;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use tokio::sync::watch;
 
 /// Scope in which a change is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +125,10 @@ pub struct Deploy {
     changing: tokio::sync::Mutex<()>,
     /// True once the bundled policies are in the registry.
     is_prepared: AtomicBool,
+    /// The end of the audit log, as this host read it last.
+    audit_heads: watch::Sender<AuditHead>,
+    audit_report: ArcSwap<AuditReport>,
+    quotas: ArcSwap<Quotas>,
     /// True on a development host, on which a policy with `follow = true` follows its sources.
     is_development: bool,
 }
@@ -139,6 +155,9 @@ impl Deploy {
             admissions: Admissions::default(),
             changing: tokio::sync::Mutex::default(),
             is_prepared: AtomicBool::new(false),
+            audit_heads: watch::Sender::default(),
+            audit_report: ArcSwap::default(),
+            quotas: ArcSwap::default(),
             is_development,
         };
         match deploy.prepare().await {
@@ -191,7 +210,12 @@ impl Deploy {
     }
 
     /// Returns the revision of the registry that this host serves.
-    fn revision(&self) -> i64 {
+    pub fn revision(&self) -> i64 {
         self.serving().state.revision
+    }
+
+    /// Returns the end of the audit log to which the served state belongs.
+    fn audit_head(&self) -> AuditHead {
+        self.serving().state.audit_head()
     }
 }

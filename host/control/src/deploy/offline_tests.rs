@@ -343,3 +343,21 @@ async fn a_quarantine_that_another_host_made_already_is_dropped() {
     );
     assert_eq!(host.serving().state.quarantined.len(), 1);
 }
+
+#[tokio::test]
+async fn a_host_follows_a_restored_registry_that_has_the_same_revision_with_another_state() {
+    let [fleet, restored] = [Fleet::new().await, Fleet::new().await];
+    let host = cut_off_host(&fleet).await;
+    activate(&*restored.host("other").await, DIVERSITY, "bob").await;
+    fleet.restore(&restored);
+    let revision = fleet.registry.revision().await.unwrap();
+    assert_eq!(restored.registry.revision().await.unwrap(), revision);
+    fleet.cut_off("here", false);
+    assert_eq!(active(&host), TIMELINE);
+    host.look().await.unwrap();
+    assert_eq!(active(&host), DIVERSITY);
+    // Also after a restart without the registry.
+    drop(host);
+    fleet.cut_off("here", true);
+    assert_eq!(active(&*fleet.host("here").await), DIVERSITY);
+}

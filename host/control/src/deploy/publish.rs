@@ -1,9 +1,9 @@
 //! Publication of policies: the bundled ones, uploads and a watched directory.
 
-use super::{Deploy, DeployError, PolicyState, Published, Serving};
+use super::{Author, Deploy, DeployError, PolicyState, Published, Serving};
 use crate::loader::Tried;
-use nova_model::artifact::{Digest, PolicyRef};
-use nova_model::registry::{Change, PublishedPolicy};
+use nova_model::artifact::{PolicyRef, PolicySpec};
+use nova_model::registry::{Change, HOST, PublishedPolicy};
 use nova_policy::admission::{Admitted, PolicyFiles, Refusal, admit};
 use nova_policy::builtin;
 use nova_policy::loaded::LoadedPolicy;
@@ -40,9 +40,23 @@ impl Deploy {
     ///
     /// # Errors
     /// Returns every reason for a refusal. Also fails if the registry does not answer.
-    pub async fn publish(&self, files: PolicyFiles, actor: &str) -> Result<Published, DeployError> {
+    pub async fn publish<'a>(
+        &self,
+        files: PolicyFiles,
+        author: impl Into<Author<'a>>,
+    ) -> Result<Published, DeployError> {
+        let author = author.into();
         let admitted = self.admit(files).await?;
-        let _changing = self.begin_change().await;
+        let _changing = self.begin_change_by(author).await?;
+        let published = self.publish_locked(admitted, author.actor).await;
+        published.map_err(|error| self.in_terms_of(author, error))
+    }
+
+    async fn publish_locked(
+        &self,
+        admitted: Admitted,
+        actor: &str,
+    ) -> Result<Published, DeployError> {
         if admitted.follow {
             return self.follow_source(admitted, actor).await;
         }
@@ -50,7 +64,7 @@ impl Deploy {
         let policy = loaded.spec.policy.clone();
         let serving = self.serving.load_full();
         if let Some(published) = serving.state.policy(&policy) {
-            return already_published(&serving, published, loaded.digest);
+            return already_published(&serving, published, &loaded.spec);
         }
         self.publish_admitted(&admitted, actor).await
     }
@@ -90,6 +104,10 @@ impl Deploy {
         admitted: &Admitted,
         actor: &str,
     ) -> Result<Published, DeployError> {
+        // The bundled policies are part of the program and always fit.
+        if actor != HOST {
+            self.check_quotas(admitted).await?;
+        }
         let loaded = &admitted.loaded;
         let change = Change::Publish {
             spec: loaded.spec.clone(),
@@ -101,12 +119,10 @@ impl Deploy {
         self.carry_out(change, actor).await?;
         let policy = loaded.spec.policy.clone();
         tracing::info!(%policy, digest = %loaded.digest, actor, "policy published");
+        // A digest that is in quarantine is so under every name.
         Ok(Published {
-            policy,
-            digest: loaded.digest,
-            state: PolicyState::Published,
-            percent: None,
             new: true,
+            ..Published::from_state(&self.serving().state, &policy)?
         })
     }
 
@@ -176,10 +192,10 @@ fn dev_version(version: &semver::Version, n: usize) -> Option<semver::Version> {
 fn already_published(
     serving: &Serving,
     published: &PublishedPolicy,
-    digest: Digest,
+    uploaded: &PolicySpec,
 ) -> Result<Published, DeployError> {
     let policy = published.spec.policy.clone();
-    if published.digest != digest {
+    if !published.spec.behaves_as(uploaded) {
         let reason = format!(
             "{policy} is published already with other content; a published version never changes, choose a new version"
         );

@@ -70,7 +70,7 @@ impl Deploy {
         actor: &str,
         cause: anyhow::Error,
     ) -> Result<Scope, DeployError> {
-        let saved = self.offline.save(change, actor, self.revision(), cause);
+        let saved = self.offline.save(change, actor, self.audit_head(), cause);
         saved.await.map_err(DeployError::Unavailable)?;
         let swap = self.serving.begin_swap().await;
         let mut state = self.serving().state.clone();
@@ -101,7 +101,7 @@ impl Deploy {
             Err(error) => Err(error.into()),
         };
         if recorded.is_err() {
-            let saved = self.offline.save_quarantines(self.revision()).await;
+            let saved = self.offline.save_quarantines(self.audit_head()).await;
             saved.map_err(DeployError::Unavailable)?;
         }
         recorded

@@ -1,7 +1,7 @@
 //! Rollback of the active policy, repeated if another change comes between. `nova_model::lifecycle`
 //! decides which version it returns to.
 
-use super::{Deploy, DeployError, Published, Scope};
+use super::{Author, Deploy, DeployError, Published, Scope};
 use nova_model::artifact::PolicyRef;
 use nova_model::lifecycle::{Event, step};
 use nova_support::metrics::METRICS;
@@ -16,13 +16,15 @@ impl Deploy {
     /// # Errors
     /// Returns a conflict if the active policy is not the one that the caller expected, or if no
     /// policy was active before.
-    pub async fn rollback(
+    pub async fn rollback<'a>(
         &self,
         reason: &str,
         expected_active: Option<&PolicyRef>,
-        actor: &str,
+        author: impl Into<Author<'a>>,
     ) -> Result<(Published, Scope), DeployError> {
-        let _changing = self.begin_change().await;
+        let author = author.into();
+        let actor = author.actor;
+        let _changing = self.begin_change_by(author).await?;
         for _ in 1..ROLLBACK_ATTEMPTS {
             let active = self.serving().state.activations.last().cloned();
             match self.roll_back(reason, expected_active, actor).await {
@@ -30,8 +32,9 @@ impl Deploy {
                 // the same, so the rollback is still what the operator wants, and it is tried
                 // again.
                 Err(DeployError::Conflict(_))
-                    if active == self.serving().state.activations.last().cloned() => {}
-                other => return other,
+                    if author.if_revision.is_none()
+                        && active == self.serving().state.activations.last().cloned() => {}
+                other => return other.map_err(|error| self.in_terms_of(author, error)),
             }
         }
         self.roll_back(reason, expected_active, actor).await

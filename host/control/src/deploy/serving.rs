@@ -2,6 +2,7 @@
 
 use crate::routing::{CanaryShare, RunningExperiment};
 use arc_swap::{ArcSwap, Guard};
+use nova_model::artifact::PolicyRef;
 use nova_model::experiments::spec::ExperimentState;
 use nova_model::lifecycle::{WARM_POLICIES, rollback_targets};
 use nova_model::registry::RegistryState;
@@ -38,6 +39,33 @@ impl Serving {
             shadows: Vec::new(),
             experiments: Vec::new(),
             needs_attributes: false,
+        }
+    }
+
+    /// Returns every policy that ranks: for viewers, as a former one that stands in, or in shadow.
+    fn policies(&self) -> impl Iterator<Item = &Arc<LoadedPolicy>> {
+        let varied = self.experiments.iter().flat_map(|e| e.policies());
+        std::iter::once(&self.active)
+            .chain(&self.warm)
+            .chain(self.canary.iter().map(|canary| &canary.policy))
+            .chain(&self.shadows)
+            .chain(varied)
+    }
+
+    /// Gives the policies and experiments in use their series in the metrics.
+    fn show_metrics(&self) {
+        self.policies().for_each(|policy| policy.metrics.show());
+        let running = self.experiments.iter();
+        METRICS.show_experiments(running.map(|e| e.key.to_string()).collect());
+    }
+
+    /// Removes the series of the policies that `next` does not use.
+    fn hide_metrics_of_unused(&self, next: &Self) {
+        let used: BTreeSet<&PolicyRef> = next.policies().map(|p| &p.spec.policy).collect();
+        let unused = |policy: &&Arc<LoadedPolicy>| !used.contains(&policy.spec.policy);
+        for policy in self.policies().filter(unused) {
+            policy.metrics.hide();
+            METRICS.forget_policy(&policy.spec.policy.to_string());
         }
     }
 
@@ -90,6 +118,7 @@ pub(super) struct ServingPointer {
 
 impl ServingPointer {
     pub fn new(serving: Serving) -> Self {
+        serving.show_metrics();
         show_active(&serving.active);
         Self {
             pointer: ArcSwap::from_pointee(serving),
@@ -136,9 +165,12 @@ impl Swap<'_> {
         *since.unwrap_or_else(PoisonError::into_inner) = missing_since;
         let quarantined = i64::try_from(serving.state.quarantined.len()).unwrap_or(i64::MAX);
         METRICS.policy_quarantined.set(quarantined);
-        let active = serving.active.clone();
-        self.to.pointer.store(Arc::new(serving));
-        show_active(&active);
+        let serving = Arc::new(serving);
+        // Shown before the swap, so that the first request is counted.
+        serving.show_metrics();
+        let before = self.to.pointer.swap(serving.clone());
+        before.hide_metrics_of_unused(&serving);
+        show_active(&serving.active);
     }
 }
 

@@ -46,6 +46,7 @@ impl Deploy {
     /// Loads the registry's state and swaps the pointer.
     pub(super) async fn refresh(&self) -> anyhow::Result<()> {
         let state = self.registry.load().await?;
+        self.note_audit_head(state.audit_head());
         self.serve(self.offline.with_local_changes(state)).await
     }
 

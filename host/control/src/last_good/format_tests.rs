@@ -14,6 +14,12 @@ const STORED: &[u8] = include_bytes!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../tests/fixtures/formats/v1/registry/state.json"
 ));
+/// The same state with the hash of its audit entry, which later versions write.
+const STORED_WITH_HEAD: &[u8] = include_bytes!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/fixtures/formats/v1/registry/state_head.json"
+));
+const HEAD: &str = "3f1aa465c58c67f293d95f3f689bb810b151a29583f091ad9652dbd7b2965472";
 const QUARANTINED: &str = "bdc43cd69ed5cab1fbc806e62a3e8f6e743e604f54d879ddb3eb3655219a3b37";
 
 /// Publications: policy, digest and time in ms after the first.
@@ -156,14 +162,20 @@ async fn a_stored_state_is_read_and_written_again_to_the_same_bytes() {
     let fleet = Fleet::new().await;
     let last_good = fleet.last_good("here");
     let path = fleet.data_dir("here").join("registry/state.json");
-    std::fs::write(&path, STORED).unwrap();
     fleet.cut_off("here", true);
-    let state = last_good.load().await.unwrap();
-    assert_state(&state);
-    durable_file::write_json(path.clone(), &state)
-        .await
-        .unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), STORED);
+    for (stored, head) in [
+        (STORED, None),
+        (STORED_WITH_HEAD, Some(HEAD.parse().unwrap())),
+    ] {
+        std::fs::write(&path, stored).unwrap();
+        let state = last_good.load().await.unwrap();
+        assert_state(&state);
+        assert_eq!(state.head, head);
+        durable_file::write_json(path.clone(), &state)
+            .await
+            .unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), stored);
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,12 @@ impl From<RegistryError> for LoadError {
         match error {
             RegistryError::Unavailable(error) => LoadError::Unavailable(error),
             // The loader only reads, and reads have no conflicts.
-            conflict @ RegistryError::Conflict(_) => LoadError::Unavailable(conflict.into()),
+            other @ (RegistryError::Conflict(_) | RegistryError::NoAuditKey(_)) => {
+                LoadError::Unavailable(other.into())
+            }
+            damaged @ RegistryError::Damaged(_) => {
+                LoadError::Refused(Refusal::one(damaged.to_string()))
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ pub use local_changes::{HostRegistry, LocalChanges};
 
 use anyhow::Context as _;
 use nova_model::artifact::Digest;
+use nova_model::audit_head::AuditHead;
 use nova_model::lifecycle::complete_quarantines;
 use nova_model::local_change::{Intent, LocalChange};
 use nova_model::quarantine::Quarantine;
@@ -91,8 +92,7 @@ impl Offline {
     }
 
     /// Saves a change on this host's disk, if this kind of change is allowed without the
-    /// registry. `base_revision` is the newest revision that this host knows, and `cause` is the
-    /// reason why the change could not be recorded in the registry.
+    /// registry. `base` is the newest state that this host knows, and `cause` is the reason why the change could not be recorded in the registry.
     ///
     /// # Errors
     /// Returns `cause` if the change needs the registry. Also fails if the disk write fails.
@@ -100,14 +100,14 @@ impl Offline {
         &self,
         change: &Change,
         actor: &str,
-        base_revision: i64,
+        base: AuditHead,
         cause: anyhow::Error,
     ) -> anyhow::Result<()> {
         let local = self.registry.local_changes();
         let (Some(local), Some(intent)) = (local, Intent::from_change(change)) else {
             return Err(cause);
         };
-        add(local, intent, actor, unix_ms(), base_revision).await?;
+        add(local, intent, actor, unix_ms(), base).await?;
         tracing::warn!(
             cause = format!("{cause:#}"),
             action = change.action(),
@@ -137,7 +137,7 @@ async fn add(
     intent: Intent,
     actor: &str,
     made_at_ms: UnixMs,
-    base_revision: i64,
+    base: AuditHead,
 ) -> anyhow::Result<()> {
     let change = LocalChange {
         id: Uuid::now_v7(),
@@ -145,7 +145,8 @@ async fn add(
         intent,
         actor: actor.to_owned(),
         made_at_ms,
-        base_revision,
+        base_revision: base.revision,
+        base_head: base.hash,
     };
     let added = local.add(change).await;
     added.context("could not save a change on this host's disk")

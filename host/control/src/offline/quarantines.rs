@@ -3,6 +3,7 @@
 
 use super::{Offline, RegistryUnavailable, add};
 use nova_model::artifact::Digest;
+use nova_model::audit_head::AuditHead;
 use nova_model::lifecycle::complete_quarantines;
 use nova_model::local_change::Intent;
 use nova_model::quarantine::Quarantine;
@@ -110,8 +111,8 @@ impl Offline {
     }
 
     /// Saves the quarantines that are not in the registry yet, because otherwise a restart would
-    /// lose them. `base_revision` is as for [`Offline::save`].
-    pub async fn save_quarantines(&self, base_revision: i64) -> anyhow::Result<()> {
+    /// lose them. `base` is as for [`Offline::save`].
+    pub async fn save_quarantines(&self, base: AuditHead) -> anyhow::Result<()> {
         let Some(local) = self.registry.local_changes() else {
             return Ok(());
         };
@@ -120,7 +121,7 @@ impl Offline {
             let (by, at_ms) = (quarantine.by.clone(), quarantine.at_ms);
             let intent = Intent::Quarantine { digest, quarantine };
             if local.list().iter().all(|saved| saved.intent != intent) {
-                add(local, intent, &by, at_ms, base_revision).await?;
+                add(local, intent, &by, at_ms, base).await?;
             }
         }
         Ok(())

@@ -63,7 +63,7 @@ impl Offline {
 
     /// Reads the registry's audit log after the revision on which this host based its change.
     async fn since(&self, local: &LocalChange) -> Result<Since, RegistryError> {
-        let mut since = Since::new(local.base_revision);
+        let mut since = Since::new(local);
         loop {
             let page = AuditPage::After(since.revision);
             let entries = self.registry.audit(page, AUDIT_PAGE).await?;

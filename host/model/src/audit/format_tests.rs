@@ -31,7 +31,11 @@ fn digest(text: &str) -> Option<Digest> {
 
 #[test]
 fn stored_entries_are_read_and_encoded_again_to_the_same_bytes() {
-    for stored in [stored!("entries.jsonl"), stored!("reconciled.jsonl")] {
+    for stored in [
+        stored!("entries.jsonl"),
+        stored!("reconciled.jsonl"),
+        stored!("authenticated.jsonl"),
+    ] {
         let lines = read(stored).into_iter().map(|entry| {
             let line = serde_json::to_string(&entry).unwrap();
             format!("{line}\n")
@@ -51,6 +55,7 @@ fn a_stored_entry_has_all_its_fields() {
         detail: json!({"reason": "complaints", "to": "baseline@1.0.0"}),
         previous_hash: digest("8315615e4bd54f1b8dc5f59ff2bf77d327be2ee3173893f0aab9248a916775f0"),
         hash: digest("003d417d6206a39958ba1b86bcf8ef7b539c826f37eacbc87d3a5454f4d79ffd"),
+        mac: None,
     };
     assert_eq!(read(stored!("entries.jsonl"))[9], entry);
 }
@@ -82,6 +87,33 @@ fn a_stored_log_has_an_unbroken_chain_and_names_every_action() {
     );
 }
 
+#[test]
+fn a_stored_authenticated_entry_continues_the_chain_and_is_authentic() {
+    let keys = AuditKeys::new([[7; 32]]);
+    let mut verifier = Verifier::new(keys.clone());
+    let log = [
+        stored!("entries.jsonl"),
+        stored!("reconciled.jsonl"),
+        stored!("authenticated.jsonl"),
+    ];
+    let log: Vec<AuditEntry> = log.into_iter().flat_map(read).collect();
+    for entry in &log {
+        verifier.push(entry).unwrap();
+    }
+    let verified = verifier.finish().unwrap();
+    assert_eq!(
+        (verified.authenticated, verified.before_authentication),
+        (1, 23)
+    );
+    let change = Change::SetFlag {
+        name: "enable_caching".into(),
+        enabled: true,
+    };
+    let (last, previous) = (&log[23], log[22].hash);
+    let made = AuditEntry::new(&change, "ada", 24, 1_750_000_200_000, previous, &keys);
+    assert_eq!(made.unwrap(), *last);
+}
+
 fn local(id: u8, intent: Intent) -> LocalChange {
     LocalChange {
         id: Uuid::from_u128(0x0197_a000_0000_7000_8000_0000_0000_0000 + u128::from(id)),
@@ -90,6 +122,7 @@ fn local(id: u8, intent: Intent) -> LocalChange {
         actor: "ada".into(),
         made_at_ms: 1_750_000_000_000 + u64::from(id - 1) * 1_000,
         base_revision: 21,
+        base_head: None,
     }
 }
 
@@ -123,7 +156,15 @@ fn the_entries_of_reconciled_changes_are_made_again_with_the_same_hashes() {
     let mut previous = read(stored!("entries.jsonl")).pop().unwrap().hash;
     let made = [("ada", 1_750_000_100_123), ("ben", 1_750_000_100_456)];
     for ((change, (actor, at_ms)), entry) in changes().iter().zip(made).zip(&stored) {
-        let made = AuditEntry::new(change, actor, entry.id, at_ms, previous).unwrap();
+        let made = AuditEntry::new(
+            change,
+            actor,
+            entry.id,
+            at_ms,
+            previous,
+            &AuditKeys::default(),
+        )
+        .unwrap();
         assert_eq!(made, *entry);
         previous = made.hash;
     }

@@ -2,7 +2,7 @@
 
 use super::assignment::{BucketRange, bucket_ranges};
 use crate::artifact::PerStage;
-use crate::artifact::PolicyRef;
+use crate::artifact::{PolicyRef, remove_negative_zero};
 use crate::invalid_field::InvalidField;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -203,6 +203,23 @@ impl ExperimentSpec {
             }
         }
         errors
+    }
+
+    /// Returns the same experiment with 0 in place of every -0, as a policy that is published.
+    #[must_use]
+    pub fn without_negative_zero(mut self) -> Self {
+        let params = self.variations.iter_mut().filter_map(|v| v.params.as_mut());
+        for StageOverrides {
+            dedup,
+            score,
+            saturation,
+        } in params
+        {
+            for stage in [dedup, score, saturation] {
+                stage.values_mut().for_each(remove_negative_zero);
+            }
+        }
+        self
     }
 
     /// Returns true if this spec may replace `current` while viewers are being assigned. Only

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::artifact::{Digest, PolicyRef};
+use crate::audit_key::AuditKeys;
 use crate::registry::PublishedPolicy;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -24,8 +25,11 @@ impl Model {
     fn apply(&mut self, change: &Change, actor: &str) {
         self.state.apply(change);
         self.state.revision += 1;
-        let entry = AuditEntry::new(change, actor, self.state.revision, 1_750_000_000_000, None);
-        self.log.push(entry.unwrap());
+        let at_ms = 1_750_000_000_000;
+        let (id, keys) = (self.state.revision, AuditKeys::default());
+        let entry = AuditEntry::new(change, actor, id, at_ms, self.state.head, &keys).unwrap();
+        self.state.head = entry.hash;
+        self.log.push(entry);
     }
 
     fn activate(&mut self, policy: &PolicyRef, actor: &str) {
@@ -36,11 +40,9 @@ impl Model {
     }
 
     fn reconcile(&mut self, local: &LocalChange) {
-        let mut since = Since::new(local.base_revision);
-        let entries = self
-            .log
-            .iter()
-            .filter(|entry| entry.id > local.base_revision);
+        let mut since = Since::new(local);
+        let from = since.revision;
+        let entries = self.log.iter().filter(|entry| entry.id > from);
         entries.for_each(|entry| since.read(local, entry));
         if !since.is_reconciled {
             let change = reconciled(local, &self.state, &since);
@@ -86,6 +88,7 @@ fn made_alone(base: &RegistryState, host: &str, count: usize) -> (Vec<LocalChang
             actor: "ada".into(),
             made_at_ms: 1,
             base_revision: base.revision,
+            base_head: base.head,
         });
         state.apply(&change);
     }
@@ -172,4 +175,26 @@ fn local_changes_are_dropped_if_the_registry_was_restored_to_an_older_state() {
             .unwrap()
             .contains("older state")
     );
+}
+
+#[test]
+fn local_changes_are_dropped_if_a_restored_registry_reached_the_same_revision_with_other_changes() {
+    let mut registry = Model::new();
+    let [one, two, three] = ["1", "2", "3"].map(|n| format!("p@{n}.0.0").parse().unwrap());
+    registry.activate(&one, "ada");
+    let backup = registry.clone();
+    registry.activate(&two, "ada");
+    let (local, _) = made_alone(&registry.state, "here", 1);
+    let mut registry = backup;
+    registry.activate(&three, "bob");
+    registry.activate(&two, "bob");
+    registry.reconcile(&local[0]);
+    assert_eq!(registry.state.activations, [one, three, two]);
+    assert_eq!(registry.log.last().unwrap().action, Change::DROPPED);
+    // A change of an older version knows no hash.
+    let older = LocalChange {
+        base_head: None,
+        ..local[0].clone()
+    };
+    assert_eq!(Since::new(&older).revision, older.base_revision);
 }

@@ -209,7 +209,7 @@ fn bind(
         score: score.module.clone(),
         saturation: saturation.module.clone(),
     };
-    let spec = resolve(manifest, &modules);
+    let spec = resolve(manifest, &modules).without_negative_zero();
     LoadedPolicy::bind(spec.digest(), spec, modules)
         .map(Some)
         .map_err(|reasons| Refusal { reasons })

@@ -3,7 +3,7 @@
 
 use super::{name_of, print, text_of, where_of};
 use crate::commands::block_on;
-use crate::commands::remote::{Step, TargetArguments};
+use crate::commands::remote::{ChangeArguments, Step, TargetArguments};
 use anyhow::bail;
 use clap::Args;
 use nova_model::artifact::PolicyRef;
@@ -21,7 +21,7 @@ pub struct Shadow {
     #[arg(long)]
     end: bool,
     #[command(flatten)]
-    target: TargetArguments,
+    target: ChangeArguments,
 }
 
 /// Serves a policy to a share of the viewers; 0 ends a canary or a shadow.
@@ -35,7 +35,7 @@ pub struct Canary {
     /// name@version [default: the canary, else the only policy in shadow]
     policy: Option<PolicyRef>,
     #[command(flatten)]
-    target: TargetArguments,
+    target: ChangeArguments,
 }
 
 /// Retires a version permanently; rollbacks skip it.
@@ -45,7 +45,7 @@ pub struct Retire {
     /// name@version
     policy: PolicyRef,
     #[command(flatten)]
-    target: TargetArguments,
+    target: ChangeArguments,
 }
 
 /// Takes a policy out of service permanently; if it is active, rolls back.
@@ -58,7 +58,7 @@ pub struct Quarantine {
     #[arg(long)]
     reason: String,
     #[command(flatten)]
-    target: TargetArguments,
+    target: ChangeArguments,
 }
 
 /// Returns the named policy. Without a name, returns the policy closest to activation: the
@@ -87,7 +87,7 @@ pub async fn on_trial(
 }
 
 fn take(
-    target: &TargetArguments,
+    target: &ChangeArguments,
     policy: &PolicyRef,
     step: &Step,
     json: bool,
@@ -125,7 +125,7 @@ impl Shadow {
 impl Canary {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let percent = self.percent;
-        let policy = block_on(on_trial(&self.target, self.policy))?;
+        let policy = block_on(on_trial(&self.target.target, self.policy))?;
         take(&self.target, &policy, &Step::Canary { percent }, json)
     }
 }

@@ -8,7 +8,7 @@ mod replay;
 mod status;
 
 use super::audit::local_lines;
-use super::remote::{Step, Target, TargetArguments};
+use super::remote::{ChangeArguments, Step, Target, TargetArguments};
 use super::{block_on, output, progress, scaffold, table};
 use anyhow::{Context, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
@@ -88,18 +88,33 @@ enum PolicyCommand {
         target: TargetArguments,
     },
     /// Makes a published policy the active one.
-    #[command(after_help = "Example: nova policy activate fresh-first@0.1.0")]
+    #[command(
+        after_help = "Examples:\n  nova policy activate fresh-first@0.1.0\n  nova policy activate fresh-first@0.1.0 --expected-active baseline@1.0.0"
+    )]
     Activate {
         /// name@version [default: the canary, else the only policy in shadow]
         policy: Option<PolicyRef>,
+        /// name@version that must be active; if another policy is active, nothing changes.
+        #[arg(long)]
+        expected_active: Option<PolicyRef>,
         #[command(flatten)]
-        target: TargetArguments,
+        target: ChangeArguments,
     },
     Shadow(lifecycle::Shadow),
     Canary(lifecycle::Canary),
     Retire(lifecycle::Retire),
     Quarantine(lifecycle::Quarantine),
     Status(status::Status),
+    /// Removes -dev.N versions that nothing uses, and modules without a policy. Activations,
+    /// experiments and quarantines keep what they need.
+    #[command(after_help = "Example: nova policy prune --dry-run")]
+    Prune {
+        /// Shows what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        target: ChangeArguments,
+    },
     /// Returns to the policy that was active before.
     #[command(
         after_help = "Example: nova policy rollback --reason 'complaints' --expected-active fresh-first@0.1.0"
@@ -112,7 +127,7 @@ enum PolicyCommand {
         #[arg(long)]
         expected_active: Option<PolicyRef>,
         #[command(flatten)]
-        target: TargetArguments,
+        target: ChangeArguments,
     },
 }
 
@@ -135,7 +150,7 @@ struct Push {
     #[arg(long)]
     shadow: bool,
     #[command(flatten)]
-    target: TargetArguments,
+    target: ChangeArguments,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -160,9 +175,14 @@ impl PolicyArguments {
                 let list = target.target().await?.list().await?;
                 print(json, &list, list_table(&list))
             }),
-            PolicyCommand::Activate { policy, target } => block_on(async {
-                let policy = lifecycle::on_trial(&target, policy).await?;
-                let answer = target.target().await?.activate(&policy).await?;
+            PolicyCommand::Activate {
+                policy,
+                expected_active,
+                target,
+            } => block_on(async {
+                let policy = lifecycle::on_trial(&target.target, policy).await?;
+                let target = target.target().await?;
+                let answer = target.activate(&policy, expected_active.as_ref()).await?;
                 print(json, &answer, format!("{policy} is active\n"))
             }),
             PolicyCommand::Shadow(shadow) => shadow.run(json),
@@ -170,6 +190,10 @@ impl PolicyArguments {
             PolicyCommand::Retire(retire) => retire.run(json),
             PolicyCommand::Quarantine(quarantine) => quarantine.run(json),
             PolicyCommand::Status(status) => status.run(json),
+            PolicyCommand::Prune { dry_run, target } => block_on(async {
+                let answer = target.target().await?.prune(dry_run).await?;
+                print(json, &answer, pruned_lines(&answer))
+            }),
             PolicyCommand::Rollback {
                 reason,
                 expected_active,
@@ -283,6 +307,8 @@ impl Push {
         let mut answer = target.publish(files).await?;
         if self.shadow {
             let published: PolicyRef = name_of(&answer).parse().map_err(anyhow::Error::msg)?;
+            // The publication made a new revision, so the condition of the command held before.
+            let target = self.target.target.target().await?;
             answer = target
                 .step(&published, &Step::Shadow)
                 .await
@@ -375,6 +401,32 @@ fn memory_of(list: &Value, name: &str) -> String {
     found.map_or("–".to_owned(), |policy| {
         status::mib(&policy["memory_bytes"])
     })
+}
+
+fn pruned_lines(answer: &Value) -> String {
+    let texts = |name: &str| -> Vec<String> {
+        let values = answer[name].as_array().into_iter().flatten();
+        values.map(text_of).collect()
+    };
+    let (policies, modules) = (texts("policies"), texts("modules"));
+    let verb = match answer["dry_run"] == true {
+        true => "would be removed",
+        false => "removed",
+    };
+    let mut lines: String = policies
+        .iter()
+        .map(|policy| format!("{policy} {verb}\n"))
+        .collect();
+    lines += &format!(
+        "{} versions and {} modules ({} bytes) {verb}\n",
+        policies.len(),
+        modules.len(),
+        answer["bytes"]
+    );
+    if answer["more"] == true {
+        lines += "there is more; run the command again\n";
+    }
+    lines
 }
 
 fn list_table(list: &Value) -> String {

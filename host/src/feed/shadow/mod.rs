@@ -21,7 +21,6 @@ use nova_policy::compare::compare;
 use nova_policy::loaded::LoadedPolicy;
 use nova_policy::ranking::{Ranking, rank};
 use nova_support::clock::unix_ms;
-use nova_support::metrics::METRICS;
 use share::CpuShare;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,13 +117,6 @@ impl Shadows {
     }
 }
 
-fn count(policy: &LoadedPolicy, outcome: &str) {
-    METRICS
-        .shadow_runs_total
-        .with_label_values(&[&policy.spec.policy.to_string(), outcome])
-        .inc();
-}
-
 impl Shared {
     fn watches(&self) -> MutexGuard<'_, HashMap<Digest, Watch>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
@@ -133,7 +125,7 @@ impl Shared {
     fn drop_one(&self, policies: &[Arc<LoadedPolicy>]) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
         for policy in policies {
-            count(policy, "dropped");
+            policy.metrics.observe_shadow("dropped");
         }
     }
 
@@ -205,7 +197,7 @@ impl Shared {
                 "dropped"
             }
         };
-        count(policy, outcome);
+        policy.metrics.observe_shadow(outcome);
         cpu
     }
 

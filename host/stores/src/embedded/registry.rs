@@ -3,20 +3,29 @@
 use super::audit::{self, corrupt, unavailable};
 use super::{EmbeddedStore, to_sql};
 use crate::ports::registry::{Registry, RegistryError};
-use crate::registry::{Transaction, Write, apply, outdated};
+use crate::registry::{Applied, Transaction, Write, apply, modules_of};
+use crate::registry_read::{Known, Only, Reader};
 use anyhow::Context;
 use async_trait::async_trait;
-use nova_model::artifact::Digest;
+use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit::{AuditEntry, AuditPage};
-use nova_model::registry::{Change, PublishedPolicy, RegistryState, put_stage};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use nova_model::audit_head::AuditHead;
+use nova_model::audit_key::AuditKeys;
+use nova_model::experiments::cohort::Rule;
+use nova_model::prune::StoredModule;
+use nova_model::quarantine::Quarantine;
+use nova_model::registry::{Change, Experiment, PublishedPolicy, RegistryState};
+use serde::de::DeserializeOwned;
+use sqlx::{SqliteConnection, SqlitePool};
+use std::collections::BTreeMap;
 
 /// The registry's tables in the embedded store's file.
 #[derive(Debug, Clone)]
 pub struct SqliteRegistry {
     reader: SqlitePool,
     writer: SqlitePool,
+    keys: AuditKeys,
+    known: Known,
 }
 
 impl SqliteRegistry {
@@ -31,7 +40,18 @@ impl SqliteRegistry {
         audit::prepare(&writer)
             .await
             .context("could not prepare the audit log")?;
-        Ok(Self { reader, writer })
+        Ok(Self {
+            reader,
+            writer,
+            keys: AuditKeys::default(),
+            known: Known::default(),
+        })
+    }
+
+    /// Authenticates new entries of the audit log.
+    #[must_use]
+    pub fn with_audit_keys(self, keys: AuditKeys) -> Self {
+        Self { keys, ..self }
     }
 }
 
@@ -40,55 +60,11 @@ impl Registry for SqliteRegistry {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
         // One read transaction, because all parts must belong to one revision.
         let mut tx = self.reader.begin().await.map_err(unavailable)?;
-        let revision = revision(&mut tx).await?;
-        let mut state = RegistryState {
-            revision,
-            ..RegistryState::default()
-        };
-        let rows = sqlx::query(
-            "SELECT digest, spec, published_at_ms FROM policies ORDER BY published_at_ms, name, version",
-        );
-        for row in rows.fetch_all(&mut *tx).await.map_err(unavailable)? {
-            state.policies.push(PublishedPolicy {
-                spec: serde_json::from_str(row.get("spec")).map_err(corrupt)?,
-                digest: row.get::<&str, _>("digest").parse().map_err(corrupt)?,
-                published_at_ms: row.get::<i64, _>("published_at_ms") as u64,
-            });
-        }
-        for row in fetch(&mut tx, "SELECT policy FROM policy_activations ORDER BY id").await? {
-            state
-                .activations
-                .push(row.get::<&str, _>(0).parse().map_err(corrupt)?);
-        }
-        for row in fetch(&mut tx, "SELECT policy, stage, percent FROM policy_stages").await? {
-            put_stage(&mut state, row.get(0), row.get(1), row.get(2)).map_err(corrupt)?;
-        }
-        for row in fetch(&mut tx, "SELECT digest, body FROM policy_quarantine").await? {
-            state.quarantined.insert(
-                row.get::<&str, _>(0).parse().map_err(corrupt)?,
-                serde_json::from_str(row.get(1)).map_err(corrupt)?,
-            );
-        }
-        for row in fetch(&mut tx, "SELECT key, body FROM experiments").await? {
-            state.experiments.insert(
-                row.get(0),
-                serde_json::from_str(row.get(1)).map_err(corrupt)?,
-            );
-        }
-        for row in fetch(&mut tx, "SELECT key, rule FROM cohorts").await? {
-            state.cohorts.insert(
-                row.get(0),
-                serde_json::from_str(row.get(1)).map_err(corrupt)?,
-            );
-        }
-        for row in fetch(&mut tx, "SELECT name, enabled FROM flags").await? {
-            state.flags.insert(row.get(0), row.get(1));
-        }
-        Ok(state)
+        self.known.load(&mut *tx).await
     }
 
-    async fn revision(&self) -> Result<i64, RegistryError> {
-        revision(&mut *self.reader.acquire().await.map_err(unavailable)?).await
+    async fn head(&self) -> Result<AuditHead, RegistryError> {
+        head(&mut *self.reader.acquire().await.map_err(unavailable)?).await
     }
 
     async fn apply(
@@ -97,24 +73,42 @@ impl Registry for SqliteRegistry {
         actor: &str,
         expected_revision: i64,
     ) -> Result<i64, RegistryError> {
+        for (digest, bytes) in modules_of(change) {
+            let insert = "INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)";
+            let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
+            insert.execute(&self.writer).await.map_err(unavailable)?;
+        }
         // IMMEDIATE: two processes that decide on the same revision must not both write.
         let mut tx = self
             .writer
             .begin_with("BEGIN IMMEDIATE")
             .await
             .map_err(unavailable)?;
-        let applied = apply(&mut *tx, change, actor, expected_revision).await?;
-        let revision = applied.ok_or_else(outdated)?;
-        tx.commit().await.map_err(unavailable)?;
-        Ok(revision)
+        let applied = apply(&mut *tx, change, actor, expected_revision, &self.keys).await?;
+        if let Applied::At(_) = applied {
+            tx.commit().await.map_err(unavailable)?;
+        }
+        applied.revision()
     }
 
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         sqlx::query_scalar("SELECT bytes FROM policy_modules WHERE digest = ?")
             .bind(digest.to_string())
             .fetch_optional(&self.reader)
             .await
             .map_err(unavailable)
+    }
+
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
+        let all = sqlx::query_as("SELECT digest, octet_length(bytes) FROM policy_modules");
+        let rows: Vec<(String, i64)> = all.fetch_all(&self.reader).await.map_err(unavailable)?;
+        let module = |(digest, bytes): (String, i64)| {
+            Ok(StoredModule {
+                digest: digest.parse().map_err(corrupt)?,
+                bytes: bytes.unsigned_abs(),
+            })
+        };
+        rows.into_iter().map(module).collect()
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
@@ -123,21 +117,145 @@ impl Registry for SqliteRegistry {
     }
 }
 
-async fn revision(connection: &mut SqliteConnection) -> Result<i64, RegistryError> {
-    sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM audit")
+async fn head(connection: &mut SqliteConnection) -> Result<AuditHead, RegistryError> {
+    // `sqlite_sequence` keeps the highest id that AUTOINCREMENT gave, also if its row is removed.
+    let find = "SELECT revision, (SELECT hash FROM audit WHERE id = revision) FROM \
+         (SELECT coalesce(max(id), 0) AS revision FROM (SELECT max(id) AS id FROM audit \
+          UNION ALL SELECT seq FROM sqlite_sequence WHERE name = 'audit'))";
+    let row: (i64, Option<String>) = sqlx::query_as(find)
         .fetch_one(connection)
         .await
-        .map_err(unavailable)
+        .map_err(unavailable)?;
+    let hash = row.1.as_deref().map(str::parse).transpose();
+    Ok(AuditHead {
+        revision: row.0,
+        hash: hash.map_err(corrupt)?,
+    })
 }
 
-async fn fetch(
+#[async_trait]
+impl Reader for SqliteConnection {
+    type Error = RegistryError;
+
+    async fn head(&mut self) -> Result<AuditHead, RegistryError> {
+        head(self).await
+    }
+
+    async fn entry_hash(&mut self, id: i64) -> Result<Option<Digest>, RegistryError> {
+        let find = sqlx::query_scalar("SELECT hash FROM audit WHERE id = ?").bind(id);
+        let found: Option<Option<String>> = find.fetch_optional(self).await.map_err(unavailable)?;
+        let hash = found.flatten().as_deref().map(str::parse).transpose();
+        hash.map_err(corrupt)
+    }
+
+    async fn changes_after(
+        &mut self,
+        id: i64,
+        limit: i64,
+    ) -> Result<Vec<(String, String)>, RegistryError> {
+        let find = "SELECT action, subject FROM audit WHERE id > ? ORDER BY id LIMIT ?";
+        let find = sqlx::query_as(find).bind(id).bind(limit);
+        find.fetch_all(self).await.map_err(unavailable)
+    }
+
+    async fn policies(
+        &mut self,
+        only: Only<'_, PolicyRef>,
+    ) -> Result<Vec<PublishedPolicy>, RegistryError> {
+        let rows: Vec<(String, String, i64)> = match only {
+            None => {
+                let all = "SELECT digest, spec, published_at_ms FROM policies \
+                     ORDER BY published_at_ms, name, version";
+                sqlx::query_as(all).fetch_all(self).await
+            }
+            Some(only) => {
+                let some = "SELECT digest, spec, published_at_ms FROM policies WHERE (name, version) IN \
+                     (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))";
+                let names = only.iter().map(|policy| (&policy.name, &policy.version));
+                let names: Vec<_> = names.collect();
+                let names = serde_json::to_string(&names).map_err(corrupt)?;
+                sqlx::query_as(some).bind(names).fetch_all(self).await
+            }
+        }
+        .map_err(unavailable)?;
+        rows.into_iter()
+            .map(|(digest, spec, published_at_ms)| {
+                Ok(PublishedPolicy {
+                    spec: serde_json::from_str(&spec).map_err(corrupt)?,
+                    digest: digest.parse().map_err(corrupt)?,
+                    published_at_ms: published_at_ms as u64,
+                })
+            })
+            .collect()
+    }
+
+    async fn activations(&mut self) -> Result<Vec<PolicyRef>, RegistryError> {
+        let all = sqlx::query_scalar("SELECT policy FROM policy_activations ORDER BY id");
+        let rows: Vec<String> = all.fetch_all(self).await.map_err(unavailable)?;
+        rows.iter()
+            .map(|policy| policy.parse().map_err(corrupt))
+            .collect()
+    }
+
+    async fn stages(&mut self) -> Result<Vec<(String, String, Option<f64>)>, RegistryError> {
+        let all = sqlx::query_as("SELECT policy, stage, percent FROM policy_stages");
+        all.fetch_all(self).await.map_err(unavailable)
+    }
+
+    async fn quarantined(&mut self) -> Result<BTreeMap<Digest, Quarantine>, RegistryError> {
+        let all = sqlx::query_as("SELECT digest, body FROM policy_quarantine");
+        let rows: Vec<(String, String)> = all.fetch_all(self).await.map_err(unavailable)?;
+        rows.into_iter()
+            .map(|(digest, body)| {
+                let quarantine = serde_json::from_str(&body).map_err(corrupt)?;
+                Ok((digest.parse().map_err(corrupt)?, quarantine))
+            })
+            .collect()
+    }
+
+    async fn experiments(
+        &mut self,
+        only: Only<'_, String>,
+    ) -> Result<BTreeMap<String, Experiment>, RegistryError> {
+        let rows = "SELECT key, body FROM experiments \
+             WHERE ?1 IS NULL OR key IN (SELECT value FROM json_each(?1))";
+        by_key(self, rows, only).await
+    }
+
+    async fn cohorts(
+        &mut self,
+        only: Only<'_, String>,
+    ) -> Result<BTreeMap<String, Rule>, RegistryError> {
+        let rows = "SELECT key, rule FROM cohorts \
+             WHERE ?1 IS NULL OR key IN (SELECT value FROM json_each(?1))";
+        by_key(self, rows, only).await
+    }
+
+    async fn flags(&mut self) -> Result<BTreeMap<String, bool>, RegistryError> {
+        let all = sqlx::query_as("SELECT name, enabled FROM flags");
+        let rows: Vec<(String, bool)> = all.fetch_all(self).await.map_err(unavailable)?;
+        Ok(rows.into_iter().collect())
+    }
+
+    fn unreadable(reason: String) -> RegistryError {
+        corrupt(reason)
+    }
+}
+
+async fn by_key<T: DeserializeOwned>(
     connection: &mut SqliteConnection,
-    sql: &'static str,
-) -> Result<Vec<SqliteRow>, RegistryError> {
-    sqlx::query(sql)
-        .fetch_all(connection)
-        .await
-        .map_err(unavailable)
+    rows: &'static str,
+    only: Only<'_, String>,
+) -> Result<BTreeMap<String, T>, RegistryError> {
+    let keys = only
+        .map(serde_json::to_string)
+        .transpose()
+        .map_err(corrupt)?;
+    let rows = sqlx::query_as(rows).bind(keys);
+    let rows: Vec<(String, String)> = rows.fetch_all(connection).await.map_err(unavailable)?;
+    rows.into_iter()
+        .map(|(key, json)| Ok((key, serde_json::from_str(&json).map_err(corrupt)?)))
+        .collect()
 }
 
 #[async_trait]
@@ -146,16 +264,11 @@ impl Transaction for SqliteConnection {
 
     async fn locked_revision(&mut self) -> Result<i64, RegistryError> {
         // `BEGIN IMMEDIATE` took the lock.
-        revision(self).await
+        Ok(head(self).await?.revision)
     }
 
     async fn write(&mut self, write: Write<'_>) -> Result<(), RegistryError> {
         let query = match write {
-            Write::Module { digest, bytes } => {
-                sqlx::query("INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)")
-                    .bind(digest.to_string())
-                    .bind(bytes)
-            }
             Write::Policy {
                 policy,
                 digest,
@@ -216,9 +329,23 @@ impl Transaction for SqliteConnection {
                     .bind(name)
                     .bind(enabled)
             }
+            Write::RemovePolicy(policy) => {
+                sqlx::query("DELETE FROM policies WHERE name = ? AND version = ?")
+                    .bind(&policy.name)
+                    .bind(policy.version.to_string())
+            }
+            Write::RemoveModule(digest) => {
+                sqlx::query("DELETE FROM policy_modules WHERE digest = ?").bind(digest.to_string())
+            }
         };
         query.execute(self).await.map_err(unavailable)?;
         Ok(())
+    }
+
+    async fn has_module(&mut self, digest: Digest) -> Result<bool, RegistryError> {
+        let find = "SELECT EXISTS (SELECT 1 FROM policy_modules WHERE digest = ?)";
+        let find = sqlx::query_scalar(find).bind(digest.to_string());
+        find.fetch_one(self).await.map_err(unavailable)
     }
 
     async fn audit(

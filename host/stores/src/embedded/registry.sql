@@ -49,8 +49,9 @@ CREATE TABLE IF NOT EXISTS flags (
     enabled INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Every change writes one row here in its own transaction, so the highest id is the revision.
--- The hashes are null in rows that are older than the hash chain.
+-- Every change writes one row here in its own transaction, and its id is the revision. SQLite
+-- remembers the highest id that AUTOINCREMENT gave, so a removed newest row does not lower the
+-- revision. The hashes are null in rows that are older than the hash chain.
 CREATE TABLE IF NOT EXISTS audit (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
     at_ms         INTEGER NOT NULL,
@@ -59,5 +60,6 @@ CREATE TABLE IF NOT EXISTS audit (
     subject       TEXT NOT NULL,
     detail        TEXT NOT NULL,
     previous_hash TEXT,
-    hash          TEXT
+    hash          TEXT,
+    mac           TEXT
 );

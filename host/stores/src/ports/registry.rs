@@ -3,6 +3,8 @@
 use async_trait::async_trait;
 use nova_model::artifact::Digest;
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
+use nova_model::prune::StoredModule;
 use nova_model::registry::{Change, RegistryState};
 
 #[derive(Debug, thiserror::Error)]
@@ -12,17 +14,32 @@ pub enum RegistryError {
     Conflict(String),
     #[error("the registry is unavailable: {0:#}")]
     Unavailable(#[from] anyhow::Error),
+    /// The change would leave the audit log unauthenticated.
+    #[error("{0}")]
+    NoAuditKey(&'static str),
+    /// The stored bytes of a module are not those of its digest. They must not run.
+    #[error(
+        "the registry's bytes of module {0} do not have this digest; restore the registry from a backup, or publish the policy again under a new version"
+    )]
+    Damaged(Digest),
 }
 
 #[async_trait]
 pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
     async fn load(&self) -> Result<RegistryState, RegistryError>;
 
-    /// Returns the revision only. This is cheap enough to call every second.
-    async fn revision(&self) -> Result<i64, RegistryError>;
+    /// Returns the revision and the hash of its audit entry. This is cheap enough to call every
+    /// second.
+    async fn head(&self) -> Result<AuditHead, RegistryError>;
+
+    /// Returns the revision only.
+    async fn revision(&self) -> Result<i64, RegistryError> {
+        Ok(self.head().await?.revision)
+    }
 
     /// Applies a change if the registry is still at `expected_revision`. Returns the new
-    /// revision.
+    /// revision. The modules of a publication are stored before, so that no other change waits
+    /// for them.
     async fn apply(
         &self,
         change: &Change,
@@ -30,9 +47,33 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
         expected_revision: i64,
     ) -> Result<i64, RegistryError>;
 
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError>;
+    /// Returns the stored bytes of a module, which may be damaged. Use [`Registry::module`].
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError>;
 
-    /// Returns a part of the audit log, at most `limit` entries.
+    /// Returns the bytes of a module. Every engine's bytes are compared with the digest here, so
+    /// no other bytes than the published ones ever run.
+    ///
+    /// # Errors
+    /// Fails if the registry does not answer, or if its bytes do not have this digest.
+    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some(bytes) = self.stored_module(digest).await? else {
+            return Ok(None);
+        };
+        // A module can have twenty megabytes, which take too long for a thread of the runtime.
+        let hashed = tokio::task::spawn_blocking(move || (Digest::from_content(&bytes), bytes));
+        let (found, bytes) = hashed.await.map_err(anyhow::Error::from)?;
+        if found == digest {
+            Ok(Some(bytes))
+        } else {
+            Err(RegistryError::Damaged(digest))
+        }
+    }
+
+    /// Returns the digests and sizes of all stored modules.
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError>;
+
+    /// Returns a part of the audit log: at most `limit` entries, and fewer if their details are
+    /// large. It is empty only if there are no more entries.
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
 
     /// Returns when another process may have changed something. A registry that cannot detect

@@ -1,9 +1,27 @@
 //! The audit log's rows in PostgreSQL.
 
 use crate::guard::Failure;
-use crate::registry::{AuditRow, audit_entry};
+use crate::registry::{AUDIT_PAGE_BYTES, AuditRow, audit_entry};
 use nova_model::audit::{AuditEntry, AuditPage};
 use sqlx::PgConnection;
+
+/// Selects the entries of a page: first the ids within both limits, then these rows. The inner
+/// queries read no details, so a page costs what it returns.
+macro_rules! page {
+    ($beyond:literal, $order:literal) => {
+        concat!(
+            "SELECT id, at_ms, actor, action, subject, detail::text, previous_hash, hash, mac FROM audit ",
+            "WHERE id IN (SELECT id FROM (SELECT id, sum(detail_bytes) OVER (ORDER BY id ",
+            $order,
+            ") - detail_bytes AS before FROM (SELECT id, detail_bytes FROM audit WHERE id ",
+            $beyond,
+            " $1 ORDER BY id ",
+            $order,
+            " LIMIT $2) page) sized WHERE before < $3) ORDER BY id ",
+            $order
+        )
+    };
+}
 
 pub(super) async fn read(
     connection: &mut PgConnection,
@@ -11,18 +29,13 @@ pub(super) async fn read(
     limit: i64,
 ) -> Result<Vec<AuditEntry>, Failure> {
     let (select, id) = match page {
-        AuditPage::Before(id) => (
-            "SELECT id, at_ms, actor, action, subject, detail::text, previous_hash, hash FROM audit \
-             WHERE id < $1 ORDER BY id DESC LIMIT $2",
-            id,
-        ),
-        AuditPage::After(id) => (
-            "SELECT id, at_ms, actor, action, subject, detail::text, previous_hash, hash FROM audit \
-             WHERE id > $1 ORDER BY id LIMIT $2",
-            id,
-        ),
+        AuditPage::Before(id) => (page!("<", "DESC"), id),
+        AuditPage::After(id) => (page!(">", "ASC"), id),
     };
-    let rows = sqlx::query_as(select).bind(id).bind(limit);
+    let rows = sqlx::query_as(select)
+        .bind(id)
+        .bind(limit)
+        .bind(AUDIT_PAGE_BYTES);
     let rows: Vec<AuditRow> = rows.fetch_all(connection).await?;
     rows.into_iter()
         .map(|row| audit_entry(row).map_err(unreadable))
@@ -37,8 +50,8 @@ pub(super) async fn append(
     connection: &mut PgConnection,
     entry: &AuditEntry,
 ) -> Result<(), Failure> {
-    let insert = "INSERT INTO audit (id, at_ms, actor, action, subject, detail, previous_hash, hash) \
-         VALUES ($1, $2, $3, $4, $5, $6::json, $7, $8)";
+    let insert = "INSERT INTO audit (id, at_ms, actor, action, subject, detail, previous_hash, hash, mac) \
+         VALUES ($1, $2, $3, $4, $5, $6::json, $7, $8, $9)";
     sqlx::query(insert)
         .bind(entry.id)
         .bind(entry.at.timestamp_millis())
@@ -48,6 +61,7 @@ pub(super) async fn append(
         .bind(entry.detail.to_string())
         .bind(entry.previous_hash.map(|hash| hash.to_string()))
         .bind(entry.hash.map(|hash| hash.to_string()))
+        .bind(entry.mac.map(|mac| mac.to_string()))
         .execute(connection)
         .await?;
     Ok(())

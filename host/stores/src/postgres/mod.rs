@@ -3,6 +3,9 @@
 //! PostgreSQL is down.
 
 mod audit;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod audit_tests;
 pub mod checksums;
 pub mod migrate;
 pub mod registry;

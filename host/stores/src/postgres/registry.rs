@@ -7,12 +7,17 @@ use crate::breaker::Breaker;
 use crate::guard::{Failure, Guard};
 use crate::ports::StoreError;
 use crate::ports::registry::{Registry, RegistryError};
-use crate::registry::{self, Transaction, Write};
+use crate::registry::{self, Applied, Transaction, Write, modules_of};
+use crate::registry_read::{Known, Only, Reader};
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
+use nova_model::audit_key::AuditKeys;
+use nova_model::experiments::cohort::Rule;
+use nova_model::prune::StoredModule;
 use nova_model::quarantine::Quarantine;
-use nova_model::registry::{Change, PublishedPolicy, RegistryState, put_stage};
+use nova_model::registry::{Change, Experiment, PublishedPolicy, RegistryState};
 use nova_model::time::UnixMs;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
@@ -48,6 +53,8 @@ pub struct PostgresRegistry {
     pool: PgPool,
     guard: Guard,
     modules_guard: Guard,
+    keys: AuditKeys,
+    known: Known,
     changes: Arc<Notify>,
     _listener: AbortOnDropHandle<()>,
 }
@@ -72,9 +79,31 @@ impl PostgresRegistry {
             pool: pool(url, CONNECTIONS_MAX, TIMEOUT, MODULES_TIMEOUT)?,
             modules_guard: guard.with_timeout(MODULES_TIMEOUT),
             guard,
+            keys: AuditKeys::default(),
+            known: Known::default(),
             _listener: AbortOnDropHandle::new(tokio::spawn(listen(listening, changes.clone()))),
             changes,
         })
+    }
+
+    /// Authenticates new entries of the audit log.
+    #[must_use]
+    pub fn with_audit_keys(self, keys: AuditKeys) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// Stores a module in a transaction of its own. Twenty megabytes over a slow network take
+    /// seconds, and the lock on the revision would keep every other change waiting for them.
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        let store = async {
+            let insert =
+                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
+            insert.execute(&self.pool).await?;
+            Ok(())
+        };
+        let stored = self.modules_guard.run("store_module", store).await;
+        stored.map_err(unavailable)
     }
 }
 
@@ -121,28 +150,13 @@ impl Registry for PostgresRegistry {
             // One snapshot, because all parts must belong to one revision.
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
             let mut tx = self.pool.begin_with(begin).await?;
-            let mut state = RegistryState {
-                revision: revision(&mut tx).await?,
-                policies: policies(&mut tx).await?,
-                activations: activations(&mut tx).await?,
-                experiments: by_key(&mut tx, "SELECT key, body::text FROM experiments").await?,
-                cohorts: by_key(&mut tx, "SELECT key, rule::text FROM cohorts").await?,
-                flags: sqlx::query_as("SELECT name, enabled FROM flags")
-                    .fetch_all(&mut *tx)
-                    .await?
-                    .into_iter()
-                    .collect(),
-                quarantined: quarantined(&mut tx).await?,
-                ..RegistryState::default()
-            };
-            stages(&mut tx, &mut state).await?;
-            Ok(state)
+            self.known.load(&mut *tx).await
         };
         self.guard.run("load", load).await.map_err(unavailable)
     }
 
-    async fn revision(&self) -> Result<i64, RegistryError> {
-        let read = async { Ok(revision(&mut *self.pool.acquire().await?).await?) };
+    async fn head(&self) -> Result<AuditHead, RegistryError> {
+        let read = async { head(&mut *self.pool.acquire().await?).await };
         self.guard.run("revision", read).await.map_err(unavailable)
     }
 
@@ -152,23 +166,23 @@ impl Registry for PostgresRegistry {
         actor: &str,
         expected_revision: i64,
     ) -> Result<i64, RegistryError> {
+        for (digest, bytes) in modules_of(change) {
+            self.store_module(*digest, bytes).await?;
+        }
         let apply = async {
             let mut tx = self.pool.begin().await?;
-            let applied = registry::apply(&mut *tx, change, actor, expected_revision).await?;
-            if applied.is_some() {
+            let applied =
+                registry::apply(&mut *tx, change, actor, expected_revision, &self.keys).await?;
+            if let Applied::At(_) = applied {
                 tx.commit().await?;
             }
             Ok(applied)
         };
-        let guard = match change {
-            Change::Publish { .. } => &self.modules_guard,
-            _ => &self.guard,
-        };
-        let applied = guard.run("apply", apply).await.map_err(unavailable)?;
-        applied.ok_or_else(registry::outdated)
+        let applied = self.guard.run("apply", apply).await.map_err(unavailable)?;
+        applied.revision()
     }
 
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         let read = async {
             let find = sqlx::query_scalar("SELECT bytes FROM policy_modules WHERE digest = $1")
                 .bind(digest.to_string());
@@ -178,6 +192,22 @@ impl Registry for PostgresRegistry {
             .run("module", read)
             .await
             .map_err(unavailable)
+    }
+
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
+        let read = async {
+            let all = "SELECT digest, octet_length(bytes)::bigint FROM policy_modules";
+            let rows: Vec<(String, i64)> = sqlx::query_as(all).fetch_all(&self.pool).await?;
+            let module = |(digest, bytes): (String, i64)| {
+                Ok(StoredModule {
+                    digest: digest.parse().map_err(corrupt)?,
+                    bytes: bytes.unsigned_abs(),
+                })
+            };
+            rows.into_iter().map(module).collect()
+        };
+        let read = self.modules_guard.run("stored_modules", read).await;
+        read.map_err(unavailable)
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
@@ -191,60 +221,127 @@ impl Registry for PostgresRegistry {
     }
 }
 
-async fn revision(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT revision FROM registry_revision WHERE id = 1")
-        .fetch_one(connection)
-        .await
+async fn head(connection: &mut PgConnection) -> Result<AuditHead, Failure> {
+    let find = "SELECT revision, (SELECT hash FROM audit WHERE audit.id = revision) \
+         FROM registry_revision WHERE registry_revision.id = 1";
+    let row: (i64, Option<String>) = sqlx::query_as(find).fetch_one(connection).await?;
+    let hash = row.1.as_deref().map(str::parse).transpose();
+    Ok(AuditHead {
+        revision: row.0,
+        hash: hash.map_err(corrupt)?,
+    })
 }
 
-async fn policies(connection: &mut PgConnection) -> Result<Vec<PublishedPolicy>, Failure> {
-    let all = "SELECT digest, spec::text, published_at_ms FROM policies ORDER BY published_at_ms, name, version";
-    let rows: Vec<(String, String, i64)> = sqlx::query_as(all).fetch_all(connection).await?;
-    rows.into_iter()
-        .map(|(digest, spec, published_at_ms)| {
-            Ok(PublishedPolicy {
-                spec: parse(&spec)?,
-                digest: digest.parse().map_err(corrupt)?,
-                published_at_ms: UnixMs::try_from(published_at_ms).map_err(corrupt)?,
-            })
-        })
-        .collect()
-}
+#[async_trait]
+impl Reader for PgConnection {
+    type Error = Failure;
 
-async fn activations(connection: &mut PgConnection) -> Result<Vec<PolicyRef>, Failure> {
-    let rows: Vec<String> = sqlx::query_scalar("SELECT policy FROM policy_activations ORDER BY id")
-        .fetch_all(connection)
-        .await?;
-    rows.iter()
-        .map(|policy| policy.parse().map_err(corrupt))
-        .collect()
-}
-
-async fn stages(connection: &mut PgConnection, state: &mut RegistryState) -> Result<(), Failure> {
-    let all = "SELECT policy, stage, percent FROM policy_stages";
-    let rows: Vec<(String, String, Option<f64>)> =
-        sqlx::query_as(all).fetch_all(connection).await?;
-    for (policy, stage, percent) in rows {
-        put_stage(state, &policy, &stage, percent).map_err(corrupt)?;
+    async fn head(&mut self) -> Result<AuditHead, Failure> {
+        head(self).await
     }
-    Ok(())
-}
 
-async fn quarantined(
-    connection: &mut PgConnection,
-) -> Result<BTreeMap<Digest, Quarantine>, Failure> {
-    let all = "SELECT digest, body::text FROM policy_quarantine";
-    let rows: Vec<(String, String)> = sqlx::query_as(all).fetch_all(connection).await?;
-    rows.into_iter()
-        .map(|(digest, body)| Ok((digest.parse().map_err(corrupt)?, parse(&body)?)))
-        .collect()
+    async fn entry_hash(&mut self, id: i64) -> Result<Option<Digest>, Failure> {
+        let find = sqlx::query_scalar("SELECT hash FROM audit WHERE id = $1").bind(id);
+        let found: Option<Option<String>> = find.fetch_optional(self).await?;
+        let hash = found.flatten().as_deref().map(str::parse).transpose();
+        hash.map_err(corrupt)
+    }
+
+    async fn changes_after(
+        &mut self,
+        id: i64,
+        limit: i64,
+    ) -> Result<Vec<(String, String)>, Failure> {
+        let find = "SELECT action, subject FROM audit WHERE id > $1 ORDER BY id LIMIT $2";
+        let find = sqlx::query_as(find).bind(id).bind(limit);
+        Ok(find.fetch_all(self).await?)
+    }
+
+    async fn policies(
+        &mut self,
+        only: Only<'_, PolicyRef>,
+    ) -> Result<Vec<PublishedPolicy>, Failure> {
+        let rows: Vec<(String, String, i64)> = match only {
+            None => {
+                let all = "SELECT digest, spec::text, published_at_ms FROM policies \
+                     ORDER BY published_at_ms, name, version";
+                sqlx::query_as(all).fetch_all(self).await?
+            }
+            Some(only) => {
+                let some = "SELECT digest, spec::text, published_at_ms FROM policies \
+                     JOIN unnest($1::text[], $2::text[]) AS wanted (name, version) USING (name, version)";
+                let names: Vec<&str> = only.iter().map(|policy| policy.name.as_str()).collect();
+                let versions = only.iter().map(|policy| policy.version.to_string());
+                let versions: Vec<String> = versions.collect();
+                let some = sqlx::query_as(some).bind(names).bind(versions);
+                some.fetch_all(self).await?
+            }
+        };
+        rows.into_iter()
+            .map(|(digest, spec, published_at_ms)| {
+                Ok(PublishedPolicy {
+                    spec: parse(&spec)?,
+                    digest: digest.parse().map_err(corrupt)?,
+                    published_at_ms: UnixMs::try_from(published_at_ms).map_err(corrupt)?,
+                })
+            })
+            .collect()
+    }
+
+    async fn activations(&mut self) -> Result<Vec<PolicyRef>, Failure> {
+        let all = sqlx::query_scalar("SELECT policy FROM policy_activations ORDER BY id");
+        let rows: Vec<String> = all.fetch_all(self).await?;
+        rows.iter()
+            .map(|policy| policy.parse().map_err(corrupt))
+            .collect()
+    }
+
+    async fn stages(&mut self) -> Result<Vec<(String, String, Option<f64>)>, Failure> {
+        let all = sqlx::query_as("SELECT policy, stage, percent FROM policy_stages");
+        Ok(all.fetch_all(self).await?)
+    }
+
+    async fn quarantined(&mut self) -> Result<BTreeMap<Digest, Quarantine>, Failure> {
+        let all = sqlx::query_as("SELECT digest, body::text FROM policy_quarantine");
+        let rows: Vec<(String, String)> = all.fetch_all(self).await?;
+        rows.into_iter()
+            .map(|(digest, body)| Ok((digest.parse().map_err(corrupt)?, parse(&body)?)))
+            .collect()
+    }
+
+    async fn experiments(
+        &mut self,
+        only: Only<'_, String>,
+    ) -> Result<BTreeMap<String, Experiment>, Failure> {
+        let rows =
+            "SELECT key, body::text FROM experiments WHERE $1::text[] IS NULL OR key = ANY($1)";
+        by_key(self, rows, only).await
+    }
+
+    async fn cohorts(&mut self, only: Only<'_, String>) -> Result<BTreeMap<String, Rule>, Failure> {
+        let rows = "SELECT key, rule::text FROM cohorts WHERE $1::text[] IS NULL OR key = ANY($1)";
+        by_key(self, rows, only).await
+    }
+
+    async fn flags(&mut self) -> Result<BTreeMap<String, bool>, Failure> {
+        let all = sqlx::query_as("SELECT name, enabled FROM flags");
+        let rows: Vec<(String, bool)> = all.fetch_all(self).await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    fn unreadable(reason: String) -> Failure {
+        corrupt(reason)
+    }
 }
 
 async fn by_key<T: DeserializeOwned>(
     connection: &mut PgConnection,
     rows: &'static str,
+    only: Only<'_, String>,
 ) -> Result<BTreeMap<String, T>, Failure> {
-    let rows: Vec<(String, String)> = sqlx::query_as(rows).fetch_all(connection).await?;
+    let keys: Option<Vec<&String>> = only.map(|only| only.iter().collect());
+    let rows = sqlx::query_as(rows).bind(keys);
+    let rows: Vec<(String, String)> = rows.fetch_all(connection).await?;
     rows.into_iter()
         .map(|(key, json)| Ok((key, parse(&json)?)))
         .collect()
@@ -262,11 +359,6 @@ impl Transaction for PgConnection {
 
     async fn write(&mut self, write: Write<'_>) -> Result<(), Failure> {
         let query = match write {
-            Write::Module { digest, bytes } => sqlx::query(
-                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-            )
-            .bind(digest.to_string())
-            .bind(bytes),
             Write::Policy {
                 policy,
                 digest,
@@ -328,9 +420,23 @@ impl Transaction for PgConnection {
             )
             .bind(name)
             .bind(enabled),
+            Write::RemovePolicy(policy) => {
+                sqlx::query("DELETE FROM policies WHERE name = $1 AND version = $2")
+                    .bind(&policy.name)
+                    .bind(policy.version.to_string())
+            }
+            Write::RemoveModule(digest) => {
+                sqlx::query("DELETE FROM policy_modules WHERE digest = $1").bind(digest.to_string())
+            }
         };
         query.execute(self).await?;
         Ok(())
+    }
+
+    async fn has_module(&mut self, digest: Digest) -> Result<bool, Failure> {
+        let find = "SELECT EXISTS (SELECT 1 FROM policy_modules WHERE digest = $1)";
+        let find = sqlx::query_scalar(find).bind(digest.to_string());
+        Ok(find.fetch_one(self).await?)
     }
 
     async fn audit(&mut self, page: AuditPage, limit: i64) -> Result<Vec<AuditEntry>, Failure> {

@@ -4,8 +4,10 @@ use super::*;
 use crate::offline::HostRegistry;
 use async_trait::async_trait;
 use nova_model::audit::{AuditEntry, AuditPage};
+use nova_model::audit_head::AuditHead;
 use nova_model::budget::Call;
 use nova_model::failure::FailureKind;
+use nova_model::prune::StoredModule;
 use nova_model::registry::{Change, RegistryState};
 use nova_policy::engine::Engine;
 use nova_stores::embedded::EmbeddedStore;
@@ -40,8 +42,8 @@ impl Registry for Hanging {
         self.answering().await.load().await
     }
 
-    async fn revision(&self) -> Result<i64, RegistryError> {
-        self.answering().await.revision().await
+    async fn head(&self) -> Result<AuditHead, RegistryError> {
+        self.answering().await.head().await
     }
 
     async fn apply(
@@ -53,8 +55,12 @@ impl Registry for Hanging {
         self.answering().await.apply(change, actor, revision).await
     }
 
-    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.answering().await.module(digest).await
+    async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+        self.answering().await.stored_module(digest).await
+    }
+
+    async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
+        self.answering().await.stored_modules().await
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {

@@ -8,6 +8,13 @@ const STORED: &[u8] = include_bytes!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../tests/fixtures/formats/v1/registry/local_changes.json"
 ));
+/// The same changes with the hash of the revision on which they are based, which later versions
+/// write.
+const STORED_WITH_HEAD: &[u8] = include_bytes!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/fixtures/formats/v1/registry/local_changes_head.json"
+));
+const HEAD: &str = "3f1aa465c58c67f293d95f3f689bb810b151a29583f091ad9652dbd7b2965472";
 const HOST: &str = "5b0c3f9e-6a55-4b6e-9d0a-0f3f0a9d1c11";
 
 fn change(id: u8, actor: &str, intent: Intent) -> LocalChange {
@@ -18,6 +25,7 @@ fn change(id: u8, actor: &str, intent: Intent) -> LocalChange {
         actor: actor.into(),
         made_at_ms: 1_749_999_999_000 + u64::from(id) * 1_000,
         base_revision: 21,
+        base_head: None,
     }
 }
 
@@ -52,13 +60,23 @@ fn expected() -> Vec<LocalChange> {
 async fn stored_local_changes_are_read_and_written_again_to_the_same_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE);
-    std::fs::write(&path, STORED).unwrap();
-    let changes = LocalChanges::open(directory.path(), HOST.into()).unwrap();
-    assert_eq!(changes.list(), expected());
-    std::fs::remove_file(&path).unwrap();
-    let changes = LocalChanges::open(directory.path(), HOST.into()).unwrap();
-    for change in expected() {
-        changes.add(change).await.unwrap();
+    for (stored, base_head) in [
+        (STORED, None),
+        (STORED_WITH_HEAD, Some(HEAD.parse().unwrap())),
+    ] {
+        let expected = expected().into_iter().map(|change| LocalChange {
+            base_head,
+            ..change
+        });
+        let expected: Vec<_> = expected.collect();
+        std::fs::write(&path, stored).unwrap();
+        let changes = LocalChanges::open(directory.path(), HOST.into()).unwrap();
+        assert_eq!(changes.list(), expected);
+        std::fs::remove_file(&path).unwrap();
+        let changes = LocalChanges::open(directory.path(), HOST.into()).unwrap();
+        for change in expected {
+            changes.add(change).await.unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), stored);
     }
-    assert_eq!(std::fs::read(&path).unwrap(), STORED);
 }
