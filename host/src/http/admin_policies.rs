@@ -347,7 +347,8 @@ pub struct ActivateBody {
     pub expected_active: Option<PolicyRef>,
 }
 
-/// Makes a policy the active one. The body may be empty. The first feed request after the response uses it.
+/// Makes a policy the active one. The first feed request after the response uses it. The body may be
+/// empty.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/activate", tag = "admin", security(("admin" = [])),
     params(IfMatch, ("name" = String, Path), ("version" = String, Path)), request_body = Option<ActivateBody>,
     responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]

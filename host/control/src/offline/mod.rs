@@ -92,7 +92,8 @@ impl Offline {
     }
 
     /// Saves a change on this host's disk, if this kind of change is allowed without the
-    /// registry. `base` is the newest state that this host knows, and `cause` is the reason why the change could not be recorded in the registry.
+    /// registry. `base` is the newest state that this host knows, and `cause` is the reason why the
+    /// change could not be recorded in the registry.
     ///
     /// # Errors
     /// Returns `cause` if the change needs the registry. Also fails if the disk write fails.
