@@ -11,7 +11,7 @@ const POLICIES: u32 = 4;
 const HELD_MIB: u32 = 240;
 const VIEWERS: u64 = 256;
 const SLICE: Duration = Duration::from_secs(10);
-const SLICES: usize = 6;
+const SLICES: usize = 3;
 
 pub async fn policy_memory() -> anyhow::Result<()> {
     println!(
