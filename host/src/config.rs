@@ -4,6 +4,7 @@
 //! Every field states its unit and default. `Live` is the part that may change while the host
 //! runs. Changes to all other keys are logged and take effect at the next restart.
 
+mod bounds;
 pub mod origins;
 mod sections;
 mod variables;
@@ -134,8 +135,8 @@ impl Config {
     /// Reads the file, if there is one, and applies the environment variables to it.
     ///
     /// # Errors
-    /// An unreadable file, an unknown key, a value of the wrong type, or an incomplete set of
-    /// store URLs.
+    /// An unreadable file, an unknown key, a value of the wrong type, a number outside of its
+    /// bounds, or an incomplete set of store URLs.
     pub fn load(
         path: Option<&Path>,
         variable: impl Fn(&str) -> Option<String>,
@@ -208,13 +209,6 @@ impl Config {
             .secret_key()
             .map_err(ConfigError::Invalid)
             .map(drop)?;
-        let times = [
-            ("header_timeout_ms", self.server.header_timeout_ms),
-            ("idle_timeout_ms", self.server.idle_timeout_ms),
-        ];
-        if let Some((name, _)) = times.iter().find(|(_, time_ms)| *time_ms == 0) {
-            return refuse(format!("server.{name}: must be at least 1"));
-        }
         self.audit.check().or_else(refuse)?;
         if tracing_subscriber::EnvFilter::try_new(&self.live.log_level).is_err() {
             return refuse(format!(
@@ -222,36 +216,7 @@ impl Config {
                 self.live.log_level
             ));
         }
-        let ratio = self.live.records.sample_ratio;
-        if !(0.0..=1.0).contains(&ratio) {
-            return refuse(format!("records.sample_ratio: {ratio} is not within 0 … 1"));
-        }
-        let percent = self.live.shadow.cpu_percent;
-        if percent > 100 {
-            return refuse(format!(
-                "shadow.cpu_percent: {percent} is not within 0 … 100"
-            ));
-        }
-        let limits = &self.live.limits;
-        let rates = [
-            (
-                "viewer_requests_per_minute",
-                limits.viewer_requests_per_minute,
-            ),
-            (
-                "viewer_event_batches_per_minute",
-                limits.viewer_event_batches_per_minute,
-            ),
-            (
-                "address_requests_per_minute",
-                limits.address_requests_per_minute,
-            ),
-        ];
-        if let Some((name, _)) = rates.iter().find(|(_, rate)| *rate == 0) {
-            return refuse(format!("limits.{name}: must be at least 1"));
-        }
-        self.policy.check().or_else(refuse)?;
-        self.live.failure_budget.check().or_else(refuse)
+        bounds::check(self).or_else(refuse)
     }
 
     pub fn policies_dir(&self) -> PathBuf {
@@ -307,7 +272,9 @@ fn with_key(table: &toml::Table, error: &toml::de::Error) -> String {
     });
     let wrong = keys.find_map(|(key, value)| {
         let error = alone(&key, value)?;
-        Some(format!("{key}: {}", error.message()))
+        let accepted = bounds::of(&key).map(|bounds| format!("; choose a value within {bounds}"));
+        let accepted = accepted.unwrap_or_default();
+        Some(format!("{key}: {}{accepted}", error.message()))
     });
     wrong.unwrap_or_else(|| error.message().to_owned())
 }

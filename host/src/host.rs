@@ -12,6 +12,7 @@ use crate::events::drain::{self, Drain};
 use crate::experiments::exposure::Exposures;
 use crate::feed::FeedParts;
 use crate::feed::cursor::CursorKey;
+use crate::feed::failures::SharedFailureLog;
 use crate::feed::shadow::Shadows;
 use crate::http;
 use crate::http::token::TokenKeys;
@@ -141,13 +142,15 @@ impl Host {
                 policies_dir.display()
             )
         })?;
+        let failures = Arc::<SharedFailureLog>::default();
         let feed = FeedParts {
             stores: stores.of_feed(),
             deploy: deploy.clone(),
             policy_pool: CpuPool::start(config.worker_threads(), config.policy.cpu_percent)?,
             exposures,
             recorder,
-            shadows: Shadows::start(&config.live)?,
+            shadows: Shadows::start(&config.live, failures.clone())?,
+            failures,
             cursor_key: CursorKey::derive(&secret),
         };
         let app = App::new(Parts {

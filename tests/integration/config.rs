@@ -41,6 +41,8 @@ fn an_invalid_configuration_is_refused_in_one_line_that_names_the_key() {
             "[limits]\nviewer_requests_per_minute = 0",
             "viewer_requests_per_minute",
         ),
+        ("[feed]\npolicy_budget_ms = 0", "feed.policy_budget_ms: 0"),
+        ("[feed]\nsource_timeout_ms = 60001", "10 … 60000 ms"),
         ("log_level = \"==\"", "log_level"),
         ("[ttl]\n\n[flags", "line 3"),
     ];
@@ -50,6 +52,8 @@ fn an_invalid_configuration_is_refused_in_one_line_that_names_the_key() {
     }
     let line = refusal("", &[("NOVA_SNAPSHOT_TTL_S", "soon")]);
     assert!(line.contains("snapshot_s"), "{line}");
+    let line = refusal("", &[("NOVA_POLICY_BUDGET_MS", "0")]);
+    assert!(line.contains("feed.policy_budget_ms: 0"), "{line}");
     assert!(refusal("", &[("HTTP_PORT", "http")]).contains("HTTP_PORT"));
     // The error never repeats a secret.
     let line = refusal("", &[("NOVA_JWT_SECRET", "hunter2")]);
@@ -149,6 +153,8 @@ async fn a_bad_file_is_refused_whole_and_the_old_configuration_stays() {
         "[flags]\nuse_ch_ranking = false\n[ttl]\nsnapshots_s = 1\n",
         "[flags]\nuse_ch_ranking = false\nenable_caching = 3\n",
         "[flags\nuse_ch_ranking = false\n",
+        "[flags]\nuse_ch_ranking = false\n[feed]\npolicy_budget_ms = 0\n",
+        "[flags]\nuse_ch_ranking = false\n[failure_budget]\nmin_viewers = 51\n",
     ];
     for (so_far, text) in bad.into_iter().enumerate() {
         change(&host, text);

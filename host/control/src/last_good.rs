@@ -241,6 +241,10 @@ impl<R: Registry> Registry for LastGood<R> {
         self.registry.audit(page, limit).await
     }
 
+    async fn present_hosts(&self, host: &str) -> Result<u64, RegistryError> {
+        self.registry.present_hosts(host).await
+    }
+
     async fn changed(&self) {
         self.registry.changed().await;
     }

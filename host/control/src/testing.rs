@@ -13,7 +13,7 @@ use nova_policy::engine::Engine;
 use nova_stores::embedded::EmbeddedStore;
 use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::ports::registry::{Registry, RegistryError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 pub struct Distant {
     registry: Arc<Mutex<SqliteRegistry>>,
     cut_off: Arc<AtomicBool>,
+    present: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Distant {
@@ -65,6 +66,13 @@ impl Registry for Distant {
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
         self.connected()?.audit(page, limit).await
     }
+
+    async fn present_hosts(&self, host: &str) -> Result<u64, RegistryError> {
+        self.connected()?;
+        let mut present = self.present.lock().unwrap();
+        present.insert(host.to_owned());
+        Ok(present.len() as u64)
+    }
 }
 
 /// Hosts by name, each with its own data directory.
@@ -75,6 +83,8 @@ pub struct Fleet {
     reached: Arc<Mutex<SqliteRegistry>>,
     directory: tempfile::TempDir,
     cut_off: Mutex<BTreeMap<String, Arc<AtomicBool>>>,
+    /// Hosts that the registry saw. A test adds and removes them.
+    pub present: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Fleet {
@@ -87,6 +97,7 @@ impl Fleet {
             registry,
             directory,
             cut_off: Mutex::default(),
+            present: Arc::default(),
         }
     }
 
@@ -112,6 +123,7 @@ impl Fleet {
         let registry = Distant {
             registry: self.reached.clone(),
             cut_off: self.switch(host),
+            present: self.present.clone(),
         };
         LastGood::for_host(registry, &self.data_dir(host), host.to_owned()).unwrap()
     }

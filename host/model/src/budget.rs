@@ -10,20 +10,30 @@
 //!
 //! Latency is the processor time of the thread that ran the policy, not wall-clock time. A
 //! policy only computes, so the two are equal on an idle host. On a busy host the difference
-//! comes from the host's lack of processors, which must not quarantine a good policy on every
-//! host.
+//! comes from the host's lack of processors, which must not take a good policy out of service.
+//!
+//! A budget counts distinct viewers besides calls, because viewers without a fresh feed reload and
+//! every reload is a new failed call. A few viewers whose candidates a policy cannot rank are a
+//! reason to look at the policy and none to take it from every other viewer.
 
 use super::failure::FailureKind;
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub const WINDOW_MAX_S: u64 = 600;
 
+/// Upper limit of [`Thresholds::min_viewers`]. A second of a window keeps at most this many ids of
+/// viewers, which is enough to compare their number with any allowed threshold.
+pub const MIN_VIEWERS_MAX: u32 = 50;
+
 /// Limits at which a budget is spent. The defaults are in `FailureBudget` in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Thresholds {
     pub min_failures: u32,
+    /// Number of distinct viewers whose calls must have failed, at most [`MIN_VIEWERS_MAX`].
+    pub min_viewers: u32,
     pub ratio: f64,
     pub window_s: u64,
     /// Allowed ratio of the policy's p99 to the active policy's p99. 0 switches the latency
@@ -35,24 +45,94 @@ pub struct Thresholds {
 /// One call: the three stages of one ranking.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
+    pub viewer: u64,
     pub failure: Option<FailureKind>,
     pub cpu: Duration,
 }
 
+/// The time that a call had.
+#[derive(Debug, Clone, Copy)]
+pub struct Granted {
+    /// Deadline that the policy declares.
+    pub deadline: Duration,
+    /// Time that the host had left for the call. It may be shorter than the deadline.
+    pub left: Duration,
+}
+
+/// Share of its deadline for which a policy must have had the processor, so that a missed deadline
+/// is its own. It is not 1, because the deadline ends a call up to one tick of a millisecond early
+/// and an interrupt takes some microseconds of each millisecond.
+const OWN_SHARE: f64 = 0.9;
+
+impl Granted {
+    /// Reports if a call that used `cpu` had the processor for the whole deadline.
+    fn was_whole(&self, cpu: Duration) -> bool {
+        self.left >= self.deadline && cpu >= self.deadline.mul_f64(OWN_SHARE)
+    }
+}
+
 impl Call {
     /// Returns the call if the policy is responsible for its result. Returns `None` if the host
-    /// caused the failure: it had no free worker or instance, or the policy had the processor
-    /// for less than half of its deadline.
+    /// caused the failure: it had no free worker or instance, it cut the time below the policy's
+    /// own deadline, or it did not give the policy the processor for the whole deadline.
     pub fn from_outcome(
+        viewer: u64,
         failure: Option<FailureKind>,
         cpu: Duration,
-        given: Duration,
+        granted: Granted,
     ) -> Option<Self> {
         match failure {
             Some(FailureKind::Pool | FailureKind::CpuShare) => None,
-            Some(FailureKind::Deadline) if cpu < given / 2 => None,
-            _ => Some(Self { failure, cpu }),
+            Some(FailureKind::Deadline) if !granted.was_whole(cpu) => None,
+            _ => Some(Self {
+                viewer,
+                failure,
+                cpu,
+            }),
         }
+    }
+}
+
+/// Ids of distinct viewers, at most [`MIN_VIEWERS_MAX`] and in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Viewers(Vec<u64>);
+
+impl Viewers {
+    fn add(&mut self, viewer: u64) {
+        if self.0.len() < MIN_VIEWERS_MAX as usize
+            && let Err(at) = self.0.binary_search(&viewer)
+        {
+            self.0.insert(at, viewer);
+        }
+    }
+}
+
+/// Number of bits of a [`ViewerCount`]. The estimate is within a few percent up to about three times
+/// as many viewers, and it ends at seven times as many.
+const VIEWER_BITS: usize = 1_024;
+
+/// An estimate of the number of distinct viewers in constant memory ("linear counting"): every
+/// viewer sets one bit, and the share of bits that are clear tells their number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ViewerCount([u64; VIEWER_BITS / 64]);
+
+impl ViewerCount {
+    fn add(&mut self, viewer: u64) {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(viewer);
+        let bit = hasher.finish() as usize % VIEWER_BITS;
+        self.0[bit / 64] |= 1 << (bit % 64);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let words = self.0.iter_mut().zip(other.0);
+        words.for_each(|(word, more)| *word |= more);
+    }
+
+    fn estimate(&self) -> f64 {
+        let clear: u32 = self.0.iter().map(|word| word.count_zeros()).sum();
+        let bits = VIEWER_BITS as f64;
+        -bits * (f64::from(clear.max(1)) / bits).ln()
     }
 }
 
@@ -76,6 +156,8 @@ fn latency_bound(slot: usize) -> Duration {
 pub struct Counts {
     pub calls: u32,
     failures: [u32; FailureKind::ALL.len()],
+    failing_viewers: Viewers,
+    viewers: ViewerCount,
     latency: [u32; LATENCY_SLOTS],
 }
 
@@ -84,6 +166,8 @@ impl Default for Counts {
         Self {
             calls: 0,
             failures: [0; FailureKind::ALL.len()],
+            failing_viewers: Viewers::default(),
+            viewers: ViewerCount([0; VIEWER_BITS / 64]),
             latency: [0; LATENCY_SLOTS],
         }
     }
@@ -92,9 +176,11 @@ impl Default for Counts {
 impl Counts {
     fn add(&mut self, call: Call) {
         self.calls += 1;
+        self.viewers.add(call.viewer);
         self.latency[latency_slot(call.cpu)] += 1;
         if let Some(kind) = call.failure {
             self.failures[kind as usize] += 1;
+            self.failing_viewers.add(call.viewer);
         }
     }
 
@@ -103,10 +189,18 @@ impl Counts {
         let failures = self.failures.iter_mut().zip(other.failures);
         let latency = self.latency.iter_mut().zip(other.latency);
         failures.chain(latency).for_each(|(sum, more)| *sum += more);
+        let viewers = other.failing_viewers.0.iter();
+        viewers.for_each(|viewer| self.failing_viewers.add(*viewer));
+        self.viewers.merge(&other.viewers);
     }
 
     pub fn failed(&self) -> u32 {
         self.failures.iter().sum()
+    }
+
+    /// Returns the number of distinct viewers whose calls failed, at most [`MIN_VIEWERS_MAX`].
+    pub fn failing_viewers(&self) -> u32 {
+        self.failing_viewers.0.len() as u32
     }
 
     /// Returns the kinds of failure that occurred, with their counts.
@@ -133,10 +227,20 @@ impl Counts {
         by_ratio.max(thresholds.min_failures)
     }
 
-    /// Returns the reason for a quarantine if the policy failed too often.
+    /// Number of failing viewers that spends the budget: the same share of the viewers as of the
+    /// calls, but no more than a second of the window remembers.
+    fn viewers_allowed(&self, thresholds: &Thresholds) -> u32 {
+        // A tenth of a viewer is within the error of the estimate.
+        let by_ratio = (self.viewers.estimate() * thresholds.ratio - 0.1).ceil() as u32;
+        by_ratio.min(MIN_VIEWERS_MAX).max(thresholds.min_viewers)
+    }
+
+    /// Returns the reason to take the policy out of service if it failed too often and for
+    /// enough viewers.
     pub fn failed_too_often(&self, thresholds: &Thresholds) -> Option<String> {
-        let failed = self.failed();
-        if failed < self.failures_allowed(thresholds) {
+        let (failed, viewers) = (self.failed(), self.failing_viewers());
+        if failed < self.failures_allowed(thresholds) || viewers < self.viewers_allowed(thresholds)
+        {
             return None;
         }
         let kinds: Vec<String> = self
@@ -144,14 +248,22 @@ impl Counts {
             .map(|(kind, count)| format!("{} {count}", kind.as_str()))
             .collect();
         Some(format!(
-            "{failed} of {} calls in {} s failed: {}",
+            "{failed} of {} calls in {} s failed, for {} viewers: {}",
             self.calls,
             thresholds.window_s,
+            self.viewers_text(),
             kinds.join(", ")
         ))
     }
 
-    /// Returns the reason for a quarantine if the policy is too slow compared with the active
+    fn viewers_text(&self) -> String {
+        match self.failing_viewers() {
+            MIN_VIEWERS_MAX => format!("at least {MIN_VIEWERS_MAX}"),
+            viewers => viewers.to_string(),
+        }
+    }
+
+    /// Returns the reason to take the policy out of service if it is too slow compared with the active
     /// policy, whose counts are `active`.
     ///
     /// The active policy itself is not checked in this way. The policy before it runs only if
@@ -249,6 +361,12 @@ impl Outcomes {
         window.counts(self.second(now), window_s)
     }
 
+    /// Forgets all calls, so that a policy which returns to service starts anew.
+    pub fn clear(&self) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        *window = Window::default();
+    }
+
     fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.began).as_secs()
     }
@@ -259,29 +377,38 @@ impl Outcomes {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     const THRESHOLDS: Thresholds = Thresholds {
         min_failures: 5,
+        min_viewers: 3,
         ratio: 0.05,
         window_s: 30,
         p99_factor: 3.0,
         p99_min_calls: 200,
     };
     const OK: Call = Call {
+        viewer: 1,
         failure: None,
         cpu: Duration::from_micros(300),
     };
     const TRAP: Call = Call {
+        viewer: 1,
         failure: Some(FailureKind::Trap),
         cpu: Duration::from_micros(10),
     };
 
+    /// Counts calls, each of another viewer.
     fn counts(calls: &[(Call, u32)]) -> Counts {
         let mut counts = Counts::default();
         for (call, times) in calls {
-            (0..*times).for_each(|_| counts.add(*call));
+            (0..*times).for_each(|viewer| counts.add(of(viewer.into(), *call)));
         }
         counts
+    }
+
+    fn of(viewer: u64, call: Call) -> Call {
+        Call { viewer, ..call }
     }
 
     #[test]
@@ -294,7 +421,7 @@ mod tests {
             }
             let spent_after = (0..10 * rate).position(|call| {
                 let now = good_s + call / rate;
-                window.record(now, TRAP);
+                window.record(now, of(call, TRAP));
                 let counts = window.counts(now, THRESHOLDS.window_s);
                 counts.failed_too_often(&THRESHOLDS).is_some()
             });
@@ -309,25 +436,104 @@ mod tests {
         assert_eq!(spent(&[(TRAP, 4)]), None);
         assert_eq!(
             spent(&[(TRAP, 5)]).unwrap(),
-            "5 of 5 calls in 30 s failed: trap 5"
+            "5 of 5 calls in 30 s failed, for 5 viewers: trap 5"
         );
         assert_eq!(spent(&[(TRAP, 40), (OK, 960)]), None);
         assert!(spent(&[(TRAP, 50), (OK, 950)]).is_some());
     }
 
     #[test]
-    fn a_failure_caused_by_a_busy_host_does_not_count_against_the_policy() {
-        let (short, given) = (Duration::from_millis(3), Duration::from_millis(20));
-        let call = |kind, cpu| Call::from_outcome(Some(kind), cpu, given);
-        assert!(call(FailureKind::Pool, short).is_none());
-        assert!(call(FailureKind::Deadline, short).is_none());
-        assert!(call(FailureKind::Deadline, given).is_some());
-        assert!(call(FailureKind::Trap, short).is_some());
+    fn viewers_who_reload_do_not_spend_the_budget_until_enough_of_them_fail() {
+        let mut window = Window::default();
+        for reload in 0..1_000 {
+            window.record(reload / 100, of(7, TRAP));
+            window.record(reload / 100, of(8, TRAP));
+        }
+        let spent = |window: &Window| window.counts(10, 30).failed_too_often(&THRESHOLDS);
+        assert_eq!(spent(&window), None);
+        window.record(10, of(9, TRAP));
+        assert_eq!(
+            spent(&window).unwrap(),
+            "2001 of 2001 calls in 30 s failed, for 3 viewers: trap 2001"
+        );
+    }
+
+    #[test]
+    fn a_few_viewers_who_reload_among_many_do_not_spend_the_budget() {
+        let mut counts = Counts::default();
+        (0..300).for_each(|viewer| counts.add(of(viewer, OK)));
+        for _ in 0..20 {
+            (300..304).for_each(|viewer| counts.add(of(viewer, TRAP)));
+        }
+        assert!(counts.failed() >= counts.failures_allowed(&THRESHOLDS));
+        assert_eq!(counts.failed_too_often(&THRESHOLDS), None);
+        (304..320).for_each(|viewer| counts.add(of(viewer, TRAP)));
+        assert!(counts.failed_too_often(&THRESHOLDS).is_some());
+    }
+
+    #[test]
+    fn the_number_of_viewers_is_estimated_within_a_tenth() {
+        let mut count = Counts::default().viewers;
+        for viewers in 1..=3_000_u64 {
+            count.add(viewers * 7_919);
+            count.add(viewers * 7_919);
+            let (estimate, exact) = (count.estimate(), viewers as f64);
+            let tolerance = (exact * 0.1).max(2.0);
+            assert!(
+                (estimate - exact).abs() <= tolerance,
+                "{estimate} of {exact}"
+            );
+        }
+        (0..100_000).for_each(|viewer| count.add(viewer));
+        assert!(count.estimate() > 7_000.0 && count.estimate().is_finite());
+    }
+
+    #[test]
+    fn a_second_remembers_a_bounded_number_of_viewers_and_says_so() {
+        let counts = counts(&[(TRAP, 10_000)]);
+        assert_eq!(counts.failing_viewers(), MIN_VIEWERS_MAX);
+        let reason = counts.failed_too_often(&THRESHOLDS).unwrap();
+        assert!(reason.contains("for at least 50 viewers"), "{reason}");
+    }
+
+    #[test]
+    fn time_that_the_host_did_not_grant_does_not_count_against_the_policy() {
+        let (short, whole) = (Duration::from_millis(3), Duration::from_millis(20));
+        let call = |kind, cpu, left| {
+            let granted = Granted {
+                deadline: whole,
+                left,
+            };
+            Call::from_outcome(1, Some(kind), cpu, granted)
+        };
+        assert!(call(FailureKind::Pool, short, whole).is_none());
+        for throttled in [short, Duration::from_millis(11), Duration::from_millis(17)] {
+            assert!(call(FailureKind::Deadline, throttled, whole).is_none());
+        }
+        assert!(
+            call(FailureKind::Deadline, short, short).is_none(),
+            "the host cut the deadline"
+        );
+        assert!(
+            call(FailureKind::Deadline, Duration::ZERO, Duration::ZERO).is_none(),
+            "the host granted nothing"
+        );
+        assert!(call(FailureKind::Deadline, whole, whole).is_some());
+        assert!(call(FailureKind::Trap, short, short).is_some());
+    }
+
+    #[test]
+    fn counts_that_were_cleared_start_anew() {
+        let (outcomes, now) = (Outcomes::default(), Instant::now());
+        outcomes.record(now, TRAP);
+        outcomes.clear();
+        assert_eq!(outcomes.counts(now, 30), Counts::default());
     }
 
     #[test]
     fn a_policy_is_too_slow_only_with_enough_calls_a_clear_factor_and_a_part_of_its_deadline() {
         let took = |ms: f64| Call {
+            viewer: 1,
             failure: None,
             cpu: Duration::from_secs_f64(ms / 1e3),
         };
@@ -349,8 +555,9 @@ mod tests {
         assert_eq!(counts.slower_than(&active, deadline, &off), None);
     }
 
-    fn calls() -> impl Strategy<Value = Vec<(u64, bool, u64)>> {
-        proptest::collection::vec((0..4u64, any::<bool>(), 1..50_000u64), 1..300)
+    fn calls() -> impl Strategy<Value = Vec<(u64, Option<u64>, u64)>> {
+        let failing = proptest::option::of(0..80u64);
+        proptest::collection::vec((0..4u64, failing, 1..50_000u64), 1..300)
     }
 
     proptest! {
@@ -362,7 +569,8 @@ mod tests {
             for (pause, fails, micros) in calls {
                 now += pause;
                 let call = Call {
-                    failure: fails.then_some(FailureKind::Memory),
+                    viewer: fails.unwrap_or_default(),
+                    failure: fails.map(|_| FailureKind::Memory),
                     cpu: Duration::from_micros(micros),
                 };
                 window.record(now, call);
@@ -377,6 +585,10 @@ mod tests {
             prop_assert_eq!(counts.calls as usize, recent.len());
             let failed = recent.iter().filter(|call| call.failure.is_some()).count();
             prop_assert_eq!(counts.failed() as usize, failed);
+            let viewers = recent.iter().filter(|call| call.failure.is_some());
+            let viewers: BTreeSet<u64> = viewers.map(|call| call.viewer).collect();
+            let viewers = viewers.len().min(MIN_VIEWERS_MAX as usize);
+            prop_assert_eq!(counts.failing_viewers() as usize, viewers);
             let mut times: Vec<f64> = recent.iter().map(|call| call.cpu.as_secs_f64()).collect();
             times.sort_by(f64::total_cmp);
             for share in [0.5, 0.99] {

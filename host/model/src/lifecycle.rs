@@ -5,6 +5,11 @@
 //! A rollback returns to the version that was active before and is in service
 //! ([`rollback_targets`]).
 //!
+//! A host that takes a digest out of its own service reports a withdrawal. It becomes a quarantine
+//! when a second host withdraws the digest too, or at once if the host is the only one. The
+//! bundled baseline is excepted: it is the policy of last resort, so automation takes it out of
+//! service host by host only.
+//!
 //! A quarantine is one change. From then on no viewer is routed to the digest. Its consequences
 //! are separate changes, so that each has its own audit entry: the active policy rolls back, and
 //! experiments pause. They are derived from the state alone ([`complete_quarantines`]). So any
@@ -12,10 +17,11 @@
 //! once.
 
 use super::artifact::{Digest, PolicyRef};
-use super::quarantine::Quarantine;
-use super::registry::{Change, Experiment, RegistryState};
+use super::quarantine::{Quarantine, Withdrawal};
+use super::registry::{Change, Experiment, HOST, RegistryState};
 use crate::artifact::baseline;
 use crate::experiments::spec::{ExperimentState, VariationSpec};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum number of shadow policies. Each costs as much computation as the active policy,
 /// outside the viewers' requests.
@@ -24,6 +30,10 @@ pub const SHADOWS_MAX: usize = 4;
 /// Number of former policies that stay compiled for rollback. This is enough for two operators
 /// who each change their mind.
 pub const WARM_POLICIES: usize = 3;
+
+/// Number of hosts that must withdraw a digest before it is quarantined on every host. One host
+/// may be slow or broken; that two are at the same time, for one policy, is improbable.
+pub const AGREEING_HOSTS: usize = 2;
 
 /// State of a policy.
 #[derive(
@@ -165,6 +175,7 @@ fn canary(
             "{policy} is active and serves all viewers already; make another policy the canary"
         ));
     }
+    not_withdrawn(state, policy)?;
     match &state.canary {
         Some(current) if current.policy != *policy => conflict(format!(
             "{} is the canary at {} %; activate it, or end it with canary 0, and then start this one",
@@ -178,10 +189,28 @@ fn canary(
 fn activate(state: &RegistryState, policy: &PolicyRef) -> Result<Option<Change>, Refused> {
     Ok(match in_service(state, policy)? {
         PolicyState::Active => None,
-        _ => Some(Change::Activate {
-            policy: policy.clone(),
-        }),
+        _ => {
+            not_withdrawn(state, policy)?;
+            Some(Change::Activate {
+                policy: policy.clone(),
+            })
+        }
     })
+}
+
+/// Refuses a policy that a host took out of its own service, because it would serve on the other
+/// hosts only. A rollback is not refused: it is needed at once, and each host that withdrew the
+/// target goes one step further.
+fn not_withdrawn(state: &RegistryState, policy: &PolicyRef) -> Result<(), Refused> {
+    let published = state.policy(policy);
+    let by_host = published.and_then(|published| state.withdrawals.get(&published.digest));
+    match by_host.and_then(|by_host| by_host.iter().next()) {
+        None => Ok(()),
+        Some((host, withdrawal)) => conflict(format!(
+            "host {host} took {policy} out of its service ({}); lift that with `nova policy lift` first",
+            withdrawal.reason
+        )),
+    }
 }
 
 fn rollback(
@@ -257,7 +286,7 @@ pub fn in_service(state: &RegistryState, policy: &PolicyRef) -> Result<PolicySta
             let quarantine = digest.and_then(|digest| state.quarantined.get(&digest));
             let why = quarantine.map_or("no reason given", |q| q.reason.as_str());
             conflict(format!(
-                "{policy} is quarantined ({why}); publish a changed version: a policy with the same behaviour stays quarantined under every name"
+                "{policy} is quarantined ({why}); lift the quarantine with `nova policy lift`, or publish a changed version: a policy with the same behaviour stays quarantined under every name"
             ))
         }
         stands => Ok(stands),
@@ -317,15 +346,87 @@ pub fn rollback_targets(state: &RegistryState) -> impl Iterator<Item = &PolicyRe
 
 /// Applies the consequences of quarantines that are still missing in `state`, and returns them.
 pub fn complete_quarantines(state: &mut RegistryState) -> Vec<Change> {
-    if state.quarantined.is_empty() {
-        return Vec::new();
-    }
-    let mut changes = paused_experiments(state);
-    changes.extend(way_out(state));
+    let mut changes = agreed_quarantines(state);
     for change in &changes {
         state.apply(change);
     }
+    if state.quarantined.is_empty() {
+        return changes;
+    }
+    let mut following = paused_experiments(state);
+    following.extend(way_out(state));
+    for change in &following {
+        state.apply(change);
+    }
+    changes.extend(following);
     changes
+}
+
+/// Returns the quarantines of digests that enough hosts withdrew.
+fn agreed_quarantines(state: &RegistryState) -> Vec<Change> {
+    let last_resort = state.policy(&baseline()).map(|published| published.digest);
+    let withdrawn = state.withdrawals.iter();
+    withdrawn
+        .filter(|(digest, _)| {
+            Some(**digest) != last_resort && !state.quarantined.contains_key(digest)
+        })
+        .filter_map(|(digest, by_host)| {
+            Some(Change::Quarantine {
+                digest: *digest,
+                quarantine: agreed(by_host)?,
+            })
+        })
+        .collect()
+}
+
+/// Returns the quarantine on which these hosts agree, if they are enough.
+fn agreed(by_host: &BTreeMap<String, Withdrawal>) -> Option<Quarantine> {
+    let alone = by_host.values().find(|withdrawal| withdrawal.is_only_host);
+    let hosts = by_host.len();
+    let (latest, reason) = match alone {
+        Some(alone) => (alone, alone.reason.clone()),
+        None if hosts < AGREEING_HOSTS => return None,
+        None => {
+            let latest = by_host.values().max_by_key(|withdrawal| withdrawal.at_ms)?;
+            (latest, format!("{hosts} hosts agree: {}", latest.reason))
+        }
+    };
+    Some(Quarantine {
+        policy: latest.policy.clone(),
+        reason,
+        by: HOST.to_owned(),
+        at_ms: latest.at_ms,
+    })
+}
+
+/// Returns the digests that a lift of this policy brings back: its own, and those of variations
+/// that were quarantined or withdrawn under its name.
+///
+/// # Errors
+/// Fails if the policy is not published, or if none of its digests is out of service.
+pub fn digests_to_lift(state: &RegistryState, policy: &PolicyRef) -> Result<Vec<Digest>, Refused> {
+    known(state, policy)?;
+    let own = state.policy(policy).map(|published| published.digest);
+    let quarantined = state
+        .quarantined
+        .iter()
+        .filter(|(digest, quarantine)| Some(**digest) == own || quarantine.policy == *policy)
+        .map(|(digest, _)| *digest);
+    let withdrawn = state
+        .withdrawals
+        .iter()
+        .filter(|(digest, by_host)| {
+            let mut by_host = by_host.values();
+            Some(**digest) == own || by_host.any(|withdrawal| withdrawal.policy == *policy)
+        })
+        .map(|(digest, _)| *digest);
+    let digests: BTreeSet<Digest> = quarantined.chain(withdrawn).collect();
+    if digests.is_empty() {
+        return conflict(format!(
+            "{policy} is neither quarantined nor out of service on any host; there is nothing to lift"
+        ));
+    }
+    Ok(digests.into_iter().collect())
 }
 
 fn paused_experiments(state: &RegistryState) -> Vec<Change> {

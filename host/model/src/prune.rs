@@ -3,7 +3,7 @@
 
 use crate::artifact::{Digest, PolicyRef, Stage};
 use crate::registry::RegistryState;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most versions that one change removes. The audit entry names them.
 pub const POLICIES_MAX: usize = 500;
@@ -45,7 +45,8 @@ impl Unused {
             let policy = &published.spec.policy;
             let is_kept = !is_dev(policy)
                 || used.contains(policy)
-                || state.quarantined.contains_key(&published.digest);
+                || state.quarantined.contains_key(&published.digest)
+                || state.withdrawals.contains_key(&published.digest);
             if is_kept || unused.policies.len() == POLICIES_MAX {
                 unused.more |= !is_kept;
                 needed.extend(modules_of(&published.spec));
@@ -75,6 +76,7 @@ fn used_policies(state: &RegistryState) -> BTreeSet<&PolicyRef> {
     let experiments = state.experiments.values();
     let variations = experiments.flat_map(|experiment| &experiment.spec.variations);
     let quarantined = state.quarantined.values();
+    let withdrawn = state.withdrawals.values().flat_map(BTreeMap::values);
     state
         .activations
         .iter()
@@ -83,6 +85,7 @@ fn used_policies(state: &RegistryState) -> BTreeSet<&PolicyRef> {
         .chain(&state.retired)
         .chain(variations.map(|variation| &variation.policy))
         .chain(quarantined.map(|quarantine| &quarantine.policy))
+        .chain(withdrawn.map(|withdrawal| &withdrawal.policy))
         .collect()
 }
 

@@ -8,7 +8,7 @@ use crate::experiments::cohort::Rule;
 use crate::experiments::spec::{ExperimentSpec, ExperimentState};
 use crate::local_change::LocalChange;
 use crate::measured::Record as Measured;
-use crate::quarantine::Quarantine;
+use crate::quarantine::{Lift, Quarantine, Withdrawal};
 use crate::time::UnixMs;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,12 @@ pub struct RegistryState {
     /// Quarantines by effective digest, so that a policy with the same behaviour is quarantined
     /// under every name.
     pub quarantined: BTreeMap<Digest, Quarantine>,
+    /// Digests that hosts took out of their own service, by the id of the host.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub withdrawals: BTreeMap<Digest, BTreeMap<String, Withdrawal>>,
+    /// The latest lift of each digest.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub lifts: BTreeMap<Digest, Lift>,
     pub experiments: BTreeMap<String, Experiment>,
     pub cohorts: BTreeMap<String, Rule>,
     /// Flags that an operator has set. The others have their configured values.
@@ -104,6 +110,21 @@ impl RegistryState {
                 self.quarantined
                     .entry(*digest)
                     .or_insert_with(|| quarantine.clone());
+            }
+            Change::Withdraw {
+                digest,
+                host,
+                withdrawal,
+            } => {
+                let by_host = self.withdrawals.entry(*digest).or_default();
+                by_host
+                    .entry(host.clone())
+                    .or_insert_with(|| withdrawal.clone());
+            }
+            Change::Lift { digest, lift } => {
+                self.quarantined.remove(digest);
+                self.withdrawals.remove(digest);
+                self.lifts.insert(*digest, lift.clone());
             }
             Change::PutExperiment { key, experiment } => {
                 self.experiments.insert(key.clone(), experiment.clone());
@@ -263,6 +284,18 @@ pub enum Change {
         digest: Digest,
         quarantine: Quarantine,
     },
+    /// Records that a host took the digest out of its own service.
+    Withdraw {
+        digest: Digest,
+        /// Id of the host.
+        host: String,
+        withdrawal: Withdrawal,
+    },
+    /// Ends the quarantine of the digest and its withdrawals on all hosts.
+    Lift {
+        digest: Digest,
+        lift: Lift,
+    },
     PutExperiment {
         key: String,
         experiment: Experiment,
@@ -306,6 +339,8 @@ impl Change {
             Change::Canary { .. } => "canary",
             Change::Retire { .. } => "retire",
             Change::Quarantine { .. } => "quarantine",
+            Change::Withdraw { .. } => "withdraw",
+            Change::Lift { .. } => "lift",
             Change::PutExperiment { .. } => "put_experiment",
             Change::PutCohort { .. } => "put_cohort",
             Change::SetFlag { .. } => "set_flag",
@@ -324,6 +359,8 @@ impl Change {
             | Change::Canary { policy, .. }
             | Change::Retire { policy } => policy.to_string(),
             Change::Quarantine { quarantine, .. } => quarantine.policy.to_string(),
+            Change::Withdraw { withdrawal, .. } => withdrawal.policy.to_string(),
+            Change::Lift { lift, .. } => lift.policy.to_string(),
             Change::Rollback { from, .. } => from.to_string(),
             Change::PutExperiment { key, .. } | Change::PutCohort { key, .. } => key.clone(),
             Change::SetFlag { name, .. } => name.clone(),
@@ -348,6 +385,19 @@ impl Change {
             Change::Canary { percent, .. } => serde_json::json!({ "percent": percent }),
             Change::Quarantine { digest, quarantine } => {
                 serde_json::json!({ "digest": digest, "reason": quarantine.reason })
+            }
+            Change::Withdraw {
+                digest,
+                host,
+                withdrawal,
+            } => serde_json::json!({
+                "digest": digest,
+                "host": host,
+                "reason": withdrawal.reason,
+                "is_only_host": withdrawal.is_only_host,
+            }),
+            Change::Lift { digest, lift } => {
+                serde_json::json!({ "digest": digest, "reason": lift.reason })
             }
             Change::Rollback { to, reason, .. } => {
                 serde_json::json!({ "to": to, "reason": reason })

@@ -41,6 +41,7 @@ mod tests {
 
     const THRESHOLDS: Thresholds = Thresholds {
         min_failures: 5,
+        min_viewers: 3,
         ratio: 0.05,
         window_s: 30,
         p99_factor: 3.0,
@@ -52,6 +53,7 @@ mod tests {
         let mut window = Window::default();
         for (ms, times) in calls {
             let call = Call {
+                viewer: 1,
                 failure: None,
                 cpu: Duration::from_millis(*ms),
             };

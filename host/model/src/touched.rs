@@ -14,6 +14,7 @@ pub struct Touched {
     pub cohorts: BTreeSet<String>,
     pub activations: bool,
     pub stages: bool,
+    /// Quarantines, withdrawals and lifts.
     pub quarantines: bool,
     pub flags: bool,
 }
@@ -37,6 +38,7 @@ impl Touched {
                 self.quarantines = true;
                 self.stages = true;
             }
+            "withdraw" | "lift" => self.quarantines = true,
             "put_experiment" => drop(self.experiments.insert(subject.to_owned())),
             "put_cohort" => drop(self.cohorts.insert(subject.to_owned())),
             "set_flag" => self.flags = true,

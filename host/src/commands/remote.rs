@@ -89,6 +89,7 @@ pub enum Step {
     Canary { percent: f64 },
     Retire,
     Quarantine { reason: String },
+    Lift { reason: String },
 }
 
 impl Step {
@@ -100,6 +101,7 @@ impl Step {
             Step::Canary { percent } => post("canary", Some(json!({ "percent": percent }))),
             Step::Retire => post("retire", None),
             Step::Quarantine { reason } => post("quarantine", Some(json!({ "reason": reason }))),
+            Step::Lift { reason } => post("lift", Some(json!({ "reason": reason }))),
         }
     }
 }
@@ -393,6 +395,7 @@ impl Target {
                     deploy.canary(policy, *percent, cli(*if_revision)).await
                 }
                 Step::Retire => deploy.retire(policy, cli(*if_revision)).await,
+                Step::Lift { reason } => deploy.lift(policy, reason, cli(*if_revision)).await,
                 Step::Quarantine { reason } => {
                     deploy.require_state(cli(*if_revision)).await?;
                     match deploy.quarantine(policy, reason, LOCAL_ACTOR).await {

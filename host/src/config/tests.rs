@@ -1,4 +1,5 @@
 use super::*;
+use serde_json::Value;
 
 fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     let variables: Vec<(String, String)> = variables
@@ -103,6 +104,80 @@ fn a_value_of_the_wrong_kind_is_refused() {
     ] {
         assert!(parse("", &[variable]).is_err(), "{variable:?}");
     }
+}
+
+/// Returns every key of the configuration with its default, as `section.key`.
+fn defaults() -> Vec<(String, serde_json::Value)> {
+    let Value::Object(top) = serde_json::to_value(Config::default()).unwrap() else {
+        unreachable!("a configuration is an object")
+    };
+    let keys = top.into_iter().flat_map(|(name, value)| match value {
+        Value::Object(section) => section
+            .into_iter()
+            .map(|(key, value)| (format!("{name}.{key}"), value))
+            .collect(),
+        value => vec![(name, value)],
+    });
+    keys.collect()
+}
+
+#[test]
+fn every_number_has_bounds_and_is_accepted_only_within_them_in_the_file_and_the_environment() {
+    let numbers: Vec<String> = defaults()
+        .into_iter()
+        .filter_map(|(key, value)| value.is_number().then_some(key))
+        .collect();
+    for bounds in bounds::BOUNDS {
+        assert!(numbers.iter().any(|key| key == bounds.key), "{bounds:?}");
+    }
+    for key in numbers {
+        let bounds = bounds::of(&key).unwrap_or_else(|| panic!("{key} has no bounds"));
+        let (variable, _) = VARIABLES.iter().find(|(_, k)| *k == key).unwrap();
+        let inside = [bounds.min, bounds.max];
+        let outside = [0.0, bounds.max + 1.0, u64::MAX as f64, -1.0];
+        for value in inside.into_iter().chain(outside) {
+            let text = match key.split_once('.') {
+                None => format!("{key} = {value}"),
+                Some((section, key)) => format!("[{section}]\n{key} = {value}"),
+            };
+            for parsed in [
+                parse(&text, &[]),
+                parse("", &[(variable, &value.to_string())]),
+            ] {
+                assert_eq!(parsed.is_ok(), bounds.allow(value), "{text}: {parsed:?}");
+                if let Err(error) = parsed {
+                    let names = error.contains(&format!("{key}: ")) || error.contains("line ");
+                    assert!(names, "{text}: {error}");
+                }
+            }
+        }
+        // What is not finite is no number that could be compared.
+        for value in ["nan", "inf", "-inf"] {
+            let (section, name) = key.split_once('.').unwrap_or(("", &key));
+            let head = if section.is_empty() {
+                String::new()
+            } else {
+                format!("[{section}]\n")
+            };
+            assert!(
+                parse(&format!("{head}{name} = {value}"), &[]).is_err(),
+                "{key} = {value}"
+            );
+            assert!(parse("", &[(variable, value)]).is_err(), "{key} = {value}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_number_is_named_with_its_unit_and_the_accepted_values() {
+    let error = parse("", &[("NOVA_POLICY_BUDGET_MS", "0")]).unwrap_err();
+    assert!(
+        error.contains("feed.policy_budget_ms: 0 is not within 10 … 60000 ms"),
+        "{error}"
+    );
+    let error = parse("[ttl]\nsnapshot_s = -1", &[]).unwrap_err();
+    assert!(error.contains("ttl.snapshot_s"), "{error}");
+    assert!(error.contains("1 … 86400 s, or 0"), "{error}");
 }
 
 #[test]

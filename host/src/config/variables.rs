@@ -1,5 +1,7 @@
 //! Environment variables: the key that each variable overrides, and the conversion of its text.
 
+use super::bounds;
+
 /// Environment variables and the keys that they override. `.env.example` contains the same list;
 /// a test checks that.
 pub const VARIABLES: &[(&str, &str)] = &[
@@ -66,6 +68,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
         "NOVA_FAILURE_BUDGET_MIN_FAILURES",
         "failure_budget.min_failures",
     ),
+    (
+        "NOVA_FAILURE_BUDGET_MIN_VIEWERS",
+        "failure_budget.min_viewers",
+    ),
     ("NOVA_FAILURE_BUDGET_RATIO", "failure_budget.ratio"),
     ("NOVA_FAILURE_BUDGET_WINDOW_S", "failure_budget.window_s"),
     (
@@ -119,7 +125,7 @@ pub(super) fn read_value(key: &str, text: &str) -> toml::Value {
         && !key.ends_with("_url")
         && !key.ends_with("_dir")
         && !["stores.kafka_brokers", "stores.kafka_prefix"].contains(&key);
-    if (key.starts_with("failure_budget.") || key == "records.sample_ratio")
+    if bounds::of(key).is_some()
         && let Ok(number) = text.parse::<f64>()
         && text.contains('.')
     {

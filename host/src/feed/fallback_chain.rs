@@ -3,12 +3,13 @@
 //! worker, so that a failure does not wait for a worker a second time. Only if a policy that is
 //! not active gets no worker, the rest of the chain runs on a worker of the active policy.
 
+use super::failures::SharedFailureLog;
 use super::ranked_feed::served_policy;
 use crate::request_id::{REQUEST_ID, request_id};
 use cpu_time::ThreadTime;
 use nova_control::deploy::Serving;
 use nova_model::artifact::Stage;
-use nova_model::budget::Call;
+use nova_model::budget::{Call, Granted};
 use nova_model::failure::PolicyFailure;
 use nova_model::features::CandidateSet;
 use nova_model::snapshot::{Algo, ServedBy, ServedPolicy};
@@ -66,6 +67,7 @@ pub struct Chain {
     pub routed: Option<Arc<LoadedPolicy>>,
     pub last_good: Option<Arc<LoadedPolicy>>,
     pub lane: ChainLane,
+    pub failures: Arc<SharedFailureLog>,
 }
 
 /// The workers that a chain may use at first.
@@ -78,7 +80,11 @@ pub enum ChainLane {
 }
 
 impl Chain {
-    pub fn new(routed: Option<Arc<LoadedPolicy>>, serving: &Serving) -> Self {
+    pub fn new(
+        routed: Option<Arc<LoadedPolicy>>,
+        serving: &Serving,
+        failures: Arc<SharedFailureLog>,
+    ) -> Self {
         let is_active =
             |policy: &Arc<LoadedPolicy>| policy.effective_digest == serving.active.effective_digest;
         Self {
@@ -88,6 +94,7 @@ impl Chain {
                 _ => ChainLane::Active,
             },
             routed,
+            failures,
         }
     }
 
@@ -103,12 +110,13 @@ impl Chain {
         if let Some(routed) = &self.routed {
             let failure = PolicyFailure::new(Stage::Dedup, refused.kind(), refused.to_string());
             routed.observe_unrun(&failure);
+            self.failures.record(&routed.spec.policy, &failure);
             tracing::debug!(policy = %routed.spec.policy, %refused, "the policy got no worker; trying the next step of the fallback chain");
         }
         Self {
             routed: None,
-            last_good: self.last_good,
             lane: ChainLane::Active,
+            ..self
         }
     }
 }
@@ -131,7 +139,7 @@ pub async fn rank_in_order(
             done: budget,
         },
     };
-    let refused = match on_worker(pool, lane, wait, &chain, &task, (deadline, budget)).await {
+    let refused = match on_worker(pool, lane, wait, &chain, &task, deadline).await {
         Ok(ranked) => return ranked,
         Err(refused) => refused,
     };
@@ -139,12 +147,12 @@ pub async fn rank_in_order(
     let left = deadline.saturating_duration_since(Instant::now());
     if lane != Lane::Active && !left.is_zero() {
         let wait = Wait::of(left);
-        match on_worker(pool, Lane::Active, wait, &rest, &task, (deadline, budget)).await {
+        match on_worker(pool, Lane::Active, wait, &rest, &task, deadline).await {
             Ok(ranked) => return ranked,
             Err(refused) => drop(
                 Chain {
-                    routed: rest.last_good,
-                    ..Chain::default()
+                    routed: rest.last_good.clone(),
+                    ..rest
                 }
                 .without_routed(refused),
             ),
@@ -157,27 +165,22 @@ pub async fn rank_in_order(
     rank_native(&task)
 }
 
-/// Runs the steps of a chain on a worker. `within` is the end of the request's budget and its
-/// length.
+/// Runs the steps of a chain on a worker. `deadline` is the end of the request's budget.
 async fn on_worker(
     pool: &CpuPool,
     lane: Lane,
     wait: Wait,
     chain: &Chain,
     task: &RankingTask,
-    within: (Instant, Duration),
+    deadline: Instant,
 ) -> Result<Option<Ranked>, Refused> {
     let (chain, task) = (chain.clone(), task.clone());
     let request_id = request_id();
-    let steps = move || REQUEST_ID.sync_scope(request_id, || try_in_order(&chain, &task, within));
+    let steps = move || REQUEST_ID.sync_scope(request_id, || try_in_order(&chain, &task, deadline));
     pool.run(lane, wait, steps).await
 }
 
-fn try_in_order(
-    chain: &Chain,
-    task: &RankingTask,
-    (deadline, budget): (Instant, Duration),
-) -> Option<Ranked> {
+fn try_in_order(chain: &Chain, task: &RankingTask, deadline: Instant) -> Option<Ranked> {
     let claim_of_routed = match chain.lane {
         ChainLane::Active => Claim::Active,
         ChainLane::Routed => Claim::Other,
@@ -186,12 +189,15 @@ fn try_in_order(
         (&chain.routed, ServedBy::Policy, claim_of_routed),
         (&chain.last_good, ServedBy::LastGood, Claim::Active),
     ];
-    for (policy, served_by, claim) in steps
+    let steps = steps
         .into_iter()
-        .filter_map(|(policy, served_by, claim)| Some((policy.as_deref()?, served_by, claim)))
-    {
+        .filter_map(|(policy, served_by, claim)| Some((policy.as_deref()?, served_by, claim)));
+    for (step, (policy, served_by, claim)) in steps.enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
-        match rank_counted(policy, claim, (left, budget), task) {
+        // Only the first step is judged. A request that one policy failed is no fair sample for
+        // the next: the two may share the module that cannot rank these candidates, and the
+        // first one used up time.
+        match run(policy, claim, left, task, step == 0) {
             Ok(ranking) => {
                 return Some(Ranked {
                     ranking,
@@ -199,26 +205,28 @@ fn try_in_order(
                     served_by,
                 });
             }
-            Err(failure) => tracing::warn!(
-                policy = %policy.spec.policy,
-                stage = %failure.stage,
-                kind = failure.kind.as_str(),
-                detail = failure.detail,
-                "the policy failed; trying the next step of the fallback chain"
-            ),
+            Err(failure) => {
+                chain.failures.record(&policy.spec.policy, &failure);
+                tracing::warn!(
+                    policy = %policy.spec.policy,
+                    stage = %failure.stage,
+                    kind = failure.kind.as_str(),
+                    detail = failure.detail,
+                    "the policy failed; trying the next step of the fallback chain"
+                );
+            }
         }
     }
     rank_native(task)
 }
 
-/// Runs a policy once and records the outcome in its error budget. A policy is held to its own
-/// deadline, or to the `budget` of the whole request if that is shorter. The time that an
-/// earlier step has used does not count against it.
-fn rank_counted(
+/// Runs a policy once. If the run `is_judged`, records the outcome in the policy's error budget.
+fn run(
     policy: &LoadedPolicy,
     claim: Claim,
-    (left, budget): (Duration, Duration),
+    left: Duration,
     task: &RankingTask,
+    is_judged: bool,
 ) -> Result<Ranking, PolicyFailure> {
     let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
     let call_budget = CallBudget {
@@ -229,8 +237,13 @@ fn rank_counted(
     let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
     let failure = ranked.as_ref().err().map(|failure| failure.kind);
     let took = cpu.unwrap_or_else(|_| begun.elapsed());
-    if !task.set.is_empty()
-        && let Some(call) = Call::from_outcome(failure, took, policy.deadline().min(budget))
+    let granted = Granted {
+        deadline: policy.deadline(),
+        left,
+    };
+    if is_judged
+        && !task.set.is_empty()
+        && let Some(call) = Call::from_outcome(task.request.user_id, failure, took, granted)
     {
         policy.outcomes.record(begun, call);
     }

@@ -8,6 +8,7 @@ mod counters;
 pub mod cursor;
 pub mod decision;
 mod degraded;
+pub mod failures;
 pub mod fallback_chain;
 pub mod page;
 pub mod preview;
@@ -25,6 +26,7 @@ use crate::replay::recorder::Recorder;
 use attributes::Attributes;
 use counters::{CacheCounter, FallbackRatio};
 use cursor::CursorKey;
+use failures::SharedFailureLog;
 use nova_control::deploy::Deploy;
 use nova_model::deleted::DeletedPosts;
 use nova_policy::pool::CpuPool;
@@ -60,6 +62,7 @@ pub struct FeedParts {
     pub exposures: Exposures,
     pub recorder: Recorder,
     pub shadows: Shadows,
+    pub failures: Arc<SharedFailureLog>,
     pub cursor_key: CursorKey,
 }
 

@@ -125,7 +125,7 @@ async fn rank_candidates(
     let degraded = found.degraded.union(seen_degraded);
     let seen_version = seen.version;
     let task = ranking_task(request, set, seen);
-    let chain = Chain::new(route.policy.clone(), serving);
+    let chain = Chain::new(route.policy.clone(), serving, feed.parts.failures.clone());
     let second = chain.last_good.clone();
     let budget = Duration::from_millis(feed.live().feed.policy_budget_ms);
     let pool = &feed.parts.policy_pool;

@@ -1,5 +1,5 @@
-//! Routes of a policy's lifecycle other than activation: shadow, canary, retirement and
-//! quarantine.
+//! Routes of a policy's lifecycle other than activation: shadow, canary, retirement, quarantine
+//! and lift.
 
 use super::admin_policies::{PolicyAnswer, policy_ref};
 use super::auth::{Admin, IfMatch, Operate, Read, Upload};
@@ -119,8 +119,8 @@ pub struct QuarantineBody {
 }
 
 /// Takes a policy out of service under every name that its behaviour was published with. If it
-/// is active, the host rolls back; experiments that use it are paused. A quarantine cannot be
-/// lifted: publish a changed version instead.
+/// is active, the host rolls back; experiments that use it are paused. The quarantine lasts until
+/// an operator lifts it.
 #[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/quarantine", tag = "admin", security(("admin" = [])),
     params(IfMatch, ("name" = String, Path), ("version" = String, Path)), request_body = QuarantineBody,
     responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem), (status = 412, body = Problem)))]
@@ -139,4 +139,32 @@ pub async fn quarantine(
         .quarantine(&policy, &body.reason, &admin.actor)
         .await?;
     Ok(Json(published.into()))
+}
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LiftBody {
+    /// Reason, for the audit log.
+    pub reason: String,
+}
+
+/// Lets a policy serve again: ends its quarantine and its withdrawals on all hosts, and those of
+/// its variations. Each host drops its own withdrawal when it sees the lift, and counts failures
+/// anew. What followed from a quarantine stays: activate the policy and start experiments again.
+#[utoipa::path(post, path = "/admin/v1/policies/{name}/{version}/lift", tag = "admin", security(("admin" = [])),
+    params(("name" = String, Path), ("version" = String, Path)), request_body = LiftBody,
+    responses((status = 200, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
+        (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub async fn lift(
+    State(app): State<Arc<App>>,
+    admin: Admin<Operate>,
+    Path(path): Path<(String, String)>,
+    JsonBody(body): JsonBody<LiftBody>,
+) -> Result<Json<PolicyAnswer>, Problem> {
+    let policy = policy_ref(path)?;
+    let lifted = app
+        .deploy
+        .lift(&policy, &body.reason, admin.author())
+        .await?;
+    Ok(Json(lifted.into()))
 }

@@ -4,6 +4,7 @@
 pub mod activity;
 pub mod admin_audit;
 pub mod admin_experiments;
+mod admin_failures;
 pub mod admin_flags;
 pub mod admin_lifecycle;
 pub mod admin_policies;
@@ -93,6 +94,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(admin_lifecycle::canary))
         .routes(routes!(admin_lifecycle::retire))
         .routes(routes!(admin_lifecycle::quarantine))
+        .routes(routes!(admin_lifecycle::lift))
+        .routes(routes!(admin_failures::failures))
         .routes(routes!(admin_policies::rollback))
         .routes(routes!(admin_audit::audit))
         .routes(routes!(admin_audit::head))

@@ -40,6 +40,20 @@ pub(crate) enum Write<'a> {
         digest: Digest,
         body: String,
     },
+    EndQuarantine(Digest),
+    /// Adds the withdrawal of a digest by a host, unless it is there.
+    Withdrawal {
+        digest: Digest,
+        host: &'a str,
+        body: String,
+    },
+    /// Deletes the withdrawals of a digest by all hosts.
+    EndWithdrawals(Digest),
+    /// Puts the latest lift of a digest.
+    Lift {
+        digest: Digest,
+        body: String,
+    },
     Experiment {
         key: &'a str,
         body: String,
@@ -85,6 +99,23 @@ impl<'a> Write<'a> {
                 Self::Quarantine {
                     digest: *digest,
                     body: json(quarantine)?,
+                },
+            ],
+            Change::Withdraw {
+                digest,
+                host,
+                withdrawal,
+            } => vec![Self::Withdrawal {
+                digest: *digest,
+                host,
+                body: json(withdrawal)?,
+            }],
+            Change::Lift { digest, lift } => vec![
+                Self::EndQuarantine(*digest),
+                Self::EndWithdrawals(*digest),
+                Self::Lift {
+                    digest: *digest,
+                    body: json(lift)?,
                 },
             ],
             Change::PutExperiment { key, experiment } => vec![Self::Experiment {

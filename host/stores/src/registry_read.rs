@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit_head::AuditHead;
 use nova_model::experiments::cohort::Rule;
-use nova_model::quarantine::Quarantine;
+use nova_model::quarantine::{Lift, Quarantine, Withdrawal};
 use nova_model::registry::{Experiment, PublishedPolicy, RegistryState, put_stage};
 use nova_model::touched::Touched;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +48,12 @@ pub(crate) trait Reader: Send {
     async fn stages(&mut self) -> Result<Vec<(String, String, Option<f64>)>, Self::Error>;
 
     async fn quarantined(&mut self) -> Result<BTreeMap<Digest, Quarantine>, Self::Error>;
+
+    async fn lifts(&mut self) -> Result<BTreeMap<Digest, Lift>, Self::Error>;
+
+    async fn withdrawals(
+        &mut self,
+    ) -> Result<BTreeMap<Digest, BTreeMap<String, Withdrawal>>, Self::Error>;
 
     async fn experiments(
         &mut self,
@@ -115,6 +121,8 @@ async fn whole<R: Reader + ?Sized>(reader: &mut R) -> Result<RegistryState, R::E
         cohorts: reader.cohorts(None).await?,
         flags: reader.flags().await?,
         quarantined: reader.quarantined().await?,
+        lifts: reader.lifts().await?,
+        withdrawals: reader.withdrawals().await?,
         ..RegistryState::default()
     };
     read_stages(reader, &mut state).await?;
@@ -180,6 +188,8 @@ async fn read_touched<R: Reader + ?Sized>(
     }
     if touched.quarantines {
         state.quarantined = reader.quarantined().await?;
+        state.lifts = reader.lifts().await?;
+        state.withdrawals = reader.withdrawals().await?;
     }
     if touched.flags {
         state.flags = reader.flags().await?;

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub policy_memory_refused_total: IntCounter,
     pub policy_swaps_total: IntCounterVec,
     pub policy_quarantined: IntGauge,
+    pub policy_withdrawn: IntGauge,
+    pub policy_native_only: IntGauge,
     pub audit_log_broken: IntGauge,
     pub audit_head_info: IntGaugeVec,
     pub registry_local_changes: IntGauge,
@@ -226,6 +228,14 @@ impl Metrics {
                 &["kind"],
             ),
             policy_quarantined: r.gauge("policy_quarantined", "Number of policies in quarantine."),
+            policy_withdrawn: r.gauge(
+                "policy_withdrawn",
+                "Number of policies that this host took out of its own service.",
+            ),
+            policy_native_only: r.gauge(
+                "policy_native_only",
+                "1 if no policy is in service on this host, so that the native ranker ranks every feed.",
+            ),
             audit_log_broken: r.gauge(
                 "audit_log_broken",
                 "1 if the audit log does not continue what this host read before, or its chain is broken.",

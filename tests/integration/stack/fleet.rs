@@ -14,7 +14,7 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 /// Longest time for a disconnected host to converge, including its circuit and its connections.
 const RETURNS_WITHIN: Duration = Duration::from_secs(30);
 
-const BASELINE: &str = "baseline@1.0.0";
+pub(super) const BASELINE: &str = "baseline@1.0.0";
 const TIMELINE: &str = "timeline@1.0.0";
 const DIVERSITY: &str = "decay-diversity@1.0.0";
 
@@ -25,7 +25,7 @@ fn on(stack: &Stack) -> Setup {
 }
 
 /// Starts three hosts and waits until they accept changes.
-async fn three_hosts(stack: &Stack) -> Vec<Host> {
+pub(super) async fn three_hosts(stack: &Stack) -> Vec<Host> {
     let first = on(stack).community(Community::small()).start();
     let others = (0..2).map(|_| {
         let setup = on(stack);
@@ -55,7 +55,7 @@ async fn active(host: &Host, token: &str) -> Value {
 }
 
 /// Returns the time until every host serves with this policy.
-async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
+pub(super) async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
     let tokens: Vec<String> = hosts
         .iter()
         .map(|host| host.admin_token("scientist"))
@@ -71,7 +71,7 @@ async fn all_serve(hosts: &[Host], policy: &str, within: Duration) -> Duration {
 }
 
 /// Audit entries as one host returns them, newest first.
-async fn log(host: &Host) -> Vec<Value> {
+pub(super) async fn log(host: &Host) -> Vec<Value> {
     let scientist = host.admin_token("scientist");
     let answer = host.get(&scientist, "/admin/v1/audit?limit=1000").await;
     answer.ok(200)["entries"].as_array().unwrap().clone()

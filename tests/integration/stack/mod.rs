@@ -11,3 +11,4 @@ mod kafka;
 mod ledger;
 mod postgres;
 mod redis_faults;
+mod withdrawals;

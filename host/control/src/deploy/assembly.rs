@@ -15,6 +15,7 @@ use std::sync::Arc;
 pub(super) struct Assembly<'a> {
     pub loader: &'a Loader,
     pub wanted: Wanted,
+    /// The state by which this host serves.
     pub state: &'a RegistryState,
 }
 
@@ -31,15 +32,29 @@ impl Assembly<'_> {
         let shadows = self.shadows().await?;
         let experiments = self.experiments().await?;
         let needs_attributes = experiments.iter().any(RunningExperiment::needs_attributes);
-        Ok(Serving {
-            state: self.state.clone(),
-            active,
+        let mut serving = Serving {
             warm,
             canary,
             shadows,
             experiments,
             needs_attributes,
-        })
+            ..Serving::new(active)
+        };
+        serving.is_incomplete = self.is_incomplete(&serving);
+        Ok(serving)
+    }
+
+    /// Reports if a policy that the state names is missing, because it could not be loaded.
+    fn is_incomplete(&self, serving: &Serving) -> bool {
+        let state = self.state;
+        let active = state.activations.last();
+        let experiments = state.experiments.values();
+        let running = experiments.filter(|experiment| experiment.state == ExperimentState::Running);
+        active.is_some_and(|policy| *policy != serving.active.spec.policy)
+            || serving.warm.len() < rollback_targets(state).take(WARM_POLICIES).count()
+            || serving.canary.is_some() != state.canary.is_some()
+            || serving.shadows.len() < state.shadows.len()
+            || serving.experiments.len() < running.count()
     }
 
     async fn active(&self) -> anyhow::Result<Option<Arc<LoadedPolicy>>> {

@@ -42,7 +42,10 @@ impl Deploy {
     ) -> Result<Published, DeployError> {
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &Event::Activate(policy.clone()))?;
-        if changes.is_empty() && serving.active.spec.policy == *policy {
+        // An active policy that this host took out of its service stays so until it is lifted.
+        let published = require_published(&serving.state, policy)?;
+        let is_withdrawn = serving.withdrawn.contains(&published.digest);
+        if changes.is_empty() && (serving.active.spec.policy == *policy || is_withdrawn) {
             return Published::from_state(&serving.state, policy);
         }
         self.refuse_downgrade(&serving.state, policy)?;

@@ -64,6 +64,12 @@ impl Deploy {
             }
             failing = looked.is_err();
             self.offline.set_unavailable(failing);
+            if let Err(error) = self.offline.withdrawals.save().await {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "could not save on this host's disk which policies it took out of service; trying again every second"
+                );
+            }
             let _changing = self.changing.lock().await;
             if failing && let Err(error) = self.offline.save_quarantines(self.audit_head()).await {
                 tracing::error!(
@@ -80,6 +86,7 @@ impl Deploy {
         // a backup reaches a revision again with another state.
         let head = self.registry.head().await?;
         self.offline.set_unavailable(false);
+        self.offline.note_presence().await;
         if !self.is_prepared.load(Ordering::Acquire) {
             return Ok(self.prepare().await?);
         }

@@ -35,6 +35,12 @@
 //! consequences (a rollback, paused experiments) follow from the state alone, so any host records
 //! those that are missing.
 //!
+//! **Withdrawal**: a policy that spent its error budget is swapped out in the same way, but on this
+//! host only. [`Serving::state`] is what all hosts share, with the withdrawal as an entry of this
+//! host. What serves here follows from it as if the digest were in quarantine. The quarantine
+//! everywhere follows from the shared state when hosts agree (`nova_model::lifecycle`). A lift
+//! removes both from the shared state, and each host forgets its own withdrawal when it sees it.
+//!
 //! # Locks
 //!
 //! In this order; a lock is never requested while one further down is held.
@@ -68,6 +74,7 @@ mod downgrade;
 mod error;
 mod experiments;
 mod follow;
+mod lift;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod offline_tests;
@@ -87,7 +94,7 @@ pub use error::DeployError;
 pub use nova_model::lifecycle::PolicyState;
 pub use published::Published;
 pub use serving::Serving;
-pub use status::ServingStatus;
+pub use status::{OutOfService, ServingStatus};
 
 use crate::loader::{Loader, Overrides};
 use crate::offline::{HostRegistry, Offline};
@@ -150,7 +157,7 @@ impl Deploy {
         let deploy = Self {
             serving: ServingPointer::new(Serving::new(loader.baseline().clone())),
             loader,
-            offline: Offline::new(registry.clone()),
+            offline: Offline::new(registry.clone())?,
             registry,
             admissions: Admissions::default(),
             changing: tokio::sync::Mutex::default(),

@@ -1,13 +1,14 @@
-//! Quarantine: takes a policy out of service on this host at once, and records it in the registry
-//! afterwards. The reason for this order is in `deploy/mod.rs`.
+//! Quarantine by an operator, and withdrawal by this host: both take a policy out of service on
+//! this host at once, and reach the registry afterwards. The reason for this order is in
+//! `deploy/mod.rs`.
 
 use super::{Deploy, DeployError, Published, Scope};
 use crate::loader::require_published;
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::budget::Thresholds;
 use nova_model::quarantine::Quarantine;
-use nova_model::registry::HOST;
 use nova_model::slowness::slow_by_itself;
+use nova_model::withdrawal::OwnWithdrawal;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::clock::unix_ms;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ impl Deploy {
         actor: &str,
     ) -> Result<(Published, Scope), DeployError> {
         let digest = require_published(&self.serving().state, policy)?.digest;
-        self.withdraw(digest, policy, reason, actor)
+        self.quarantine_here(digest, policy, reason, actor)
             .await
             .map_err(DeployError::Unavailable)?;
         let _changing = self.begin_change().await;
@@ -41,17 +42,45 @@ impl Deploy {
         Ok((Published::from_state(&self.serving().state, policy)?, scope))
     }
 
-    /// Takes every policy out of service that has spent its error budget. This does not wait for
-    /// a slow registry: the task that follows the registry writes the quarantine there.
+    /// Takes every policy out of this host's service that has spent its error budget. This does
+    /// not wait for a slow registry: the task that follows the registry reports the withdrawal
+    /// there.
     pub async fn enforce_budgets(&self, thresholds: &Thresholds, now: Instant) {
-        for (policy, reason) in self.spent(thresholds, now) {
-            let name = &policy.spec.policy;
-            tracing::error!(policy = %name, digest = %policy.effective_digest, reason, "the policy has spent its error budget; taking it out of service");
-            let digest = policy.effective_digest;
-            if let Err(error) = self.withdraw(digest, name, &reason, HOST).await {
-                tracing::error!(policy = %name, error = format!("{error:#}"), "could not take a policy out of service; trying again");
-            }
+        if self.spent(thresholds, now).is_empty() {
+            return;
         }
+        if let Err(error) = self.withdraw_spent(thresholds, now).await {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "could not take a policy out of service; trying again"
+            );
+        }
+        if let Err(error) = self.offline.withdrawals.save().await {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "could not save on this host's disk which policies it took out of service; trying again every second"
+            );
+        }
+    }
+
+    /// Swaps the policies out that have spent their error budgets, without the lock `changing`.
+    async fn withdraw_spent(&self, thresholds: &Thresholds, now: Instant) -> anyhow::Result<()> {
+        let swap = self.serving.begin_swap().await;
+        // Decided under the lock, because a lift may have come before it. It is not to be undone
+        // by failures of the time before.
+        let spent = self.spent(thresholds, now);
+        for (policy, reason) in spent {
+            let (name, digest) = (&policy.spec.policy, policy.effective_digest);
+            tracing::error!(policy = %name, %digest, reason, "the policy has spent its error budget; this host takes it out of its service");
+            self.offline.withdraw(OwnWithdrawal {
+                digest,
+                policy: name.clone(),
+                reason,
+                at_ms: unix_ms(),
+                base_revision: self.revision(),
+            });
+        }
+        self.swap_to(&swap, self.serving().state.clone()).await
     }
 
     fn spent(&self, thresholds: &Thresholds, now: Instant) -> Vec<(Arc<LoadedPolicy>, String)> {
@@ -77,15 +106,12 @@ impl Deploy {
         });
         failing
             .chain(too_slow)
-            .filter(|(policy, _)| {
-                let quarantined = &serving.state.quarantined;
-                !quarantined.contains_key(&policy.effective_digest)
-            })
+            .filter(|(policy, _)| !serving.is_out_of_service(policy.effective_digest))
             .collect()
     }
 
     /// Swaps a policy out on this host, without the lock `changing`.
-    async fn withdraw(
+    async fn quarantine_here(
         &self,
         digest: Digest,
         policy: &PolicyRef,

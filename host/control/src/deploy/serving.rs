@@ -2,9 +2,7 @@
 
 use crate::routing::{CanaryShare, RunningExperiment};
 use arc_swap::{ArcSwap, Guard};
-use nova_model::artifact::PolicyRef;
-use nova_model::experiments::spec::ExperimentState;
-use nova_model::lifecycle::{WARM_POLICIES, rollback_targets};
+use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::registry::RegistryState;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::metrics::METRICS;
@@ -16,7 +14,10 @@ use tokio::sync::MutexGuard;
 /// All policy data that a request needs, at one revision of the registry.
 #[derive(Debug)]
 pub struct Serving {
+    /// The state that all hosts share, with the changes that this host has yet to record.
     pub state: RegistryState,
+    /// Digests that this host took out of its own service.
+    pub withdrawn: BTreeSet<Digest>,
     pub active: Arc<LoadedPolicy>,
     /// Former policies, the most recent first. A rollback returns to `warm[0]`.
     pub warm: Vec<Arc<LoadedPolicy>>,
@@ -26,6 +27,8 @@ pub struct Serving {
     /// Running experiments, highest priority first.
     pub experiments: Vec<RunningExperiment>,
     pub needs_attributes: bool,
+    /// Set if a policy that should serve is missing, because it could not be loaded.
+    pub is_incomplete: bool,
 }
 
 impl Serving {
@@ -33,12 +36,14 @@ impl Serving {
     pub(super) fn new(active: Arc<LoadedPolicy>) -> Self {
         Self {
             state: RegistryState::default(),
+            withdrawn: BTreeSet::new(),
             active,
             warm: Vec::new(),
             canary: None,
             shadows: Vec::new(),
             experiments: Vec::new(),
             needs_attributes: false,
+            is_incomplete: false,
         }
     }
 
@@ -69,11 +74,10 @@ impl Serving {
         }
     }
 
-    /// Returns the active policy. Returns `None` if it is in quarantine and no former policy is
-    /// left: then the native ranking serves.
+    /// Returns the active policy. Returns `None` if it is out of service here and no former policy
+    /// is left: then the native ranking serves.
     pub fn active_in_service(&self) -> Option<&Arc<LoadedPolicy>> {
-        let quarantined = &self.state.quarantined;
-        (!quarantined.contains_key(&self.active.effective_digest)).then_some(&self.active)
+        (!self.is_out_of_service(self.active.effective_digest)).then_some(&self.active)
     }
 
     /// Returns every policy that is in use: the active one, canary, variations, shadows and former
@@ -93,17 +97,9 @@ impl Serving {
             .collect()
     }
 
-    /// Reports if a policy that the state names is missing, because it could not be loaded.
-    fn is_incomplete(&self) -> bool {
-        let state = &self.state;
-        let active = state.activations.last();
-        let experiments = state.experiments.values();
-        let running = experiments.filter(|experiment| experiment.state == ExperimentState::Running);
-        active.is_some_and(|policy| *policy != self.active.spec.policy)
-            || self.warm.len() < rollback_targets(state).take(WARM_POLICIES).count()
-            || self.canary.is_some() != state.canary.is_some()
-            || self.shadows.len() < state.shadows.len()
-            || self.experiments.len() < running.count()
+    /// Reports if no viewer of this host gets the digest.
+    pub fn is_out_of_service(&self, digest: Digest) -> bool {
+        self.state.quarantined.contains_key(&digest) || self.withdrawn.contains(&digest)
     }
 }
 
@@ -160,11 +156,13 @@ pub(super) struct Swap<'a> {
 
 impl Swap<'_> {
     pub fn store(&self, serving: Serving) {
-        let missing_since = serving.is_incomplete().then(Instant::now);
+        let missing_since = serving.is_incomplete.then(Instant::now);
         let since = self.to.missing_since.lock();
         *since.unwrap_or_else(PoisonError::into_inner) = missing_since;
         let quarantined = i64::try_from(serving.state.quarantined.len()).unwrap_or(i64::MAX);
         METRICS.policy_quarantined.set(quarantined);
+        let native_only = serving.active_in_service().is_none();
+        METRICS.policy_native_only.set(native_only.into());
         let serving = Arc::new(serving);
         // Shown before the swap, so that the first request is counted.
         serving.show_metrics();

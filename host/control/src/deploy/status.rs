@@ -1,8 +1,12 @@
 //! Status of the serving policies, for people.
 
 use super::{Deploy, Serving};
+use chrono::{DateTime, Utc};
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::budget::{Counts, Thresholds};
+use nova_model::quarantine::Quarantine;
+use nova_model::registry::{HOST, RegistryState};
+use nova_model::time::utc;
 use nova_policy::loaded::LoadedPolicy;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -16,6 +20,62 @@ pub struct ServingStatus {
     pub memory: MemoryStatus,
     /// The active policy first, former ones last.
     pub policies: Vec<PolicyStatus>,
+    /// What is out of service, on every host or on one.
+    pub out_of_service: Vec<OutOfService>,
+}
+
+/// A digest that serves no viewer, on every host or on one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct OutOfService {
+    /// `name@version` under which it failed or was quarantined.
+    #[schema(value_type = String)]
+    pub policy: PolicyRef,
+    /// The effective digest.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Id of the host that took it out of its own service. Null for a quarantine, which holds on
+    /// every host.
+    pub host: Option<String>,
+    /// True for the host that answers.
+    pub is_this_host: bool,
+    pub since: DateTime<Utc>,
+    pub reason: String,
+    /// The token's subject, `cli`, or `host`.
+    pub by: String,
+}
+
+/// Returns what is out of service by the shared state: the quarantines, then the withdrawals of
+/// each host.
+fn out_of_service(state: &RegistryState, this_host: &str) -> Vec<OutOfService> {
+    let quarantined = state.quarantined.iter().map(|(digest, quarantine)| {
+        let Quarantine {
+            policy,
+            reason,
+            by,
+            at_ms,
+        } = quarantine.clone();
+        OutOfService {
+            policy,
+            digest: *digest,
+            host: None,
+            is_this_host: false,
+            since: utc(at_ms),
+            reason,
+            by,
+        }
+    });
+    let withdrawn = state.withdrawals.iter().flat_map(|(digest, by_host)| {
+        by_host.iter().map(|(host, withdrawal)| OutOfService {
+            policy: withdrawal.policy.clone(),
+            digest: *digest,
+            host: Some(host.clone()),
+            is_this_host: host == this_host,
+            since: utc(withdrawal.at_ms),
+            reason: withdrawal.reason.clone(),
+            by: HOST.to_owned(),
+        })
+    });
+    quarantined.chain(withdrawn).collect()
 }
 
 #[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
@@ -91,6 +151,7 @@ impl Deploy {
                 idle_bytes: memory.idle,
             },
             policies,
+            out_of_service: out_of_service(&serving.state, self.offline.withdrawals.host()),
         }
     }
 }

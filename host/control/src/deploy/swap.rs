@@ -6,6 +6,7 @@ use super::assembly::Assembly;
 use super::serving::{Serving, Swap};
 use crate::loader::Wanted;
 use nova_model::registry::RegistryState;
+use nova_model::withdrawal::served_state;
 use nova_policy::loaded::LoadedPolicy;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -78,23 +79,35 @@ impl Deploy {
         state: RegistryState,
     ) -> anyhow::Result<()> {
         let state = self.offline.with_quarantines(state);
-        swap.store(self.assemble(&state, Wanted::InMemory).await?);
+        let serving = self.assemble(&state, Wanted::InMemory).await?;
+        start_anew(&self.serving.load_full().state, &serving);
+        swap.store(serving);
         Ok(())
     }
 
+    /// Assembles what serves on this host by a state that all hosts share.
     async fn assemble(&self, state: &RegistryState, wanted: Wanted) -> anyhow::Result<Serving> {
+        let withdrawn = self.offline.withdrawals.in_force(state);
+        let served = served_state(state, &withdrawn);
         let assembly = Assembly {
             loader: &self.loader,
             wanted,
-            state,
+            state: &served,
         };
-        assembly.assemble(&self.serving.load_full().active).await
+        let current = self.serving.load_full().active.clone();
+        Ok(Serving {
+            state: state.clone(),
+            withdrawn: withdrawn.into_keys().collect(),
+            ..assembly.assemble(&current).await?
+        })
     }
 
-    /// Loads the active policy of a state.
+    /// Loads the policy that is active on this host by a state that all hosts share.
     pub(super) async fn load_active(&self, state: &RegistryState) -> Option<Arc<LoadedPolicy>> {
-        let active = state.activations.last()?;
-        self.loader.load(state, active, None).await.ok()
+        let withdrawn = self.offline.withdrawals.in_force(state);
+        let served = served_state(state, &withdrawn);
+        let active = served.activations.last()?;
+        self.loader.load(&served, active, None).await.ok()
     }
 
     /// Reports if the missing policies should be tried again, because a module was compiled
@@ -105,4 +118,15 @@ impl Deploy {
         let is_old = missing_for.is_some_and(|missing_for| missing_for >= RETRY_WAIT);
         background.take_news() || is_old && !background.is_under_way()
     }
+}
+
+/// Lets the policies that were lifted since `before` start with empty counts. Otherwise the
+/// failures of the time before would take them out of service again.
+fn start_anew(before: &RegistryState, serving: &Serving) {
+    let lifts = &serving.state.lifts;
+    let is_lifted = |digest| lifts.get(digest) != before.lifts.get(digest);
+    let policies = serving.in_service().into_iter();
+    policies
+        .filter(|policy| is_lifted(&policy.effective_digest))
+        .for_each(|policy| policy.outcomes.clear());
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::testing::Fleet;
 use nova_model::artifact::{InstanceMode, Limits, PolicySpec};
 use nova_model::experiments::spec::{ExperimentSpec, Namespace, StageOverrides, VariationSpec};
-use nova_model::quarantine::Quarantine;
+use nova_model::quarantine::{Lift, Quarantine, Withdrawal};
 use nova_model::registry::{Canary, Experiment, PublishedPolicy};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -20,6 +20,11 @@ const STORED_WITH_HEAD: &[u8] = include_bytes!(concat!(
     "/../../tests/fixtures/formats/v1/registry/state_head.json"
 ));
 const HEAD: &str = "3f1aa465c58c67f293d95f3f689bb810b151a29583f091ad9652dbd7b2965472";
+/// A state with the fields that were added after the first file.
+const STORED_WITH_WITHDRAWALS: &[u8] = include_bytes!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/fixtures/formats/v1/registry/state_withdrawals.json"
+));
 const QUARANTINED: &str = "bdc43cd69ed5cab1fbc806e62a3e8f6e743e604f54d879ddb3eb3655219a3b37";
 
 /// Publications: policy, digest and time in ms after the first.
@@ -155,6 +160,31 @@ fn assert_state(found: &RegistryState) {
     assert_eq!(json!(found.cohorts), json!({ "germans": rule }));
     let flags = BTreeMap::from([("enable_caching".to_owned(), true)]);
     assert_eq!(found.flags, flags);
+    assert!(found.withdrawals.is_empty() && found.lifts.is_empty());
+}
+
+fn with_withdrawals() -> RegistryState {
+    let withdrawal = Withdrawal {
+        policy: policy("baseline@1.4.0"),
+        reason: "5 of 62 calls in 30 s failed, for 4 viewers: trap 5".into(),
+        at_ms: 1_750_000_002_000,
+        is_only_host: false,
+    };
+    let lift = Lift {
+        policy: policy("baseline@1.0.0"),
+        reason: "a bad disk".into(),
+        by: "ada".into(),
+        at_ms: 1_750_000_003_000,
+        base_revision: 20,
+    };
+    let host = "5b0c3f9e-6a55-4b6e-9d0a-0f3f0a9d1c11".to_owned();
+    let by_host = BTreeMap::from([(host, withdrawal)]);
+    RegistryState {
+        revision: 22,
+        withdrawals: BTreeMap::from([(QUARANTINED.parse().unwrap(), by_host)]),
+        lifts: BTreeMap::from([(POLICIES[0].1.parse().unwrap(), lift)]),
+        ..RegistryState::default()
+    }
 }
 
 #[tokio::test]
@@ -176,6 +206,21 @@ async fn a_stored_state_is_read_and_written_again_to_the_same_bytes() {
             .unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), stored);
     }
+}
+
+#[tokio::test]
+async fn a_state_with_withdrawals_is_read_and_written_again_to_the_same_bytes() {
+    let fleet = Fleet::new().await;
+    let last_good = fleet.last_good("here");
+    let path = fleet.data_dir("here").join("registry/state.json");
+    std::fs::write(&path, STORED_WITH_WITHDRAWALS).unwrap();
+    fleet.cut_off("here", true);
+    let state = last_good.load().await.unwrap();
+    assert_eq!(state, with_withdrawals());
+    durable_file::write_json(path.clone(), &state)
+        .await
+        .unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), STORED_WITH_WITHDRAWALS);
 }
 
 #[tokio::test]

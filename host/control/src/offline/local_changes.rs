@@ -55,6 +55,11 @@ impl LocalChanges {
         Ok(changes)
     }
 
+    /// Directory of the files that belong to this host's registry.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
     pub fn list(&self) -> Vec<LocalChange> {
         self.locked().clone()
     }

@@ -1,11 +1,13 @@
 //! Changes of one host while its registry is unavailable: which of them are allowed, where they
 //! are saved, how they overlay the registry's state, and how they are reconciled with the
-//! registry when it answers. Two kinds exist:
+//! registry when it answers. Three kinds exist:
 //!
 //! - **Local changes** are rollbacks, stops and quarantines on this host's disk
 //!   ([`LocalChanges`]). The rules are in [`nova_model::local_change`].
 //! - **Quarantines decided here** are in memory until the registry has them (`quarantines.rs`).
 //!   They are saved as local changes once the registry is known to be unavailable.
+//! - **Withdrawals** are the digests that this host alone took out of service (`withdrawals.rs`).
+//!   They are on its disk for as long as they hold, and are reported to the registry.
 //!
 //! Nothing here serves. The protocol around it and the order of the locks are in
 //! `deploy/mod.rs`. The caller of a function that writes local changes holds the lock `changing`.
@@ -13,8 +15,10 @@
 mod local_changes;
 mod quarantines;
 mod reconcile;
+mod withdrawals;
 
 pub use local_changes::{HostRegistry, LocalChanges};
+pub use withdrawals::Withdrawals;
 
 use anyhow::Context as _;
 use nova_model::artifact::Digest;
@@ -28,6 +32,7 @@ use nova_support::clock::unix_ms;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -43,6 +48,10 @@ pub struct Offline {
     registry: Arc<dyn HostRegistry>,
     /// Quarantines decided on this host that the registry may not have yet.
     quarantines: Mutex<BTreeMap<Digest, Quarantine>>,
+    /// Digests that this host took out of its own service.
+    pub withdrawals: Withdrawals,
+    /// Time at which this host last noted its presence in the registry.
+    present_at: Mutex<Option<Instant>>,
     /// True if the registry misses a quarantine, or a change that follows from one.
     unreconciled: AtomicBool,
     /// Wakes the task that follows the registry after a quarantine was decided here.
@@ -52,14 +61,22 @@ pub struct Offline {
 }
 
 impl Offline {
-    pub fn new(registry: Arc<dyn HostRegistry>) -> Self {
-        Self {
+    /// # Errors
+    /// Fails if the withdrawals on this host's disk can neither be read nor renamed.
+    pub fn new(registry: Arc<dyn HostRegistry>) -> anyhow::Result<Self> {
+        let withdrawals = match registry.local_changes() {
+            Some(local) => Withdrawals::open(local.directory(), local.host.clone())?,
+            None => Withdrawals::embedded(),
+        };
+        Ok(Self {
             registry,
             quarantines: Mutex::default(),
+            withdrawals,
+            present_at: Mutex::default(),
             unreconciled: AtomicBool::new(false),
             reconcile_soon: Notify::new(),
             unavailable: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Reports if the registry did not answer the last time this host asked it.

@@ -1,5 +1,5 @@
-//! Quarantines decided on this host, until the registry has them and all changes that follow
-//! from them.
+//! Quarantines and withdrawals decided on this host, until the registry has them and all changes
+//! that follow from them.
 
 use super::{Offline, RegistryUnavailable, add};
 use nova_model::artifact::Digest;
@@ -8,12 +8,17 @@ use nova_model::lifecycle::complete_quarantines;
 use nova_model::local_change::Intent;
 use nova_model::quarantine::Quarantine;
 use nova_model::registry::{Change, HOST, RegistryState};
+use nova_model::withdrawal::OwnWithdrawal;
 use nova_stores::ports::registry::RegistryError;
 use nova_support::metrics::METRICS;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+/// Interval at which a host notes its presence. It is a fraction of the time for which the
+/// registry counts a host as present.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(10);
 /// Attempts to write pending quarantines to the registry. Other hosts that write the same
 /// quarantines conflict a few times.
 const QUARANTINE_ATTEMPTS: u32 = 16;
@@ -27,7 +32,51 @@ impl Offline {
         self.reconcile_soon.notify_one();
     }
 
-    /// Returns when a quarantine was decided here.
+    /// Adds a withdrawal of this host, and wakes the task that reports it to the registry.
+    pub fn withdraw(&self, withdrawal: OwnWithdrawal) {
+        self.withdrawals.add(withdrawal);
+        self.unreconciled.store(true, Ordering::Release);
+        self.reconcile_soon.notify_one();
+    }
+
+    /// Notes this host's presence in the registry, if it did not do so lately, and learns if it is
+    /// the only host. While the registry does not answer, that is unknown.
+    pub async fn note_presence(&self) {
+        if self.is_present() {
+            return;
+        }
+        self.count_hosts().await;
+    }
+
+    fn is_present(&self) -> bool {
+        let at = self
+            .present_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| at.elapsed() < PRESENCE_INTERVAL)
+    }
+
+    async fn count_hosts(&self) {
+        // A registry without local changes is this host's own, or a command's, which is no host.
+        if self.registry.local_changes().is_none() {
+            return;
+        }
+        let hosts = self.registry.present_hosts(self.withdrawals.host()).await;
+        let noted = hosts.is_ok().then(Instant::now);
+        *self
+            .present_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = noted;
+        match hosts {
+            Ok(hosts) => self.withdrawals.set_only_host(hosts <= 1),
+            Err(error) => {
+                self.withdrawals.set_only_host(false);
+                tracing::warn!(%error, "could not note this host's presence in the registry; it does not know if it is the only host, and trying again");
+            }
+        }
+    }
+
+    /// Returns when a quarantine or a withdrawal was decided here.
     pub async fn reconcile_soon(&self) {
         self.reconcile_soon.notified().await;
     }
@@ -46,8 +95,10 @@ impl Offline {
         state
     }
 
-    /// Forgets the quarantines that `recorded` has, and notes if it misses anything.
+    /// Forgets the quarantines that `recorded` has and the withdrawals that it settles, and notes
+    /// if it misses anything.
     pub fn note_recorded(&self, recorded: &RegistryState) {
+        self.withdrawals.settle(recorded);
         self.quarantines()
             .retain(|digest, _| !recorded.quarantined.contains_key(digest));
         let unreconciled = !self.missing_in(recorded).is_empty();
@@ -67,6 +118,10 @@ impl Offline {
                 state.apply(&change);
                 missing.push((change, quarantine.by.clone()));
             }
+        }
+        for change in self.withdrawals.missing_in(&state) {
+            state.apply(&change);
+            missing.push((change, HOST.to_owned()));
         }
         let following = complete_quarantines(&mut state).into_iter();
         missing.extend(following.map(|change| (change, HOST.to_owned())));
@@ -95,6 +150,10 @@ impl Offline {
 
     async fn try_to_record_quarantines(&self) -> Result<(), RegistryError> {
         let state = self.registry.load().await?;
+        // Whether a withdrawal needs a second host depends on the hosts that are present now.
+        if !self.withdrawals.missing_in(&state).is_empty() {
+            self.count_hosts().await;
+        }
         let mut revision = state.revision;
         for (change, actor) in self.missing_in(&state) {
             revision = self.registry.apply(&change, &actor, revision).await?;

@@ -1,4 +1,5 @@
-//! Lifecycle commands of a published policy: shadow, canary, retire and quarantine. Also chooses
+//! Lifecycle commands of a published policy: shadow, canary, retire, quarantine and lift. Also
+//! chooses
 //! the default policy of canary and activate.
 
 use super::{name_of, print, text_of, where_of};
@@ -48,10 +49,25 @@ pub struct Retire {
     target: ChangeArguments,
 }
 
-/// Takes a policy out of service permanently; if it is active, rolls back.
+/// Takes a policy out of service until it is lifted; if it is active, rolls back.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: nova policy quarantine fresh-first@0.1.0 --reason 'empty feeds'")]
 pub struct Quarantine {
+    /// name@version
+    policy: PolicyRef,
+    /// Reason, for the audit log.
+    #[arg(long)]
+    reason: String,
+    #[command(flatten)]
+    target: ChangeArguments,
+}
+
+/// Lets a policy serve again that was quarantined, or that hosts took out of their service.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: nova policy lift fresh-first@0.1.0 --reason 'host b had a bad disk'"
+)]
+pub struct Lift {
     /// name@version
     policy: PolicyRef,
     /// Reason, for the audit log.
@@ -145,5 +161,12 @@ impl Quarantine {
             &Step::Quarantine { reason },
             json,
         )
+    }
+}
+
+impl Lift {
+    pub fn run(self, json: bool) -> anyhow::Result<()> {
+        let reason = self.reason;
+        take(&self.target, &self.policy, &Step::Lift { reason }, json)
     }
 }

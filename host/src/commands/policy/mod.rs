@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod explain;
+mod failures;
 mod lifecycle;
 mod replay;
 mod status;
@@ -104,7 +105,9 @@ enum PolicyCommand {
     Canary(lifecycle::Canary),
     Retire(lifecycle::Retire),
     Quarantine(lifecycle::Quarantine),
+    Lift(lifecycle::Lift),
     Status(status::Status),
+    Failures(failures::Failures),
     /// Removes -dev.N versions that nothing uses, and modules without a policy. Activations,
     /// experiments and quarantines keep what they need.
     #[command(after_help = "Example: nova policy prune --dry-run")]
@@ -189,7 +192,9 @@ impl PolicyArguments {
             PolicyCommand::Canary(canary) => canary.run(json),
             PolicyCommand::Retire(retire) => retire.run(json),
             PolicyCommand::Quarantine(quarantine) => quarantine.run(json),
+            PolicyCommand::Lift(lift) => lift.run(json),
             PolicyCommand::Status(status) => status.run(json),
+            PolicyCommand::Failures(failures) => failures.run(json),
             PolicyCommand::Prune { dry_run, target } => block_on(async {
                 let answer = target.target().await?.prune(dry_run).await?;
                 print(json, &answer, pruned_lines(&answer))

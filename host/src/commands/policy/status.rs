@@ -81,6 +81,9 @@ fn render(status: &Value) -> String {
         text.push_str(&shadow_line(&other["shadow"]));
         text.push('\n');
     }
+    items(&status["serving"]["out_of_service"])
+        .filter(|out| out["host"].is_string())
+        .for_each(|out| text.push_str(&withdrawn_line(out)));
     let window_s = &status["serving"]["window_s"];
     text.push_str(&format!(
         "calls of the last {window_s} s; left: further failures until the policy is taken out of service; MiB: memory of its instances\n"
@@ -102,6 +105,22 @@ pub(super) fn mib(bytes: &Value) -> String {
     bytes.as_f64().map_or("–".to_owned(), |bytes| {
         format!("{:.1}", bytes / 1_048_576.0)
     })
+}
+
+/// Formats what one host took out of its own service. Quarantines, which hold on every host, are
+/// lines of their policies.
+fn withdrawn_line(out: &Value) -> String {
+    let here = match out["is_this_host"].as_bool() {
+        Some(true) => " (this host)",
+        _ => "",
+    };
+    format!(
+        "{}  out of service on host {}{here} since {}: {}\n",
+        text_of(&out["policy"]),
+        text_of(&out["host"]),
+        text_of(&out["since"]),
+        text_of(&out["reason"]),
+    )
 }
 
 /// Formats the comparison of a shadow policy with what is served.
@@ -175,6 +194,9 @@ mod tests {
             "serving": {"window_s": 30, "policies": [
                 {"policy": "a@1.0.0", "role": "canary", "percent": 5.0, "variation": null, "share": 0.05, "calls": 40, "ok": 38,
                  "failures": {"trap": 2}, "p50_ms": 0.31, "p99_ms": 1.2, "failures_left": 3, "memory_bytes": 3_145_728}],
+                 "out_of_service": [
+                    {"policy": "b@2.0.0", "host": null, "reason": "5 of 5"},
+                    {"policy": "c@3.0.0", "host": "h1", "is_this_host": true, "since": "2026-01-01T00:00:00Z", "reason": "6 of 6"}],
                 "memory": {"budget_bytes": 268_435_456, "used_bytes": 3_145_728, "idle_bytes": 1_048_576}},
             "others": [{"name": "b", "version": "2.0.0", "state": "quarantined", "quarantine": {"reason": "5 of 5"}}],
         });
@@ -188,5 +210,9 @@ mod tests {
             "{text}"
         );
         assert_eq!(lines[2], "b@2.0.0  quarantined: 5 of 5");
+        assert_eq!(
+            lines[3],
+            "c@3.0.0  out of service on host h1 (this host) since 2026-01-01T00:00:00Z: 6 of 6"
+        );
     }
 }

@@ -11,11 +11,12 @@ mod share;
 mod watch;
 
 use super::decision::Decision;
+use super::failures::SharedFailureLog;
 use crate::config::Live;
 use arc_swap::ArcSwap;
 use cpu_time::ThreadTime;
 use nova_model::artifact::Digest;
-use nova_model::budget::{Call, Thresholds};
+use nova_model::budget::{Call, Granted, Thresholds};
 use nova_model::failure::FailureKind;
 use nova_policy::compare::compare;
 use nova_policy::loaded::LoadedPolicy;
@@ -52,6 +53,7 @@ struct Shared {
     /// Watches by effective digest. The lock is never taken on the path of a viewer's request.
     watches: Mutex<HashMap<Digest, Watch>>,
     dropped: AtomicU64,
+    failures: Arc<SharedFailureLog>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,11 +77,12 @@ impl Shadows {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(live: &Live) -> anyhow::Result<Self> {
+    pub fn start(live: &Live, failures: Arc<SharedFailureLog>) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(Settings::from_live(live)),
             watches: Mutex::default(),
             dropped: AtomicU64::new(0),
+            failures,
         });
         let (queue, jobs) = sync_channel(QUEUE_MAX);
         let worker = shared.clone();
@@ -175,15 +178,23 @@ impl Shared {
     ) -> Duration {
         let (begun, cpu) = (Instant::now(), ThreadTime::try_now());
         let deadline = policy.deadline();
-        let budget = policy.budget_without_deadline(deadline * WALL_CLOCK_FACTOR);
+        let granted = Granted {
+            deadline,
+            left: deadline * WALL_CLOCK_FACTOR,
+        };
+        let budget = policy.budget_without_deadline(granted.left);
         let answer = rank(&policy.running(budget).uncounted(), decision.task.input());
         let cpu = cpu.and_then(|cpu| cpu.try_elapsed());
         let cpu = cpu.unwrap_or_else(|_| begun.elapsed());
+        if let Err(failure) = &answer {
+            self.failures.record(&policy.spec.policy, failure);
+        }
         let failure = match &answer {
             Err(failure) => Some(failure.kind),
             Ok(_) => (cpu > deadline).then_some(FailureKind::Deadline),
         };
-        let outcome = match Call::from_outcome(failure, cpu, deadline) {
+        let viewer = decision.task.request.user_id;
+        let outcome = match Call::from_outcome(viewer, failure, cpu, granted) {
             Some(call) => {
                 self.note(policy, decision, answer.ok(), call, thresholds);
                 failure.map_or("ok", FailureKind::as_str)

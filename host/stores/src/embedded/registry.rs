@@ -13,7 +13,7 @@ use nova_model::audit_head::AuditHead;
 use nova_model::audit_key::AuditKeys;
 use nova_model::experiments::cohort::Rule;
 use nova_model::prune::StoredModule;
-use nova_model::quarantine::Quarantine;
+use nova_model::quarantine::{Lift, Quarantine, Withdrawal};
 use nova_model::registry::{Change, Experiment, PublishedPolicy, RegistryState};
 use serde::de::DeserializeOwned;
 use sqlx::{SqliteConnection, SqlitePool};
@@ -203,14 +203,25 @@ impl Reader for SqliteConnection {
     }
 
     async fn quarantined(&mut self) -> Result<BTreeMap<Digest, Quarantine>, RegistryError> {
-        let all = sqlx::query_as("SELECT digest, body FROM policy_quarantine");
-        let rows: Vec<(String, String)> = all.fetch_all(self).await.map_err(unavailable)?;
-        rows.into_iter()
-            .map(|(digest, body)| {
-                let quarantine = serde_json::from_str(&body).map_err(corrupt)?;
-                Ok((digest.parse().map_err(corrupt)?, quarantine))
-            })
-            .collect()
+        by_digest(self, "SELECT digest, body FROM policy_quarantine").await
+    }
+
+    async fn lifts(&mut self) -> Result<BTreeMap<Digest, Lift>, RegistryError> {
+        by_digest(self, "SELECT digest, body FROM policy_lifts").await
+    }
+
+    async fn withdrawals(
+        &mut self,
+    ) -> Result<BTreeMap<Digest, BTreeMap<String, Withdrawal>>, RegistryError> {
+        let all = sqlx::query_as("SELECT digest, host, body FROM policy_withdrawals");
+        let rows: Vec<(String, String, String)> = all.fetch_all(self).await.map_err(unavailable)?;
+        let mut withdrawals = BTreeMap::<Digest, BTreeMap<_, _>>::new();
+        for (digest, host, body) in rows {
+            let by_host = withdrawals.entry(digest.parse().map_err(corrupt)?);
+            let withdrawal = serde_json::from_str(&body).map_err(corrupt)?;
+            by_host.or_default().insert(host, withdrawal);
+        }
+        Ok(withdrawals)
     }
 
     async fn experiments(
@@ -240,6 +251,20 @@ impl Reader for SqliteConnection {
     fn unreadable(reason: String) -> RegistryError {
         corrupt(reason)
     }
+}
+
+async fn by_digest<T: DeserializeOwned>(
+    connection: &mut SqliteConnection,
+    rows: &'static str,
+) -> Result<BTreeMap<Digest, T>, RegistryError> {
+    let rows = sqlx::query_as(rows);
+    let rows: Vec<(String, String)> = rows.fetch_all(connection).await.map_err(unavailable)?;
+    rows.into_iter()
+        .map(|(digest, body)| {
+            let body = serde_json::from_str(&body).map_err(corrupt)?;
+            Ok((digest.parse().map_err(corrupt)?, body))
+        })
+        .collect()
 }
 
 async fn by_key<T: DeserializeOwned>(
@@ -311,6 +336,25 @@ impl Transaction for SqliteConnection {
             Write::EndCanary => sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'"),
             Write::Quarantine { digest, body } => {
                 sqlx::query("INSERT OR IGNORE INTO policy_quarantine (digest, body) VALUES (?, ?)")
+                    .bind(digest.to_string())
+                    .bind(body)
+            }
+            Write::EndQuarantine(digest) => {
+                sqlx::query("DELETE FROM policy_quarantine WHERE digest = ?")
+                    .bind(digest.to_string())
+            }
+            Write::Withdrawal { digest, host, body } => sqlx::query(
+                "INSERT OR IGNORE INTO policy_withdrawals (digest, host, body) VALUES (?, ?, ?)",
+            )
+            .bind(digest.to_string())
+            .bind(host)
+            .bind(body),
+            Write::EndWithdrawals(digest) => {
+                sqlx::query("DELETE FROM policy_withdrawals WHERE digest = ?")
+                    .bind(digest.to_string())
+            }
+            Write::Lift { digest, body } => {
+                sqlx::query("INSERT OR REPLACE INTO policy_lifts (digest, body) VALUES (?, ?)")
                     .bind(digest.to_string())
                     .bind(body)
             }

@@ -28,8 +28,22 @@ CREATE TABLE IF NOT EXISTS policy_stages (
     percent REAL
 ) WITHOUT ROWID;
 
--- Quarantines by effective digest. They are kept for ever.
+-- Quarantines by effective digest, until an operator lifts them.
 CREATE TABLE IF NOT EXISTS policy_quarantine (
+    digest TEXT PRIMARY KEY,
+    body   TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- Digests that a host took out of its own service, until an operator lifts that.
+CREATE TABLE IF NOT EXISTS policy_withdrawals (
+    digest TEXT NOT NULL,
+    host   TEXT NOT NULL,
+    body   TEXT NOT NULL,
+    PRIMARY KEY (digest, host)
+) WITHOUT ROWID;
+
+-- The latest lift of each digest. A host compares it with its own withdrawals.
+CREATE TABLE IF NOT EXISTS policy_lifts (
     digest TEXT PRIMARY KEY,
     body   TEXT NOT NULL
 ) WITHOUT ROWID;

@@ -76,6 +76,12 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
     /// large. It is empty only if there are no more entries.
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError>;
 
+    /// Notes that a host is present, and returns the number of hosts that were seen lately,
+    /// itself included. A registry that only one host can use returns 1.
+    async fn present_hosts(&self, _host: &str) -> Result<u64, RegistryError> {
+        Ok(1)
+    }
+
     /// Returns when another process may have changed something. A registry that cannot detect
     /// this never returns, so the caller must also poll.
     async fn changed(&self) {

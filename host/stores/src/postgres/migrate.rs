@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions as _, SqlSafeStr as _};
 
 /// The migrations in the order of their numbers. A released migration never changes. If it has
 /// an error, a later one corrects it.
-const MIGRATIONS: [(i64, &str, &str); 7] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (
         1,
         "community",
@@ -37,6 +37,11 @@ const MIGRATIONS: [(i64, &str, &str); 7] = [
         6,
         "audit_chain",
         include_str!("../../../../migrations/0006_audit_chain.sql"),
+    ),
+    (
+        7,
+        "withdrawals",
+        include_str!("../../../../migrations/0007_withdrawals.sql"),
     ),
     (
         9,

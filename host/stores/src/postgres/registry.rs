@@ -16,7 +16,7 @@ use nova_model::audit_head::AuditHead;
 use nova_model::audit_key::AuditKeys;
 use nova_model::experiments::cohort::Rule;
 use nova_model::prune::StoredModule;
-use nova_model::quarantine::Quarantine;
+use nova_model::quarantine::{Lift, Quarantine, Withdrawal};
 use nova_model::registry::{Change, Experiment, PublishedPolicy, RegistryState};
 use nova_model::time::UnixMs;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,9 @@ const MODULES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that the circuit stays open. A host that asks once a second is no load for a recovering
 /// server, and a rollback must not be delayed by a breaker.
 const CIRCUIT_OPEN: Duration = Duration::from_secs(1);
+/// Time for which a host counts as present after it was last seen. Hosts note their presence
+/// several times within it.
+const PRESENT_FOR: Duration = Duration::from_secs(60);
 /// Pause between attempts to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -216,6 +219,15 @@ impl Registry for PostgresRegistry {
         self.guard.run("audit", read).await.map_err(unavailable)
     }
 
+    async fn present_hosts(&self, host: &str) -> Result<u64, RegistryError> {
+        let note = async {
+            let present = present_hosts(&mut *self.pool.acquire().await?, host).await?;
+            Ok(u64::try_from(present).unwrap_or_default())
+        };
+        let noted = self.guard.run("present_hosts", note).await;
+        noted.map_err(unavailable)
+    }
+
     async fn changed(&self) {
         self.changes.notified().await;
     }
@@ -302,11 +314,24 @@ impl Reader for PgConnection {
     }
 
     async fn quarantined(&mut self) -> Result<BTreeMap<Digest, Quarantine>, Failure> {
-        let all = sqlx::query_as("SELECT digest, body::text FROM policy_quarantine");
-        let rows: Vec<(String, String)> = all.fetch_all(self).await?;
-        rows.into_iter()
-            .map(|(digest, body)| Ok((digest.parse().map_err(corrupt)?, parse(&body)?)))
-            .collect()
+        by_digest(self, "SELECT digest, body::text FROM policy_quarantine").await
+    }
+
+    async fn lifts(&mut self) -> Result<BTreeMap<Digest, Lift>, Failure> {
+        by_digest(self, "SELECT digest, body::text FROM policy_lifts").await
+    }
+
+    async fn withdrawals(
+        &mut self,
+    ) -> Result<BTreeMap<Digest, BTreeMap<String, Withdrawal>>, Failure> {
+        let all = sqlx::query_as("SELECT digest, host, body::text FROM policy_withdrawals");
+        let rows: Vec<(String, String, String)> = all.fetch_all(self).await?;
+        let mut withdrawals = BTreeMap::<Digest, BTreeMap<_, _>>::new();
+        for (digest, host, body) in rows {
+            let by_host = withdrawals.entry(digest.parse().map_err(corrupt)?);
+            by_host.or_default().insert(host, parse(&body)?);
+        }
+        Ok(withdrawals)
     }
 
     async fn experiments(
@@ -332,6 +357,35 @@ impl Reader for PgConnection {
     fn unreadable(reason: String) -> Failure {
         corrupt(reason)
     }
+}
+
+async fn by_digest<T: DeserializeOwned>(
+    connection: &mut PgConnection,
+    rows: &'static str,
+) -> Result<BTreeMap<Digest, T>, Failure> {
+    let rows: Vec<(String, String)> = sqlx::query_as(rows).fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|(digest, body)| Ok((digest.parse().map_err(corrupt)?, parse(&body)?)))
+        .collect()
+}
+
+/// Notes that a host is present and returns the number of hosts that were seen lately, by the
+/// server's clock. Also forgets hosts that are long gone.
+async fn present_hosts(connection: &mut PgConnection, host: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO registry_hosts (host, seen_at) VALUES ($1, now()) \
+         ON CONFLICT (host) DO UPDATE SET seen_at = excluded.seen_at",
+    )
+    .bind(host)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("DELETE FROM registry_hosts WHERE seen_at < now() - interval '1 day'")
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query_scalar("SELECT count(*) FROM registry_hosts WHERE seen_at > now() - $1::interval")
+        .bind(format!("{} seconds", PRESENT_FOR.as_secs()))
+        .fetch_one(connection)
+        .await
 }
 
 async fn by_key<T: DeserializeOwned>(
@@ -402,6 +456,25 @@ impl Transaction for PgConnection {
             Write::EndCanary => sqlx::query("DELETE FROM policy_stages WHERE stage = 'canary'"),
             Write::Quarantine { digest, body } => sqlx::query(
                 "INSERT INTO policy_quarantine (digest, body) VALUES ($1, $2::json) ON CONFLICT DO NOTHING",
+            )
+            .bind(digest.to_string())
+            .bind(body),
+            Write::EndQuarantine(digest) => {
+                sqlx::query("DELETE FROM policy_quarantine WHERE digest = $1")
+                    .bind(digest.to_string())
+            }
+            Write::Withdrawal { digest, host, body } => sqlx::query(
+                "INSERT INTO policy_withdrawals (digest, host, body) VALUES ($1, $2, $3::json) ON CONFLICT DO NOTHING",
+            )
+            .bind(digest.to_string())
+            .bind(host)
+            .bind(body),
+            Write::EndWithdrawals(digest) => {
+                sqlx::query("DELETE FROM policy_withdrawals WHERE digest = $1")
+                    .bind(digest.to_string())
+            }
+            Write::Lift { digest, body } => sqlx::query(
+                "INSERT INTO policy_lifts (digest, body) VALUES ($1, $2::json) ON CONFLICT (digest) DO UPDATE SET body = excluded.body",
             )
             .bind(digest.to_string())
             .bind(body),

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use nova_model::artifact::{Digest, PolicyRef, PolicySpec};
 use nova_model::audit::{AuditEntry, AuditPage, verify};
 use nova_model::experiments::cohort::Rule;
-use nova_model::quarantine::Quarantine;
+use nova_model::quarantine::{Lift, Quarantine, Withdrawal};
 use nova_model::registry::{Change, RegistryState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,6 +198,26 @@ pub(super) fn a_life() -> Vec<Change> {
             at_ms: 7,
         },
     };
+    let withdraw = |policy: &PolicyRef, digest: &[u8], host: &str| Change::Withdraw {
+        digest: Digest::from_content(digest),
+        host: host.into(),
+        withdrawal: Withdrawal {
+            policy: policy.clone(),
+            reason: format!("trap on {host}"),
+            at_ms: 8,
+            is_only_host: host == "b",
+        },
+    };
+    let lift = |policy: &PolicyRef, digest: &[u8], base_revision| Change::Lift {
+        digest: Digest::from_content(digest),
+        lift: Lift {
+            policy: policy.clone(),
+            reason: "a bad disk".into(),
+            by: "ada".into(),
+            at_ms: 9,
+            base_revision,
+        },
+    };
     vec![
         publish("2.0.0", b"2", 2),
         publish("1.0.0", b"1", 1),
@@ -233,6 +253,15 @@ pub(super) fn a_life() -> Vec<Change> {
             reason: "never was active: nothing changes".into(),
         },
         retire(&one),
+        withdraw(&one, b"1", "a"),
+        withdraw(&one, b"1", "b"),
+        withdraw(&two, b"1", "a"),
+        withdraw(&two, b"2", "a"),
+        quarantine(&one, b"1"),
+        lift(&one, b"1", 4),
+        lift(&one, b"1", 5),
+        lift(&equal, b"unknown", 6),
+        withdraw(&one, b"1", "a"),
         Change::SetFlag {
             name: "f".into(),
             enabled: true,
@@ -255,6 +284,7 @@ async fn the_stores_and_the_pure_fold_agree_on_every_change() {
             assert_eq!(registry.load().await.unwrap(), folded, "{change:?}");
         }
         assert!(!folded.quarantined.is_empty() && !folded.retired.is_empty());
+        assert_eq!((folded.withdrawals.len(), folded.lifts.len()), (2, 2));
     })
     .await;
 }
@@ -425,4 +455,20 @@ async fn a_registry_that_is_down_is_unavailable_and_not_empty() {
         matches!(state, Err(RegistryError::Unavailable(_))),
         "{state:?}"
     );
+}
+
+#[tokio::test]
+async fn a_host_counts_every_host_that_noted_its_presence_lately_and_changes_no_revision() {
+    let Some(database) = TestDatabase::migrated().await else {
+        return;
+    };
+    let registry = PostgresRegistry::new(&database.url).unwrap();
+    assert_eq!(registry.present_hosts("a").await.unwrap(), 1);
+    assert_eq!(registry.present_hosts("b").await.unwrap(), 2);
+    assert_eq!(registry.present_hosts("a").await.unwrap(), 2);
+    let pool = sqlx::PgPool::connect(&database.url).await.unwrap();
+    let age = "UPDATE registry_hosts SET seen_at = seen_at - interval '2 minutes' WHERE host = 'b'";
+    sqlx::query(age).execute(&pool).await.unwrap();
+    assert_eq!(registry.present_hosts("a").await.unwrap(), 1);
+    assert_eq!(registry.revision().await.unwrap(), 0);
 }

@@ -1,0 +1,62 @@
+//! Lift: an operator lets a policy serve again that was quarantined, or that hosts took out of
+//! their own service.
+
+use super::{Author, Deploy, DeployError, Published};
+use nova_model::artifact::{Digest, PolicyRef};
+use nova_model::lifecycle::digests_to_lift;
+use nova_model::quarantine::Lift;
+use nova_model::registry::Change;
+use nova_support::clock::unix_ms;
+
+/// Attempts to make one lift while hosts report withdrawals.
+const LIFT_ATTEMPTS: u32 = 4;
+
+impl Deploy {
+    /// Ends the quarantine of a policy and its withdrawals on all hosts. What followed from a
+    /// quarantine stays as it is: an operator activates the policy and starts experiments again.
+    ///
+    /// # Errors
+    /// Fails if the policy is not published or not out of service, or if the registry does not
+    /// answer.
+    pub async fn lift<'a>(
+        &self,
+        policy: &PolicyRef,
+        reason: &str,
+        author: impl Into<Author<'a>>,
+    ) -> Result<Published, DeployError> {
+        let author = author.into();
+        let actor = author.actor;
+        let _changing = self.begin_change_by(author).await?;
+        for digest in digests_to_lift(&self.serving().state, policy)? {
+            self.lift_digest(digest, policy, reason, actor).await?;
+        }
+        tracing::warn!(%policy, actor, reason, "a policy was lifted; it may serve again");
+        Published::from_state(&self.serving().state, policy)
+    }
+
+    async fn lift_digest(
+        &self,
+        digest: Digest,
+        policy: &PolicyRef,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(), DeployError> {
+        let lift = || Change::Lift {
+            digest,
+            lift: Lift {
+                policy: policy.clone(),
+                reason: reason.to_owned(),
+                by: actor.to_owned(),
+                at_ms: unix_ms(),
+                base_revision: self.revision(),
+            },
+        };
+        for _ in 1..LIFT_ATTEMPTS {
+            match self.carry_out(lift(), actor).await {
+                Err(DeployError::Conflict(_)) => {}
+                other => return other.map(drop),
+            }
+        }
+        self.carry_out(lift(), actor).await.map(drop)
+    }
+}
