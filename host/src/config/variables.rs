@@ -98,6 +98,7 @@ pub(super) const NEVER_EMPTY: &[&str] = &[
     "NOVA_JWT_SECRET",
     "NOVA_POLICY_TRUSTED_KEYS",
     "NOVA_AUDIT_KEYS",
+    "NOVA_AUDIT_KEYS_FILE",
 ];
 
 /// Variable that changes only the port of `listen`.

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 const KEY_BYTES: usize = 32;
-/// Largest file that is read. A key of 32 bytes takes 65.
+/// Largest file that is read. A generated key takes 65 bytes.
 const FILE_BYTES_MAX: u64 = 4_096;
 const ROOT: u32 = 0;
 
@@ -49,8 +49,13 @@ fn read(path: &Path) -> anyhow::Result<String> {
     let file = File::open(path)?;
     check_access(path, &file.metadata()?)?;
     let mut text = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    // One byte more shows a file that is too large. Its last key would otherwise be cut off.
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
+    anyhow::ensure!(
+        text.len() as u64 <= FILE_BYTES_MAX,
+        "it has more than {FILE_BYTES_MAX} bytes"
+    );
+    String::from_utf8(text).map_err(|_| anyhow!("it is not text"))
 }
 
 fn check_access(path: &Path, file: &Metadata) -> anyhow::Result<()> {
@@ -210,6 +215,23 @@ mod tests {
             assert!(refusal.contains("delete it"), "{refusal}");
         }
         assert_eq!(hex::encode(loaded(GOOD, 0o600).unwrap()), GOOD.trim());
+    }
+
+    #[test]
+    fn a_file_with_keys_is_read_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let lines = |content: &[u8]| {
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            read_lines(&path).map_err(|error| error.to_string())
+        };
+        let two = [GOOD.trim().to_owned(), "another key".to_owned()];
+        let text = format!("\n{GOOD} another key \r\n\n");
+        assert_eq!(lines(text.as_bytes()), Ok(two.to_vec()));
+        let many = GOOD.repeat(64);
+        assert!(lines(many.as_bytes()).unwrap_err().contains("4096 bytes"));
+        assert!(lines(b"\xff\xfe").unwrap_err().contains("not text"));
     }
 
     #[test]
