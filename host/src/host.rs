@@ -119,10 +119,10 @@ impl Host {
             deadline_max: Duration::from_millis(config.policy.deadline_ms_max.into()),
             address_space_bytes: address_space_bytes(),
         })?;
-        log_allocation(&engine);
         let engine = engine
             .with_cache(data_dir)?
             .with_trusted_keys(keys.remembering(data_dir).await?);
+        log_allocation(&engine);
         let deploy = Deploy::start(engine, registry, development).await?;
         deploy.set_quotas(config.policy.quotas());
         let stop_draining = CancellationToken::new();

@@ -235,6 +235,7 @@ async fn an_answer_that_is_no_index_is_a_counted_failure_in_every_language() {
             "nova_feed_policy_calls_total{{outcome=\"trap\",policy=\"{policy}\",stage=\"dedup\"}}"
         );
         assert!(host.metric(&series).await >= 1.0, "{series}");
+        operator.rollback().await.ok(200);
     }
 }
 

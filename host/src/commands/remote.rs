@@ -149,7 +149,7 @@ impl TargetArguments {
         }
         let config = self.config.load(&self.data_dir)?;
         std::fs::create_dir_all(&config.data_dir)?;
-        let registry = wiring::registry(&config).await?;
+        let registry = wiring::registry(&config, secret::audit_keys(&config)?).await?;
         let keys = TrustedKeys::parse(&config.policy.trusted_keys)?;
         let engine = Engine::start()?
             .with_cache(&config.data_dir)?
@@ -173,7 +173,7 @@ impl TargetArguments {
                 config.data_dir.display()
             );
         }
-        wiring::registry(&config).await
+        wiring::registry(&config, secret::present_audit_keys(&config)?).await
     }
 }
 

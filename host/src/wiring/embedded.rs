@@ -21,6 +21,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
     let store = open_store(data_dir).await?;
     let written_through = store.written_through().await?;
     let spool = Spool::open(data_dir, config.spool_bytes_max, written_through).await?;
+    let registry = SqliteRegistry::open(&store).await?;
     let cache = ProcessCache::new(config.cache_mb << 20);
     let stores = StoreSet {
         candidates: Arc::new(store.clone()),
@@ -35,20 +36,11 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Wired> {
     };
     Ok(Wired {
         stores,
-        registry: Arc::new(registry(config, &store).await?),
+        registry: Arc::new(registry.with_audit_keys(secret::audit_keys(config)?)),
         spool,
         embedded: Some(store),
         background: Box::new(|_, _| Ok(Vec::new())),
     })
-}
-
-/// Opens the registry of the embedded store.
-///
-/// # Errors
-/// The tables cannot be created, or a key of the audit log cannot be read.
-pub async fn registry(config: &Config, store: &EmbeddedStore) -> anyhow::Result<SqliteRegistry> {
-    let registry = SqliteRegistry::open(store).await?;
-    Ok(registry.with_audit_keys(secret::audit_keys(config)?))
 }
 
 /// Opens the embedded store, with its queries counted and timed.

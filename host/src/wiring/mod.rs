@@ -9,7 +9,9 @@ use crate::app::App;
 use crate::config::Config;
 use crate::store_set::StoreSet;
 use nova_control::offline::HostRegistry;
+use nova_model::audit_key::AuditKeys;
 use nova_stores::embedded::EmbeddedStore;
+use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::spool::Spool;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -49,16 +51,21 @@ pub async fn connect(config: &Config) -> anyhow::Result<Wired> {
     }
 }
 
-/// Opens only the registry, for commands that change it without a host.
+/// Opens only the registry, for commands that read or change it without a host. `audit_keys`
+/// authenticate the changes that a command makes.
 ///
 /// # Errors
 /// Same as [`connect`].
-pub async fn registry(config: &Config) -> anyhow::Result<Arc<dyn HostRegistry>> {
+pub async fn registry(
+    config: &Config,
+    audit_keys: AuditKeys,
+) -> anyhow::Result<Arc<dyn HostRegistry>> {
     match config.stores.stack() {
         None => {
             let store = embedded::open_store(&config.data_dir).await?;
-            Ok(Arc::new(embedded::registry(config, &store).await?))
+            let registry = SqliteRegistry::open(&store).await?;
+            Ok(Arc::new(registry.with_audit_keys(audit_keys)))
         }
-        Some(urls) => stack::registry(config, urls),
+        Some(urls) => stack::registry(config, urls, audit_keys),
     }
 }

@@ -17,6 +17,7 @@ use crate::store_set::StoreSet;
 use anyhow::Context as _;
 use nova_control::last_good::LastGood;
 use nova_control::offline::HostRegistry;
+use nova_model::audit_key::AuditKeys;
 use nova_stores::StackUrls;
 use nova_stores::breaker::Breaker;
 use nova_stores::clickhouse::ClickHouseStore;
@@ -84,9 +85,9 @@ pub(super) async fn connect(config: &Config, urls: StackUrls<'_>) -> anyhow::Res
 pub(super) fn registry(
     config: &Config,
     urls: StackUrls<'_>,
+    audit_keys: AuditKeys,
 ) -> anyhow::Result<Arc<dyn HostRegistry>> {
-    let registry =
-        PostgresRegistry::new(urls.postgres)?.with_audit_keys(secret::audit_keys(config)?);
+    let registry = PostgresRegistry::new(urls.postgres)?.with_audit_keys(audit_keys);
     Ok(Arc::new(LastGood::new(registry, &config.data_dir)?))
 }
 

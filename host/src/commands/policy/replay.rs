@@ -6,7 +6,7 @@ use crate::replay::html;
 use crate::replay::policies::{Contender, Library};
 use crate::replay::report::Report;
 use crate::replay::run::{Progress, run};
-use crate::wiring;
+use crate::{secret, wiring};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use nova_policy::compare::Distribution;
@@ -78,7 +78,10 @@ impl Replay {
         }
         let config = self.config.load(&self.data_dir)?;
         let store = RecordStore::open_to_read(&config.data_dir).await?;
-        Ok((store, Some(wiring::registry(&config).await?)))
+        Ok((
+            store,
+            Some(wiring::registry(&config, secret::present_audit_keys(&config)?).await?),
+        ))
     }
 
     async fn replay(
