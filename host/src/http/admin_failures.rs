@@ -35,7 +35,8 @@ pub struct FailureEntry {
     pub first_at: DateTime<Utc>,
     pub last_at: DateTime<Utc>,
     /// What the latest failure said, at most 2,048 bytes: the trap with the functions that led to
-    /// it, or the breach of the contract. It names no viewer.
+    /// it, by number if the module has no names, or the breach of the contract. It names no
+    /// viewer.
     pub text: String,
 }
 
