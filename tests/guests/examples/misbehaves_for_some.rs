@@ -16,7 +16,7 @@ scorer! {
 
 fn total(post: &Post, params: &Params, request: &Request) -> [f64; 1] {
     assert!(
-        !in_service(request) || request.user_id % (params.every as u64) != 0,
+        !in_service(request) || !request.user_id.is_multiple_of(params.every as u64),
         "this viewer gets no feed"
     );
     [-post.age_hours]
