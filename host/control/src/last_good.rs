@@ -221,6 +221,11 @@ impl<R: Registry> Registry for LastGood<R> {
         applied.map_err(|error| self.marked(error))
     }
 
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        let stored = self.registry.store_module(digest, bytes).await;
+        stored.map_err(|error| self.marked(error))
+    }
+
     /// Returns a module from disk if it is there. Its digest identifies it, so the source does
     /// not matter.
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {

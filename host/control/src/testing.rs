@@ -55,6 +55,10 @@ impl Registry for Distant {
         self.connected()?.apply(change, actor, revision).await
     }
 
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        self.connected()?.store_module(digest, bytes).await
+    }
+
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         self.connected()?.stored_module(digest).await
     }

@@ -48,6 +48,10 @@ impl Registry for Slow {
         self.registry.apply(change, actor, revision).await
     }
 
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        self.registry.store_module(digest, bytes).await
+    }
+
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         if digest == self.module {
             let mut through = self.through.clone();

@@ -23,8 +23,8 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<Unused, DeployError> {
         let author = author.into();
-        let _changing = self.begin_change_by(author).await?;
         let stored = self.registry.stored_modules().await?;
+        let _changing = self.begin_change_by(author).await?;
         let unused = Unused::of(&self.serving().state, &stored);
         if dry_run || unused.is_empty() {
             return Ok(unused);

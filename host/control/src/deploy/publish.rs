@@ -47,9 +47,27 @@ impl Deploy {
     ) -> Result<Published, DeployError> {
         let author = author.into();
         let admitted = self.admit(files).await?;
+        let policy = &admitted.loaded.spec.policy;
+        if admitted.follow || self.serving().state.policy(policy).is_none() {
+            self.store(&admitted, author.actor).await?;
+        }
         let _changing = self.begin_change_by(author).await?;
         let published = self.publish_locked(admitted, author.actor).await;
         published.map_err(|error| self.in_terms_of(author, error))
+    }
+
+    /// Stores the modules of a policy, if the registry has room for it. This comes before the
+    /// lock `changing`, because the transfer takes seconds on a slow network. If the policy is
+    /// not published then, a clean-up removes its modules.
+    async fn store(&self, admitted: &Admitted, actor: &str) -> Result<(), DeployError> {
+        // The bundled policies are part of the program and always fit.
+        if actor != HOST {
+            self.check_quotas(admitted).await?;
+        }
+        for (digest, bytes) in &admitted.module_bytes {
+            self.registry.store_module(*digest, bytes).await?;
+        }
+        Ok(())
     }
 
     async fn publish_locked(
@@ -104,10 +122,6 @@ impl Deploy {
         admitted: &Admitted,
         actor: &str,
     ) -> Result<Published, DeployError> {
-        // The bundled policies are part of the program and always fit.
-        if actor != HOST {
-            self.check_quotas(admitted).await?;
-        }
         let loaded = &admitted.loaded;
         let change = Change::Publish {
             spec: loaded.spec.clone(),

@@ -3,7 +3,7 @@
 use super::audit::{self, corrupt, unavailable};
 use super::{EmbeddedStore, to_sql};
 use crate::ports::registry::{Registry, RegistryError};
-use crate::registry::{Applied, Transaction, Write, apply, modules_of};
+use crate::registry::{Applied, Transaction, Write, apply};
 use crate::registry_read::{Known, Only, Reader};
 use anyhow::Context;
 use async_trait::async_trait;
@@ -73,11 +73,6 @@ impl Registry for SqliteRegistry {
         actor: &str,
         expected_revision: i64,
     ) -> Result<i64, RegistryError> {
-        for (digest, bytes) in modules_of(change) {
-            let insert = "INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)";
-            let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
-            insert.execute(&self.writer).await.map_err(unavailable)?;
-        }
         // IMMEDIATE: two processes that decide on the same revision must not both write.
         let mut tx = self
             .writer
@@ -89,6 +84,13 @@ impl Registry for SqliteRegistry {
             tx.commit().await.map_err(unavailable)?;
         }
         applied.revision()
+    }
+
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        let insert = "INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)";
+        let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
+        insert.execute(&self.writer).await.map_err(unavailable)?;
+        Ok(())
     }
 
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {

@@ -38,14 +38,17 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
     }
 
     /// Applies a change if the registry is still at `expected_revision`. Returns the new
-    /// revision. The modules of a publication are stored before, so that no other change waits
-    /// for them.
+    /// revision. The modules of a publication must be stored before.
     async fn apply(
         &self,
         change: &Change,
         actor: &str,
         expected_revision: i64,
     ) -> Result<i64, RegistryError>;
+
+    /// Stores a module, unless it is there. This is not a part of the publication, because the
+    /// transfer may take seconds, and no other change may have to wait for it.
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError>;
 
     /// Returns the stored bytes of a module, which may be damaged. Use [`Registry::module`].
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError>;

@@ -2,7 +2,7 @@
 //! PostgreSQL. A person who can write to the database is played by SQL statements.
 
 use super::registry::PostgresRegistry;
-use super::registry_tests::{a_life, apply_all, flag, publish, reference};
+use super::registry_tests::{a_life, apply_all, flag, publish, reference, store_modules};
 use super::testing::TestDatabase;
 use crate::embedded::EmbeddedStore;
 use crate::embedded::registry::SqliteRegistry;
@@ -334,6 +334,7 @@ async fn reading_what_changed_gives_the_same_state_as_reading_the_whole_registry
         for change in changes {
             let changed_by = [&here, &there][random.random_range(0..2)];
             let revision = changed_by.head().await.unwrap().revision;
+            store_modules(changed_by.as_ref(), &change).await;
             changed_by.apply(&change, "ada", revision).await.unwrap();
             if random.random_range(0..3) == 0 {
                 let whole = engine.open(&keys).await.load().await.unwrap();
@@ -441,6 +442,7 @@ async fn a_publication_whose_modules_were_removed_meanwhile_is_refused() {
                 }
             })
             .await;
+        store_modules(&*registry, &publish("1.0.0")).await;
         let refused = registry.apply(&publish("1.0.0"), "ada", 0).await;
         assert!(
             matches!(refused, Err(RegistryError::Conflict(_))),
@@ -462,8 +464,10 @@ async fn no_change_waits_for_the_modules_of_a_publication() {
     let mut slow = pool.begin().await.unwrap();
     let lock = "LOCK TABLE policy_modules IN EXCLUSIVE MODE";
     sqlx::query(lock).execute(&mut *slow).await.unwrap();
-    let publishing =
-        tokio::spawn(async move { publisher.apply(&publish("1.0.0"), "ada", 0).await });
+    let publishing = tokio::spawn(async move {
+        store_modules(&publisher, &publish("1.0.0")).await;
+        publisher.apply(&publish("1.0.0"), "ada", 0).await
+    });
     let waiting =
         "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'policy_modules'::regclass";
     loop {
@@ -476,9 +480,20 @@ async fn no_change_waits_for_the_modules_of_a_publication() {
         }
         tokio::task::yield_now().await;
     }
+    // The other host's own transfers take all connections that they may.
+    let other = Arc::new(other);
+    let transfers = (0..4).map(|_| {
+        let other = other.clone();
+        tokio::spawn(async move { store_modules(&*other, &publish("1.0.0")).await })
+    });
+    let transfers: Vec<_> = transfers.collect();
+    tokio::task::yield_now().await;
     let revision = other.apply(&flag("f"), "bob", 0).await.unwrap();
     assert_eq!(revision, 1);
     slow.commit().await.unwrap();
+    for transfer in transfers {
+        transfer.await.unwrap();
+    }
     let late = publishing.await.unwrap();
     assert!(matches!(late, Err(RegistryError::Conflict(_))), "{late:?}");
     let revision = other.apply(&publish("1.0.0"), "ada", revision).await;

@@ -7,7 +7,7 @@ use crate::breaker::Breaker;
 use crate::guard::{Failure, Guard};
 use crate::ports::StoreError;
 use crate::ports::registry::{Registry, RegistryError};
-use crate::registry::{self, Applied, Transaction, Write, modules_of};
+use crate::registry::{self, Applied, Transaction, Write};
 use crate::registry_read::{Known, Only, Reader};
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};
@@ -31,11 +31,17 @@ use tokio_util::task::AbortOnDropHandle;
 /// Label in metrics. The registry and the timeline share the server, but have separate
 /// connections and circuit breakers.
 const STORE_NAME: &str = "registry";
+/// Label of the modules' circuit breaker. A module that cannot be read says nothing about the
+/// registry's small requests.
+const MODULES_CIRCUIT: &str = "registry_modules";
 const CHANNEL: &str = "nova_registry";
 
 /// Maximum connections. Changes are made one at a time, so a host needs one connection to read
 /// and one to change.
 const CONNECTIONS_MAX: u32 = 2;
+/// Maximum connections that transfer modules. They are others than the ones above, because a
+/// transfer takes seconds on a slow network, and a rollback on another host must be read meanwhile.
+const MODULE_CONNECTIONS_MAX: u32 = 2;
 /// Timeout of small requests. A starting host waits this long, and so does an operator before a
 /// 503.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,6 +61,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 pub struct PostgresRegistry {
     pool: PgPool,
     guard: Guard,
+    modules_pool: PgPool,
     modules_guard: Guard,
     keys: AuditKeys,
     known: Known,
@@ -77,11 +84,21 @@ impl PostgresRegistry {
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_lazy_with(connect_options(url)?);
-        let guard = Guard::with_breaker(STORE_NAME, TIMEOUT, Breaker::new(CIRCUIT_OPEN));
         Ok(Self {
-            pool: pool(url, CONNECTIONS_MAX, TIMEOUT, MODULES_TIMEOUT)?,
-            modules_guard: guard.with_timeout(MODULES_TIMEOUT),
-            guard,
+            pool: pool(url, CONNECTIONS_MAX, TIMEOUT, TIMEOUT)?,
+            guard: Guard::with_breaker(STORE_NAME, TIMEOUT, Breaker::new(CIRCUIT_OPEN)),
+            modules_pool: pool(
+                url,
+                MODULE_CONNECTIONS_MAX,
+                MODULES_TIMEOUT,
+                MODULES_TIMEOUT,
+            )?,
+            modules_guard: Guard::for_some(
+                STORE_NAME,
+                MODULES_CIRCUIT,
+                MODULES_TIMEOUT,
+                Breaker::new(CIRCUIT_OPEN),
+            ),
             keys: AuditKeys::default(),
             known: Known::default(),
             _listener: AbortOnDropHandle::new(tokio::spawn(listen(listening, changes.clone()))),
@@ -93,20 +110,6 @@ impl PostgresRegistry {
     #[must_use]
     pub fn with_audit_keys(self, keys: AuditKeys) -> Self {
         Self { keys, ..self }
-    }
-
-    /// Stores a module in a transaction of its own. Twenty megabytes over a slow network take
-    /// seconds, and the lock on the revision would keep every other change waiting for them.
-    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
-        let store = async {
-            let insert =
-                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
-            insert.execute(&self.pool).await?;
-            Ok(())
-        };
-        let stored = self.modules_guard.run("store_module", store).await;
-        stored.map_err(unavailable)
     }
 }
 
@@ -169,9 +172,6 @@ impl Registry for PostgresRegistry {
         actor: &str,
         expected_revision: i64,
     ) -> Result<i64, RegistryError> {
-        for (digest, bytes) in modules_of(change) {
-            self.store_module(*digest, bytes).await?;
-        }
         let apply = async {
             let mut tx = self.pool.begin().await?;
             let applied =
@@ -185,11 +185,27 @@ impl Registry for PostgresRegistry {
         applied.revision()
     }
 
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        let store = async {
+            let connection = &mut *self.modules_pool.acquire().await?;
+            if connection.has_module(digest).await? {
+                return Ok(());
+            }
+            let insert =
+                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
+            insert.execute(connection).await?;
+            Ok(())
+        };
+        let stored = self.modules_guard.run("store_module", store).await;
+        stored.map_err(unavailable)
+    }
+
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         let read = async {
             let find = sqlx::query_scalar("SELECT bytes FROM policy_modules WHERE digest = $1")
                 .bind(digest.to_string());
-            Ok(find.fetch_optional(&self.pool).await?)
+            Ok(find.fetch_optional(&self.modules_pool).await?)
         };
         self.modules_guard
             .run("module", read)
@@ -200,7 +216,8 @@ impl Registry for PostgresRegistry {
     async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
         let read = async {
             let all = "SELECT digest, octet_length(bytes)::bigint FROM policy_modules";
-            let rows: Vec<(String, i64)> = sqlx::query_as(all).fetch_all(&self.pool).await?;
+            let rows: Vec<(String, i64)> =
+                sqlx::query_as(all).fetch_all(&self.modules_pool).await?;
             let module = |(digest, bytes): (String, i64)| {
                 Ok(StoredModule {
                     digest: digest.parse().map_err(corrupt)?,

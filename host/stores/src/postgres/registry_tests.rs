@@ -62,9 +62,16 @@ pub(super) fn reference(version: &str) -> PolicyRef {
 pub(super) async fn apply_all(registry: &dyn Registry, changes: &[Change]) -> i64 {
     let mut revision = registry.revision().await.unwrap();
     for change in changes {
+        store_modules(registry, change).await;
         revision = registry.apply(change, "ada", revision).await.unwrap();
     }
     revision
+}
+
+pub(super) async fn store_modules(registry: &dyn Registry, change: &Change) {
+    for (digest, bytes) in crate::registry::modules_of(change) {
+        registry.store_module(*digest, bytes).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -57,6 +57,10 @@ impl Registry for Hanging {
         self.answering().await.apply(change, actor, revision).await
     }
 
+    async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        self.answering().await.store_module(digest, bytes).await
+    }
+
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
         self.answering().await.stored_module(digest).await
     }
