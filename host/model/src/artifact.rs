@@ -220,12 +220,48 @@ pub struct StageManifest {
     pub params: BTreeMap<String, f64>,
 }
 
+/// Maximum size of `policy.toml`, in bytes.
+pub const MANIFEST_BYTES_MAX: usize = 64 << 10;
+/// Maximum size of a manifest's description, in bytes.
+const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
+/// Maximum size of a version, in bytes. It is in the label of every series of the policy.
+const VERSION_BYTES_MAX: usize = 64;
+/// Maximum size of a file name or of a parameter's name, in bytes.
+const KEY_BYTES_MAX: usize = 100;
+/// Maximum number of parameters of a stage. A module declares no more.
+const PARAMETERS_MAX: usize = 256;
+
 impl Manifest {
     pub fn parse(text: &str) -> Result<Self, String> {
-        let manifest: Self =
-            toml::from_str(text).map_err(|error| format!("policy.toml: {error}"))?;
-        check_name(&manifest.name).map_err(|reason| format!("policy.toml: {reason}"))?;
+        let named = |reason: String| format!("policy.toml: {reason}");
+        // The text is not read if it is too long, because an error would quote it.
+        fits("the manifest", text.len(), MANIFEST_BYTES_MAX).map_err(named)?;
+        let manifest: Self = toml::from_str(text).map_err(|error| named(error.to_string()))?;
+        check_name(&manifest.name).map_err(named)?;
+        manifest.check_sizes().map_err(named)?;
         Ok(manifest)
+    }
+
+    fn check_sizes(&self) -> Result<(), String> {
+        fits("description", self.description.len(), DESCRIPTION_BYTES_MAX)?;
+        fits("version", self.version.to_string().len(), VERSION_BYTES_MAX)?;
+        for stage in Stage::ALL {
+            let StageManifest { module, params } = self.stage(stage);
+            if let ModuleSource::File(name) | ModuleSource::Builtin(name) = module {
+                fits(&format!("{stage}.module"), name.len(), KEY_BYTES_MAX)?;
+            }
+            if params.len() > PARAMETERS_MAX {
+                return Err(format!(
+                    "{stage}.params: {} parameters, but at most {PARAMETERS_MAX} are allowed",
+                    params.len()
+                ));
+            }
+            for name in params.keys() {
+                let field = format!("the name of a parameter in {stage}.params");
+                fits(&field, name.len(), KEY_BYTES_MAX)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn stage(&self, stage: Stage) -> &StageManifest {
@@ -241,6 +277,15 @@ impl Manifest {
             name: self.name.clone(),
             version: self.version.clone(),
         }
+    }
+}
+
+fn fits(field: &str, bytes: usize, bytes_max: usize) -> Result<(), String> {
+    match bytes > bytes_max {
+        true => Err(format!(
+            "{field}: {bytes} bytes, but at most {bytes_max} are allowed"
+        )),
+        false => Ok(()),
     }
 }
 
@@ -417,6 +462,53 @@ mod tests {
         [saturation]
         module = "builtin:author-saturation"
     "#;
+
+    #[test]
+    fn every_text_of_a_manifest_has_a_bound_and_the_refusal_names_the_field() {
+        let long = |bytes: usize| "x".repeat(bytes);
+        let manifest = |description: &str, version: &str, module: &str, params: &str| {
+            format!(
+                "name = \"a\"\nversion = \"{version}\"\ndescription = \"{description}\"\n\
+                 [dedup]\nmodule = \"{module}.wasm\"\nparams = {{ {params} }}\n\
+                 [score]\nmodule = \"builtin:b\"\n[saturation]\nmodule = \"builtin:c\"\n"
+            )
+        };
+        let pre = |bytes: usize| format!("1.0.0-{}", long(bytes - 6));
+        let many = |count: usize| {
+            let all: Vec<String> = (0..count).map(|n| format!("p{n} = 1.0")).collect();
+            all.join(", ")
+        };
+        let param = |bytes: usize| format!("{} = 1.0", long(bytes));
+        let cases = [
+            (manifest(&long(4_096), "1.0.0", "m", ""), None),
+            (
+                manifest(&long(4_097), "1.0.0", "m", ""),
+                Some("description"),
+            ),
+            (manifest("", &pre(64), "m", ""), None),
+            (manifest("", &pre(65), "m", ""), Some("version")),
+            (manifest("", "1.0.0", &long(95), ""), None),
+            (manifest("", "1.0.0", &long(96), ""), Some("dedup.module")),
+            (manifest("", "1.0.0", "m", &param(100)), None),
+            (
+                manifest("", "1.0.0", "m", &param(101)),
+                Some("dedup.params"),
+            ),
+            (manifest("", "1.0.0", "m", &many(256)), None),
+            (manifest("", "1.0.0", "m", &many(257)), Some("dedup.params")),
+            (manifest(&long(1 << 20), "1.0.0", "m", ""), Some("manifest")),
+        ];
+        for (text, field) in cases {
+            let parsed = Manifest::parse(&text).map(drop);
+            match field {
+                None => assert_eq!(parsed, Ok(())),
+                Some(field) => {
+                    let reason = parsed.unwrap_err();
+                    assert!(reason.contains(field) && reason.len() < 200, "{reason}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn an_unknown_key_is_refused_and_named() {

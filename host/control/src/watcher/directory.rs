@@ -1,10 +1,14 @@
 //! Reads of the policies directory.
 
-use nova_model::artifact::{Digest, Manifest, ModuleSource, Stage};
+use nova_model::artifact::{Digest, MANIFEST_BYTES_MAX, Manifest, ModuleSource, Stage};
 use nova_policy::admission::{MODULE_BYTES_MAX, PolicyFiles};
 use nova_policy::signature::{SIGNATURE_FILE, SUMS_FILE};
+use nova_support::bounded_file;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// Maximum size of a signature, and of the list of digests that it signs.
+const SIGNATURE_BYTES_MAX: u64 = 64 << 10;
 
 /// Current content of a sub-directory.
 pub struct Candidate {
@@ -62,9 +66,13 @@ fn read_candidate(path: &Path) -> Option<Candidate> {
         .to_str()
         .filter(|name| !name.starts_with('.'))?
         .to_owned();
-    let manifest = std::fs::read(path.join("policy.toml")).ok()?;
-    let mut everything = manifest.clone();
+    // A directory without a manifest is no policy.
+    std::fs::metadata(path.join("policy.toml")).ok()?;
     let read = read_policy_directory(path);
+    let mut everything = match &read {
+        Ok(files) => files.manifest.clone().into_bytes(),
+        Err(reason) => reason.clone().into_bytes(),
+    };
     if let Ok(files) = &read {
         for (file, bytes) in &files.modules {
             everything.extend_from_slice(file.as_bytes());
@@ -86,8 +94,10 @@ fn read_candidate(path: &Path) -> Option<Candidate> {
 pub fn read_policy_directory(path: &Path) -> Result<PolicyFiles, String> {
     let named = |file: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
     let manifest_path = path.join("policy.toml");
+    let manifest = bounded_file::read(&manifest_path, MANIFEST_BYTES_MAX as u64)
+        .map_err(|error| named(&manifest_path, &error))?;
     let manifest =
-        std::fs::read_to_string(&manifest_path).map_err(|error| named(&manifest_path, &error))?;
+        String::from_utf8(manifest).map_err(|_| named(&manifest_path, &"is not UTF-8"))?;
     let mut files = PolicyFiles {
         manifest,
         ..PolicyFiles::default()
@@ -98,22 +108,17 @@ pub fn read_policy_directory(path: &Path) -> Result<PolicyFiles, String> {
             continue;
         };
         let module = path.join(name);
-        match std::fs::metadata(&module) {
-            Ok(metadata) if metadata.len() > MODULE_BYTES_MAX as u64 => {
-                return Err(named(
-                    &module,
-                    &format!("larger than {} bytes", MODULE_BYTES_MAX),
-                ));
-            }
-            Ok(_) => {
-                let bytes = std::fs::read(&module).map_err(|error| named(&module, &error))?;
-                files.modules.insert(name.clone(), bytes);
-            }
-            Err(_) => {}
+        if std::fs::metadata(&module).is_ok() {
+            let bytes = bounded_file::read(&module, MODULE_BYTES_MAX as u64)
+                .map_err(|error| named(&module, &error))?;
+            files.modules.insert(name.clone(), bytes);
         }
     }
     for name in [SUMS_FILE, SIGNATURE_FILE] {
-        if let Ok(bytes) = std::fs::read(path.join(name)) {
+        let file = path.join(name);
+        if std::fs::metadata(&file).is_ok() {
+            let bytes = bounded_file::read(&file, SIGNATURE_BYTES_MAX)
+                .map_err(|error| named(&file, &error))?;
             files.modules.insert(name.to_owned(), bytes);
         }
     }
