@@ -8,6 +8,7 @@ use crate::feed::{Feed, FeedParts};
 use crate::http::limits::RateLimits;
 use crate::http::pings::Pings;
 use crate::http::token::TokenKeys;
+use crate::http::uploads::Uploads;
 use crate::jobs::profile::Profile;
 use crate::store_set::StoreSet;
 use arc_swap::ArcSwap;
@@ -33,6 +34,7 @@ pub struct App {
     pub watch_report: WatchReport,
     pub profile: Arc<Profile>,
     pub pings: Pings,
+    pub uploads: Uploads,
     pub started: Instant,
     /// Set when the host begins to stop. It is then live but not ready.
     pub stopping: AtomicBool,
@@ -79,6 +81,7 @@ impl App {
             watch_report: parts.watch_report,
             profile: Arc::default(),
             pings: Pings::default(),
+            uploads: Uploads::default(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
         })

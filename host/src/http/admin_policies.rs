@@ -279,16 +279,20 @@ pub struct PolicyUpload {
 #[utoipa::path(post, path = "/admin/v1/policies", tag = "admin", security(("admin" = [])), params(IfMatch),
     request_body(content = PolicyUpload, content_type = "multipart/form-data"),
     responses((status = 201, body = PolicyAnswer), (status = 400, body = Problem), (status = 403, body = Problem),
-        (status = 413, body = Problem), (status = 422, body = Problem), (status = 412, body = Problem)))]
+        (status = 413, body = Problem), (status = 422, body = Problem), (status = 412, body = Problem), (status = 503, body = Problem)))]
 pub async fn upload(
     State(app): State<Arc<App>>,
     admin: Admin<Upload>,
     request: Request,
 ) -> Result<(StatusCode, Json<PolicyAnswer>), Problem> {
+    let _place = app.uploads.place().await?;
     let files = read_upload(request, app.live().limits.upload_bytes_max).await?;
     let published = app.deploy.publish(files, admin.author()).await?;
     Ok((StatusCode::CREATED, Json(published.into())))
 }
+
+/// Largest number of files in an upload. A policy has three modules and two files of a signature.
+const FILES_MAX: usize = 16;
 
 async fn read_upload(request: Request, bytes_max: usize) -> Result<PolicyFiles, Problem> {
     let (parts, body) = request.into_parts();
@@ -320,6 +324,12 @@ async fn read_upload(request: Request, bytes_max: usize) -> Result<PolicyFiles, 
                 let text = String::from_utf8(bytes.to_vec());
                 manifest =
                     Some(text.map_err(|_| Problem::invalid_field("manifest", "is not UTF-8"))?);
+            }
+            (_, Some(_)) if files.modules.len() == FILES_MAX => {
+                return Err(Problem::invalid_field(
+                    "module",
+                    format!("at most {FILES_MAX} files are allowed"),
+                ));
             }
             (_, Some(file)) => {
                 files.modules.insert(file, bytes.to_vec());

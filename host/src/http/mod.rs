@@ -27,6 +27,7 @@ pub mod pings;
 pub mod problem;
 pub mod server;
 pub mod token;
+pub mod uploads;
 
 use crate::app::App;
 use axum::Router;
