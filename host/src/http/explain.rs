@@ -11,16 +11,16 @@ use axum::Json;
 use axum::extract::State;
 use nova_model::artifact::{PolicyRef, Stage};
 use nova_model::time::rfc3339;
+use nova_policy::compiler::lower_priority;
 use nova_policy::explain::{ExplainedPost, explain as explain_ranking};
 use nova_policy::loaded::LoadedPolicy;
-use nova_policy::pool::{Lane, Wait};
 use nova_policy_sdk::Request;
 use nova_support::clock::unix_ms;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 /// Allows one explanation at a time. Explanations run outside the hot path, but they need a
 /// bound.
@@ -61,15 +61,16 @@ pub async fn explain(
     Id(id): Id,
     query: Query,
 ) -> Result<Json<ExplainAnswer>, Problem> {
-    let policy = named(&app, &query, "policy").await?;
-    let policy = policy.unwrap_or_else(|| app.deploy.serving().active.clone());
-    let other = named(&app, &query, "compare").await?;
-    // One at a time, because an explanation takes a worker from the feeds for longer than a
-    // ranking does. A request that waits here holds no resources yet.
-    let _turn = EXPLAINING
+    // One at a time, because an explanation may load and compile its policies and takes longer
+    // than a ranking does. A request that waits here holds no resources yet.
+    let turn = EXPLAINING
         .acquire()
         .await
         .map_err(|closed| Problem::internal(&closed))?;
+    let turn = Arc::new(turn);
+    let policy = named(&app, &query, "policy").await?;
+    let policy = policy.unwrap_or_else(|| app.deploy.serving().active.clone());
+    let other = named(&app, &query, "compare").await?;
     let now_ms = unix_ms();
     let timeout = Duration::from_millis(app.live().feed.source_timeout_ms);
     let fetched = fetch(app.stores.candidates.as_ref(), id, now_ms, timeout).await;
@@ -89,10 +90,10 @@ pub async fn explain(
         },
         set: Arc::new(fetched.set),
     };
-    let explained = explained(&app, policy, task.clone()).await?;
+    let explained = explained(turn.clone(), policy, task.clone()).await?;
     let compare = match other {
         None => None,
-        Some(other) => Some(self::explained(&app, other, task).await?),
+        Some(other) => Some(self::explained(turn, other, task).await?),
     };
     Ok(Json(ExplainAnswer {
         user_id: id,
@@ -119,20 +120,27 @@ async fn named(
     Ok(Some(app.deploy.load(&serving.state, &policy, None).await?))
 }
 
+/// Explains on a thread of its own with a lower priority, so that no viewer waits for it. The
+/// thread keeps the turn, even if the caller gives up.
 async fn explained(
-    app: &App,
+    turn: Arc<SemaphorePermit<'static>>,
     policy: Arc<LoadedPolicy>,
     task: RankingTask,
 ) -> Result<ExplainedRanking, Problem> {
     let running = policy.clone();
-    let pool = &app.feed.parts.policy_pool;
-    let run = pool.run(Lane::Aside, Wait::of(EXPLAIN_BUDGET), move || {
+    let (done, answer) = oneshot::channel();
+    let run = move || {
+        lower_priority();
         let budget = running.budget_without_deadline(EXPLAIN_BUDGET);
-        explain_ranking(&running, budget, task.input())
-    });
-    let run = run
-        .await
-        .map_err(|refused| Problem::unavailable(refused.to_string()))?;
+        let explained = explain_ranking(&running, budget, task.input());
+        drop(turn);
+        let _ = done.send(explained);
+    };
+    std::thread::Builder::new()
+        .name("explain".into())
+        .spawn(run)
+        .map_err(|error| Problem::internal(&error))?;
+    let run = answer.await.map_err(|gone| Problem::internal(&gone))?;
     let label = policy.spec.policy.to_string();
     let posts =
         run.map_err(|failure| Problem::unavailable(format!("{label} failed: {failure}")))?;

@@ -3,11 +3,11 @@
 //! directory or a `.wasm` file.
 
 use super::record::PolicyIdentity;
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use nova_control::watcher::read_policy_directory;
 use nova_model::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
 use nova_model::snapshot::{Algo, ServedPolicy};
-use nova_policy::admission::{KnownModules, PolicyFiles, Reason, admit};
+use nova_policy::admission::{KnownModules, MODULE_BYTES_MAX, PolicyFiles, Reason, admit};
 use nova_policy::builtin;
 use nova_policy::class::{Class, MEMORY_MB_MAX};
 use nova_policy::engine::Engine;
@@ -19,6 +19,9 @@ use nova_stores::records::RecordStore;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+
+/// Maximum number of modules that a replay compiles.
+const MODULES_MAX: usize = 256;
 
 /// A policy to compare with the one that served.
 #[derive(Debug, Clone)]
@@ -161,7 +164,7 @@ impl Library {
         const FILE: &str = "module.wasm";
         let module = self
             .engine
-            .load(&bytes)
+            .load_upload(&bytes)
             .map_err(|error| anyhow!("{name}: {error}"))?;
         let source = |stage: Stage| match stage {
             own if own == module.stage => FILE,
@@ -244,7 +247,17 @@ impl Library {
             bytes = registry.module(digest).await?;
         }
         let bytes = bytes.with_context(|| format!("module {digest} is missing"))?;
-        let module = Arc::new(self.engine.load(&bytes)?);
+        // A file of records may come from anybody.
+        ensure!(
+            bytes.len() <= MODULE_BYTES_MAX,
+            "module {digest} has {} bytes; {MODULE_BYTES_MAX} are allowed",
+            bytes.len()
+        );
+        ensure!(
+            self.modules.len() < MODULES_MAX,
+            "the records name more than {MODULES_MAX} modules"
+        );
+        let module = Arc::new(self.engine.load_upload(&bytes)?);
         self.modules.insert(digest, module.clone());
         self.bytes.insert(digest, bytes);
         Ok(module)
