@@ -33,6 +33,7 @@ use nova_policy::engine::Engine;
 use nova_policy::pool::CpuPool;
 use nova_policy::settings::{Allocation, EngineSettings, address_space_bytes};
 use nova_policy::signature::TrustedKeys;
+use nova_policy::worker::Worker;
 use nova_stores::spool::Spool;
 use std::fs::File;
 use std::path::Path;
@@ -121,6 +122,7 @@ impl Host {
         })?;
         let engine = engine
             .with_cache(data_dir)?
+            .with_worker(Worker::of_this_program(config.policy.of_workers())?)
             .with_trusted_keys(keys.remembering(data_dir).await?);
         log_allocation(&engine);
         let deploy = Deploy::start(engine, registry, development).await?;

@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 mod admission;
+mod admission_limits;
 mod audit;
 mod auth;
 mod author_loop;

@@ -1,7 +1,8 @@
 //! Measurements of a policy's cost that admission makes and the audit log keeps.
 
 use crate::artifact::{PerStage, Stage};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Upper bound of the fuel that a core spends per millisecond in a policy. Measured rates are
 /// 0.4 to 3 million in compiled Rust (the more memory it touches, the lower), 2 to 4 million in
@@ -14,7 +15,7 @@ use serde::Serialize;
 pub const FUEL_PER_MS: u64 = 10_000_000;
 
 /// Measured cost of a policy.
-#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Record {
     /// Fuel of the three stages together for the maximum number of candidates of a request
     /// (1,100).
@@ -25,10 +26,11 @@ pub struct Record {
     pub stages: PerStage<StageRecord>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StageRecord {
     /// Resource class: standard or large.
-    pub class: &'static str,
+    #[schema(value_type = String)]
+    pub class: Cow<'static, str>,
     /// Size of the module.
     pub module_bytes: u64,
     /// Compile time on this host; null if the module was compiled before.
@@ -44,7 +46,7 @@ pub struct StageRecord {
     pub time_us: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FuelAt {
     pub candidates: usize,
     pub fuel: u64,

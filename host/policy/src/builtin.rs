@@ -35,6 +35,12 @@ pub fn module(name: &str) -> Option<&'static [u8]> {
         .map(|(_, bytes)| *bytes)
 }
 
+/// Reports if this binary bundles a module of these bytes.
+pub fn contains(bytes: &[u8]) -> bool {
+    let mut bundled = MODULES.iter().chain(&RECIPE_FILES);
+    bundled.any(|(_, bundled)| *bundled == bytes)
+}
+
 pub fn module_names() -> impl Iterator<Item = &'static str> {
     MODULES.iter().map(|(name, _)| *name)
 }

@@ -22,6 +22,9 @@ const ON_DEMAND_GUARD_BYTES: u64 = 64 << 10;
 pub(super) struct Common {
     pub settings: EngineSettings,
     pub allocation: Allocation,
+    /// False in a process that checks one upload: it compiles for pooled instances without
+    /// reserving a pool.
+    pub has_pool: bool,
     pub memory: Arc<Memory>,
 }
 
@@ -42,7 +45,7 @@ impl ClassEngine {
     pub fn new(class: Class, common: &Common) -> anyhow::Result<Self> {
         let mut config = Self::config(class.limits(), common.allocation);
         config.epoch_interruption(true);
-        if common.allocation == Allocation::Pooled {
+        if common.has_pool && common.allocation == Allocation::Pooled {
             config.allocation_strategy(Self::pool(class.limits(), &common.settings));
         }
         Self::with_config(class, common, &config, None)

@@ -9,13 +9,11 @@
     reason = "compares with the times of files, which are wall-clock times"
 )]
 
-use super::sealed::{Origin, Seal};
+use super::sealed::{Origin, Seal, hash_of};
 use anyhow::Context as _;
 use nova_model::artifact::Digest;
 use nova_support::key_file;
 use nova_support::metrics::METRICS;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -98,11 +96,20 @@ impl CompileCache {
     /// Stores compiled code. If that fails, the next start has to compile it again.
     pub fn keep(&self, engine: &Engine, module: Digest, component: &Component) {
         if let Err(error) = self.try_to_keep(engine, module, component) {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "could not store compiled code in the cache; the next start compiles the module again"
-            );
+            not_kept(&error);
         }
+    }
+
+    /// Loads and stores code that a child process of this host compiled.
+    ///
+    /// # Errors
+    /// Fails if the engine rejects the code.
+    pub fn adopt(&self, engine: &Engine, module: Digest, code: &[u8]) -> anyhow::Result<Component> {
+        let component = self.seal.adopt(engine, module, code)?;
+        if let Err(error) = self.try_to_keep_code(origin(engine, module), code) {
+            not_kept(&error);
+        }
+        Ok(component)
     }
 
     fn try_to_keep(
@@ -111,15 +118,18 @@ impl CompileCache {
         module: Digest,
         component: &Component,
     ) -> anyhow::Result<()> {
-        let origin = origin(engine, module);
-        let path = self.path(origin);
-        let directory = path.parent().unwrap_or(&self.directory);
         let code = component
             .serialize()
             .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        self.try_to_keep_code(origin(engine, module), &code)
+    }
+
+    fn try_to_keep_code(&self, origin: Origin, code: &[u8]) -> anyhow::Result<()> {
+        let path = self.path(origin);
+        let directory = path.parent().unwrap_or(&self.directory);
         std::fs::create_dir_all(directory)?;
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        file.write_all(&self.seal.close(origin, &code))?;
+        file.write_all(&self.seal.close(origin, code))?;
         file.persist(&path)?;
         self.shrink()
     }
@@ -151,20 +161,15 @@ impl CompileCache {
     }
 }
 
-fn origin(engine: &Engine, module: Digest) -> Origin {
-    Origin {
-        module,
-        engine_hash: hash_of(engine),
-    }
+fn not_kept(error: &anyhow::Error) {
+    tracing::warn!(
+        error = format!("{error:#}"),
+        "could not store compiled code in the cache; the next start compiles the module again"
+    );
 }
 
-/// Returns the hash that names an engine's directory. It need not be cryptographic, because an
-/// engine checks again that loaded code is compatible with it. If another toolchain hashes
-/// differently, it finds no code and compiles.
-fn hash_of(engine: &Engine) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    hasher.finish()
+fn origin(engine: &Engine, module: Digest) -> Origin {
+    Origin::of(engine, module)
 }
 
 fn directory_name(engine_hash: u64) -> String {

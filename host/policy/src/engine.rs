@@ -1,18 +1,22 @@
 //! The WebAssembly engines, one per resource class, and the epoch tick that interrupts policies at
 //! their deadline.
 
+use super::builtin;
 use super::class::Class;
 use super::class_engine::{ClassEngine, Common};
 use super::compile_cache::CompileCache;
 use super::compiler::{COMPILE_TIME_MAX, CompileError, Compiler};
 use super::memory::Memory;
-use super::module::{Module, ModuleError, Origin};
+use super::module::{Module, ModuleError, Origin, check_surface};
+use super::sealed::Seal;
 use super::settings::{Allocation, EngineSettings};
 use super::shape::Shape;
 use super::signature::TrustedKeys;
+use super::worker::{Compiled, Worker};
 use moka::sync::Cache;
 use nova_model::artifact::Digest;
 use nova_model::measured::StageRecord;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +36,9 @@ pub struct Engine {
     compiler: Arc<Compiler>,
     cache: Option<Arc<CompileCache>>,
     trusted_keys: Arc<TrustedKeys>,
+    worker: Option<Arc<Worker>>,
+    /// Components that were compiled before any of their code ran.
+    ahead: HashMap<Digest, (Component, Duration)>,
     /// Records of the stages that passed their trial. The key covers everything that the trial
     /// depended on, so policies that share a module share its trial.
     pub(super) trials: Cache<Digest, StageRecord>,
@@ -66,11 +73,30 @@ impl Engine {
     /// # Errors
     /// Fails if the engines cannot be created or a thread cannot be started.
     pub fn start_with(settings: EngineSettings) -> anyhow::Result<Self> {
-        let common = Common {
+        Self::start_common(Common {
             settings,
             allocation: settings.allocation(),
+            has_pool: true,
             memory: Arc::new(Memory::new(settings.memory_bytes)),
-        };
+        })
+    }
+
+    /// Starts the engines of a process that checks one upload. It compiles for a host with this
+    /// allocation and allocates its own instances one by one.
+    ///
+    /// # Errors
+    /// Fails as [`Engine::start_with`] does.
+    pub fn start_for_admission(allocation: Allocation) -> anyhow::Result<Self> {
+        let settings = EngineSettings::for_commands();
+        Self::start_common(Common {
+            settings,
+            allocation,
+            has_pool: false,
+            memory: Arc::new(Memory::new(settings.memory_bytes)),
+        })
+    }
+
+    fn start_common(common: Common) -> anyhow::Result<Self> {
         let [standard, large] = class_engines(common)?;
         let engine = Self {
             standard: Arc::new(standard),
@@ -78,6 +104,8 @@ impl Engine {
             compiler: Arc::new(Compiler::start()?),
             cache: None,
             trusted_keys: Arc::default(),
+            worker: None,
+            ahead: HashMap::new(),
             trials: Cache::new(TRIALS_MAX),
         };
         // The ticker has its own thread instead of a timer of the async runtime, because a guest
@@ -113,6 +141,69 @@ impl Engine {
     pub fn with_trusted_keys(mut self, keys: TrustedKeys) -> Self {
         self.trusted_keys = Arc::new(keys);
         self
+    }
+
+    /// Compiles and tries uploads in child processes. This process then compiles only what was
+    /// admitted before and what the program bundles.
+    pub fn with_worker(mut self, worker: Worker) -> Self {
+        self.worker = Some(Arc::new(worker));
+        self
+    }
+
+    pub fn worker(&self) -> Option<&Worker> {
+        self.worker.as_deref()
+    }
+
+    /// Compiles a component for [`Engine::load_upload`] and returns its code. Returns `None` if
+    /// it is refused, which `load_upload` then explains.
+    pub fn compile_ahead(&mut self, bytes: &[u8]) -> Option<(Digest, Compiled)> {
+        let shape = examine(bytes).ok()?;
+        let digest = Digest::from_content(bytes);
+        let started = Instant::now();
+        let component = self
+            .compiler
+            .compile(&self.class(shape.class()).inner, bytes)
+            .ok()?;
+        let took = started.elapsed();
+        let code = component.serialize().ok()?;
+        self.ahead.insert(digest, (component, took));
+        Some((digest, Compiled { code, took }))
+    }
+
+    /// Reports if a component can be loaded without compiling bytes that nobody admitted: its
+    /// code is in the cache, or the program bundles it.
+    pub fn is_ready(&self, digest: Digest, bytes: &[u8]) -> bool {
+        let bundled = || builtin::contains(bytes);
+        let cached = || {
+            let class = Shape::read(bytes).ok()?.class();
+            let cache = self.cache.as_ref()?;
+            cache.load(&self.class(class).inner, digest)
+        };
+        bundled() || cached().is_some()
+    }
+
+    /// Loads a component that a child process compiled, and keeps its code in the cache.
+    ///
+    /// # Errors
+    /// Fails if the code does not fit this engine, or as [`Engine::load`] does.
+    pub fn load_compiled(&self, bytes: &[u8], compiled: &Compiled) -> Result<Module, ModuleError> {
+        let shape = examine(bytes)?;
+        let engine = self.class(shape.class());
+        let digest = Digest::from_content(bytes);
+        let code = &compiled.code;
+        let component = match &self.cache {
+            Some(cache) => cache.adopt(&engine.inner, digest, code),
+            None => {
+                Seal::for_this_process().and_then(|seal| seal.adopt(&engine.inner, digest, code))
+            }
+        };
+        let component = component.map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
+        let origin = Origin {
+            digest,
+            shape,
+            compiled_in: Some(compiled.took),
+        };
+        Module::link(engine.clone(), origin, &component)
     }
 
     pub fn trusted_keys(&self) -> &TrustedKeys {
@@ -181,11 +272,7 @@ impl Engine {
     }
 
     fn load_as(&self, trust: Trust, bytes: &[u8]) -> Result<Module, ModuleError> {
-        refuse_core_module(bytes)?;
-        let shape = Shape::read(bytes).map_err(ModuleError::Invalid)?;
-        if let Some(reason) = shape.too_complex() {
-            return Err(ModuleError::TooComplex(reason));
-        }
+        let shape = examine(bytes)?;
         let engine = self.class(shape.class());
         let digest = Digest::from_content(bytes);
         let link = |component: &Component, compiled_in| {
@@ -196,6 +283,9 @@ impl Engine {
             };
             Module::link(engine.clone(), origin, component)
         };
+        if let Some((component, took)) = self.ahead.get(&digest) {
+            return link(component, Some(*took));
+        }
         let cached = self.cache.as_ref();
         if let Some(component) = cached.and_then(|cache| cache.load(&engine.inner, digest)) {
             return link(&component, None);
@@ -206,6 +296,10 @@ impl Engine {
                 .compiler
                 .compile(&engine.inner, bytes)
                 .map_err(CompileError::Invalid)?,
+            // Only if the code left the cache a moment ago: what is not there goes to the worker.
+            Trust::Uploaded if self.worker.is_some() && !builtin::contains(bytes) => {
+                return Err(CompileError::Busy.into());
+            }
             Trust::Uploaded => {
                 self.compiler
                     .compile_upload(&engine.inner, bytes, COMPILE_TIME_MAX)?
@@ -241,6 +335,17 @@ fn class_engines(common: Common) -> anyhow::Result<[ClassEngine; 2]> {
         }
         created => created,
     }
+}
+
+/// Checks with the parser alone what a component may be, before anything is compiled.
+fn examine(bytes: &[u8]) -> Result<Shape, ModuleError> {
+    refuse_core_module(bytes)?;
+    let shape = Shape::read(bytes).map_err(ModuleError::Invalid)?;
+    if let Some(reason) = shape.too_complex() {
+        return Err(ModuleError::TooComplex(reason));
+    }
+    check_surface(bytes)?;
+    Ok(shape)
 }
 
 /// Checks the first eight bytes, which distinguish WebAssembly from other files and components

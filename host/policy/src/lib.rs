@@ -1,5 +1,5 @@
 //! Policies as WebAssembly: how they are submitted (`files`, `builtin`, `bundled`, `signature`),
-//! admitted (`admission`, `reason`) and measured (`bench`, `meter`), compiled (`compiler`,
+//! admitted (`admission`, `worker`, `reason`) and measured (`bench`, `meter`), compiled (`compiler`,
 //! `compile_cache`, `sealed`), run (`shape`, `class`, `class_engine`, `engine`, `settings`,
 //! `memory`, `module`, `loaded`, `native`, `pool`, `bulkhead`, `sandbox`, `bindings`, `ranking`,
 //! `explain`), compared (`compare`) and built from sources (`project`, `toolchain`).
@@ -35,6 +35,7 @@ pub mod settings;
 pub mod shape;
 pub mod signature;
 pub mod toolchain;
+pub mod worker;
 
 /// Directory with the components that the build script made: `policies/` and, for tests, `guests/`.
 pub const COMPONENTS_DIR: &str = env!("NOVA_COMPONENTS_DIR");

@@ -1,14 +1,15 @@
 //! Reasons for the refusal of a policy, for people and programs.
 
 use nova_model::artifact::Stage;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 
 /// One problem of a policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Stable code that programs may compare.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// `None` if the reason applies to the whole policy.
     pub stage: Option<Stage>,
     /// One line of text. It says what to do if that is not obvious.
@@ -18,7 +19,7 @@ pub struct Reason {
 impl Reason {
     pub fn new(code: &'static str, stage: Stage, message: impl Into<String>) -> Self {
         Self {
-            code,
+            code: code.into(),
             stage: Some(stage),
             message: message.into(),
         }
@@ -26,7 +27,7 @@ impl Reason {
 
     pub fn whole(code: &'static str, message: impl Into<String>) -> Self {
         Self {
-            code,
+            code: code.into(),
             stage: None,
             message: message.into(),
         }

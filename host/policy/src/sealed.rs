@@ -12,9 +12,12 @@
     reason = "loading compiled code is unsafe; the only call is in this module, after its tag was checked"
 )]
 
+use anyhow::Context as _;
 use aws_lc_rs::hmac;
 use nova_model::artifact::Digest;
 use nova_support::secret_key::SecretKey;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -28,6 +31,24 @@ pub struct Origin {
     pub engine_hash: u64,
 }
 
+impl Origin {
+    pub fn of(engine: &Engine, module: Digest) -> Self {
+        Self {
+            module,
+            engine_hash: hash_of(engine),
+        }
+    }
+}
+
+/// Returns the hash that names an engine's directory. It need not be cryptographic, because an
+/// engine checks again that loaded code is compatible with it. If another toolchain hashes
+/// differently, it finds no code and compiles.
+pub fn hash_of(engine: &Engine) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.finish()
+}
+
 #[derive(Debug)]
 pub struct Seal(hmac::Key);
 
@@ -39,6 +60,30 @@ pub struct NotOurs;
 impl Seal {
     pub fn new(key: &SecretKey) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))
+    }
+
+    /// Creates a seal that ends with this process, for commands without a data directory.
+    ///
+    /// # Errors
+    /// Fails if the system has no randomness.
+    pub fn for_this_process() -> anyhow::Result<Self> {
+        let mut key = [0; TAG_BYTES];
+        aws_lc_rs::rand::fill(&mut key)
+            .ok()
+            .context("no random key")?;
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
+    }
+
+    /// Loads code that a child process of this program compiled for this host. The host trusts
+    /// the child as it trusts its own compiler: the child is the same program, it sent the code
+    /// over a pipe that nobody else has, and it did so before any code of a policy ran in it.
+    ///
+    /// # Errors
+    /// Fails if the engine rejects the code.
+    pub fn adopt(&self, engine: &Engine, module: Digest, code: &[u8]) -> anyhow::Result<Component> {
+        let origin = Origin::of(engine, module);
+        let component = self.open(engine, origin, &self.close(origin, code))?;
+        component.context("the compiled code does not fit this engine")
     }
 
     /// Returns the tag followed by the compiled code.
@@ -65,8 +110,8 @@ impl Seal {
         aws_lc_rs::constant_time::verify_slices_are_equal(tag, expected.as_ref())
             .map_err(|_| NotOurs)?;
         // SAFETY: `code` is what `Component::serialize` returned to the holder of the key, which
-        // is this host alone: its tag was verified just above, and the bytes cannot change any
-        // more.
+        // is this host alone, or to a child of it that had run no policy yet (`adopt`): its tag
+        // was verified just above, and the bytes cannot change any more.
         Ok(unsafe { Component::deserialize(engine, code) }.ok())
     }
 

@@ -2,6 +2,7 @@
 //! follows from it.
 
 use super::class::{Class, ClassLimits, MEMORIES_MAX};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Address space that one linear memory takes in the pool: wasmtime's reservation of 4 GiB, which
@@ -64,7 +65,8 @@ impl EngineSettings {
 }
 
 /// How instances get their memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Allocation {
     /// From slots that are reserved once, which is the fastest.
     Pooled,

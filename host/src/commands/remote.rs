@@ -15,6 +15,7 @@ use nova_model::audit_key::AuditKeys;
 use nova_policy::admission::PolicyFiles;
 use nova_policy::engine::Engine;
 use nova_policy::signature::TrustedKeys;
+use nova_policy::worker::Worker;
 use reqwest::header::IF_MATCH;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Method, Response};
@@ -153,6 +154,7 @@ impl TargetArguments {
         let keys = TrustedKeys::parse(&config.policy.trusted_keys)?;
         let engine = Engine::start()?
             .with_cache(&config.data_dir)?
+            .with_worker(Worker::of_this_program(config.policy.of_workers())?)
             .with_trusted_keys(keys.remembering(&config.data_dir).await?);
         let deploy = Deploy::start(engine, registry, false).await?;
         deploy.set_quotas(config.policy.quotas());

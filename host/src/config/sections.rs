@@ -4,6 +4,7 @@ use super::Config;
 use anyhow::Context as _;
 use nova_model::budget::Thresholds;
 use nova_model::prune::Quotas;
+use nova_policy::worker::WorkerLimits;
 use nova_stores::StackUrls;
 use nova_support::key_file;
 use nova_support::secret_key::SecretKey;
@@ -121,9 +122,25 @@ pub struct PolicyLimits {
     pub dev_versions_max: usize,
     /// Largest size of all published modules, in bytes. Default 8 GiB.
     pub modules_bytes_max: u64,
+    /// Memory of the process that compiles and tries an upload, in MiB, at least 256. Default
+    /// 2,048.
+    pub admission_memory_mb: u64,
+    /// Processor time of the process that compiles and tries an upload, in s, on all cores
+    /// together. Default 240.
+    pub admission_cpu_s: u64,
+    /// Time in which the process that compiles and tries an upload must end, in s. Default 600.
+    pub admission_wall_s: u64,
 }
 
 impl PolicyLimits {
+    pub fn of_workers(&self) -> WorkerLimits {
+        WorkerLimits {
+            memory_mb: self.admission_memory_mb,
+            cpu_s: self.admission_cpu_s,
+            wall_s: self.admission_wall_s,
+        }
+    }
+
     pub fn quotas(&self) -> Quotas {
         Quotas {
             versions_max: self.versions_max,
@@ -140,6 +157,11 @@ impl Default for PolicyLimits {
             dev_versions_max,
             modules_bytes_max,
         } = Quotas::default();
+        let WorkerLimits {
+            memory_mb: admission_memory_mb,
+            cpu_s: admission_cpu_s,
+            wall_s: admission_wall_s,
+        } = WorkerLimits::default();
         Self {
             trusted_keys: Vec::new(),
             deadline_ms_max: 50,
@@ -148,6 +170,9 @@ impl Default for PolicyLimits {
             versions_max,
             dev_versions_max,
             modules_bytes_max,
+            admission_memory_mb,
+            admission_cpu_s,
+            admission_wall_s,
         }
     }
 }

@@ -40,6 +40,12 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("NOVA_POLICY_VERSIONS_MAX", "policy.versions_max"),
     ("NOVA_POLICY_DEV_VERSIONS_MAX", "policy.dev_versions_max"),
     ("NOVA_POLICY_MODULES_BYTES_MAX", "policy.modules_bytes_max"),
+    (
+        "NOVA_POLICY_ADMISSION_MEMORY_MB",
+        "policy.admission_memory_mb",
+    ),
+    ("NOVA_POLICY_ADMISSION_CPU_S", "policy.admission_cpu_s"),
+    ("NOVA_POLICY_ADMISSION_WALL_S", "policy.admission_wall_s"),
     ("NOVA_SPOOL_BYTES_MAX", "spool_bytes_max"),
     ("NOVA_CACHE_MB", "cache_mb"),
     ("NOVA_CANDIDATES_TTL_S", "ttl.candidates_s"),

@@ -12,6 +12,7 @@ use nova_model::artifact::Stage;
 use nova_policy::admission::Reason;
 use nova_stores::ports::StoreError;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// An invalid field of the request, and the reason.
@@ -22,7 +23,8 @@ pub struct FieldError {
     pub message: String,
     /// Machine-readable reason, if a policy was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<&'static str>,
+    #[schema(value_type = Option<String>)]
+    pub code: Option<Cow<'static, str>>,
     /// Stage that the reason applies to, if a policy was refused. Absent if it applies to the
     /// whole policy.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,7 +46,7 @@ impl FieldError {
 impl From<&Reason> for FieldError {
     fn from(reason: &Reason) -> Self {
         Self {
-            code: Some(reason.code),
+            code: Some(reason.code.clone()),
             stage: reason.stage,
             ..Self::new("policy", &reason.message)
         }

@@ -49,16 +49,17 @@ impl Admissions {
 }
 
 impl TrialPermit {
-    /// Runs the trial on its own thread. Returns `None` if the trial panicked. The permit is
-    /// released when the trial ends, even if the caller no longer waits for it.
+    /// Runs the trial on its own thread and tells it if the caller still waits. Returns `None` if
+    /// the trial panicked. The permit is released when the trial ends, even if the caller no
+    /// longer waits for it.
     pub async fn run<T: Send + 'static>(
         self,
-        trial: impl FnOnce() -> T + Send + 'static,
+        trial: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
     ) -> Option<T> {
-        let (done, answer) = oneshot::channel();
+        let (done, answer) = oneshot::channel::<T>();
         let run = move || {
             lower_priority();
-            let tried = trial();
+            let tried = trial(&|| !done.is_closed());
             drop(self);
             let _ = done.send(tried);
         };
@@ -82,7 +83,7 @@ mod tests {
         let waiting: Vec<_> = (0..WAITING_MAX)
             .map(|_| {
                 let admissions = admissions.clone();
-                tokio::spawn(async move { admissions.permit().await.unwrap().run(|| 1).await })
+                tokio::spawn(async move { admissions.permit().await.unwrap().run(|_| 1).await })
             })
             .collect();
         while admissions.places.available_permits() > 0 {
@@ -90,7 +91,7 @@ mod tests {
         }
         assert!(matches!(admissions.permit().await, Err(DeployError::Busy)));
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-        assert_eq!(first.run(|| panic!("a trial")).await, None::<()>);
+        assert_eq!(first.run(|_| panic!("a trial")).await, None::<()>);
         for waiting in waiting {
             assert_eq!(waiting.await.unwrap(), Some(1));
         }

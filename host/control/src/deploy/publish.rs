@@ -4,9 +4,10 @@ use super::{Author, Deploy, DeployError, PolicyState, Published, Serving};
 use crate::loader::Tried;
 use nova_model::artifact::{PolicyRef, PolicySpec};
 use nova_model::registry::{Change, HOST, PublishedPolicy};
-use nova_policy::admission::{Admitted, PolicyFiles, Refusal, admit};
+use nova_policy::admission::{Admitted, PolicyFiles, Refusal, admit_while};
 use nova_policy::builtin;
 use nova_policy::loaded::LoadedPolicy;
+use nova_policy::worker::NOT_CHECKED;
 use nova_support::clock::unix_ms;
 use std::sync::Arc;
 
@@ -97,9 +98,10 @@ impl Deploy {
         let known = self.loader.known(bytes, self.tried(&files));
         let engine = self.loader.engine().clone();
         let admitted = permit
-            .run(move || admit(&engine, &known, &files))
+            .run(move |wanted| admit_while(&engine, &known, &files, wanted))
             .await
-            .ok_or_else(|| Refusal::one("the compiler panicked on this policy"))??;
+            .ok_or_else(|| Refusal::one("the compiler panicked on this policy"))?
+            .map_err(not_checked_or_refused)?;
         if admitted.follow && !self.is_development {
             let reason = "follow = true works only on a host started for development (nova demo, nova serve --watch)";
             return Err(Refusal::one(reason).into());
@@ -192,6 +194,14 @@ impl Deploy {
             state: PolicyState::Active,
             ..published
         })
+    }
+}
+
+/// A check that could not be made is no refusal of the policy.
+fn not_checked_or_refused(refusal: Refusal) -> DeployError {
+    match refusal.reasons.iter().any(|r| r.code == NOT_CHECKED) {
+        true => DeployError::Busy,
+        false => refusal.into(),
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod golden;
 mod module_source;
+mod outside;
 pub mod trial;
 
 pub use crate::files::PolicyFiles;
@@ -14,12 +15,13 @@ use crate::builtin;
 use crate::class::{Class, MEMORY_MB_MAX};
 use crate::engine::Engine;
 use crate::loaded::{LoadedPolicy, resolve};
-use crate::module::Module;
+use crate::module::{Module, ModuleError};
 use crate::signature::{MANIFEST_FILE, Proof, SIGNATURE_FILE, SUMS_FILE, TrustedKeys};
 use golden::CANDIDATES_MAX;
 use module_source::Found;
 use nova_model::artifact::{Digest, Limits, Manifest, PerStage, Stage};
 use nova_model::measured::{FUEL_PER_MS, Record, StageRecord};
+use outside::Outside;
 use std::sync::Arc;
 use trial::Subject;
 
@@ -77,6 +79,19 @@ pub fn admit(
     known: &dyn KnownModules,
     files: &PolicyFiles,
 ) -> Result<Admitted, Refusal> {
+    admit_while(engine, known, files, &|| true)
+}
+
+/// Does the same as [`admit`]. Gives up when `wanted` returns false, if the engine has a worker.
+///
+/// # Errors
+/// Returns every reason why the policy cannot be published.
+pub fn admit_while(
+    engine: &Engine,
+    known: &dyn KnownModules,
+    files: &PolicyFiles,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Admitted, Refusal> {
     let mut manifest = Manifest::parse(&files.manifest).map_err(|message| Refusal {
         reasons: vec![Reason::whole("manifest", message)],
     })?;
@@ -86,9 +101,14 @@ pub fn admit(
         // reasons are found at once.
         manifest.limits = Limits::default();
     }
+    let outside = Outside::new(engine, known, files, &manifest, wanted);
+    let checked = match &outside {
+        Some(outside) if outside.must_compile() => Some(outside.check()?),
+        _ => None,
+    };
     let (mut found, mut sound) = (Vec::new(), Vec::new());
     for stage in Stage::ALL {
-        match Found::new(engine, known, files, &manifest, stage) {
+        match Found::new(engine, known, files, &manifest, stage, checked.as_ref()) {
             Ok(module) => {
                 let misfits = module.misfits(&manifest);
                 if misfits.is_empty() {
@@ -112,7 +132,11 @@ pub fn admit(
     }
     let record = match &policy {
         Some(policy) if known.is_tried(policy.digest) => None,
-        _ => Some(try_all(engine, &manifest, &sound, &mut reasons)),
+        _ => Some(match (checked, &outside) {
+            (Some(checked), _) => checked.record,
+            (None, Some(outside)) => outside.check()?.record,
+            (None, None) => try_all(engine, &manifest, &sound, &mut reasons),
+        }),
     };
     match policy {
         Some(mut loaded) if reasons.is_empty() => {
@@ -165,9 +189,16 @@ fn unsigned(
 /// # Errors
 /// Returns every reason why no policy with this module can be published.
 pub fn admit_module(engine: &Engine, bytes: &[u8]) -> Result<(Module, StageRecord), Refusal> {
-    let module = engine.load_upload(bytes).map_err(|error| Refusal {
+    let refused = |error: ModuleError| Refusal {
         reasons: vec![Reason::whole(error.code(), error.to_string())],
-    })?;
+    };
+    if let Some(worker) = engine.worker() {
+        let mut checked = outside::check_module(engine, worker, bytes)?;
+        let module = outside::load(engine, bytes, &checked).map_err(refused)?;
+        let record = std::mem::take(checked.record.stages.get_mut(module.stage));
+        return Ok((module, record));
+    }
+    let module = engine.load_upload(bytes).map_err(refused)?;
     let mut limits = Limits::default();
     if module.shape.class() == Class::Large {
         limits.memory_mb = MEMORY_MB_MAX;

@@ -1,13 +1,14 @@
 //! Lookup of one stage's module: the source of its bytes, its compilation, and the check that it
 //! fits the manifest.
 
-use super::{KnownModules, MODULE_BYTES_MAX, PolicyFiles};
+use super::{KnownModules, MODULE_BYTES_MAX, PolicyFiles, outside};
 use crate::builtin;
 use crate::class::MEMORY_MB_MAX;
 use crate::engine::Engine;
 use crate::loaded::misfits;
 use crate::module::Module;
 use crate::reason::Reason;
+use crate::worker::Checked;
 use nova_model::artifact::{Digest, Manifest, ModuleSource, Stage};
 use std::sync::Arc;
 
@@ -30,10 +31,11 @@ impl Found {
         files: &PolicyFiles,
         manifest: &Manifest,
         stage: Stage,
+        checked: Option<&Checked>,
     ) -> Result<Self, Reason> {
         let bytes = find_bytes(known, files, stage, &manifest.stage(stage).module)
             .map_err(|message| Reason::new(MODULE_MISSING, stage, message))?;
-        let module = load(engine, known, stage, &bytes)?;
+        let module = load(engine, known, stage, &bytes, checked)?;
         Ok(Self {
             stage,
             module,
@@ -95,6 +97,7 @@ fn load(
     known: &dyn KnownModules,
     stage: Stage,
     bytes: &[u8],
+    checked: Option<&Checked>,
 ) -> Result<Arc<Module>, Reason> {
     if bytes.len() > MODULE_BYTES_MAX {
         let message = format!(
@@ -106,8 +109,11 @@ fn load(
     if let Some(module) = known.compiled(Digest::from_content(bytes)) {
         return Ok(module);
     }
-    engine
-        .load_upload(bytes)
+    let loaded = match checked {
+        Some(checked) => outside::load(engine, bytes, checked),
+        None => engine.load_upload(bytes),
+    };
+    loaded
         .map(Arc::new)
         .map_err(|error| Reason::new(error.code(), stage, format!("{stage}.module: {error}")))
 }

@@ -37,8 +37,8 @@ fn refused(files: &PolicyFiles) -> Vec<Reason> {
     admit(&engine, &NothingKnown, files).unwrap_err().reasons
 }
 
-fn codes(reasons: &[Reason]) -> Vec<&'static str> {
-    reasons.iter().map(|reason| reason.code).collect()
+fn codes(reasons: &[Reason]) -> Vec<&str> {
+    reasons.iter().map(|reason| &*reason.code).collect()
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Subject<'_> {
             ..*self
         };
         let mut record = StageRecord {
-            class: self.module.shape.class().as_str(),
+            class: self.module.shape.class().as_str().into(),
             module_bytes: self.module.shape.bytes,
             compile_ms: self.module.compiled_in.map(|took| took.as_millis() as u64),
             ..StageRecord::default()

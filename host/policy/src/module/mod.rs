@@ -3,11 +3,13 @@
 mod description;
 mod error;
 mod runner;
+mod surface;
 mod world;
 
 pub use description::{Description, Parameter};
 pub use error::ModuleError;
 pub use runner::CallBudget;
+pub(super) use surface::check as check_surface;
 
 use super::bindings::{deduper, saturator, scorer};
 use super::class_engine::{ClassEngine, root_cause};

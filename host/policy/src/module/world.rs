@@ -126,13 +126,15 @@ pub(super) fn exported_stage(
         .imports(engine)
         .map(|(name, _)| name.to_owned())
         .collect();
+    let exports = ty.exports(engine).map(|(name, _)| name.to_owned());
+    stage_of(imports, exports.collect())
+}
+
+/// Returns the stage of a component with these imports and exports.
+pub(super) fn stage_of(imports: Vec<String>, exports: Vec<String>) -> Result<Stage, ModuleError> {
     if !imports.is_empty() {
         return Err(ModuleError::Imports(imports));
     }
-    let exports: Vec<String> = ty
-        .exports(engine)
-        .map(|(name, _)| name.to_owned())
-        .collect();
     Stage::ALL
         .into_iter()
         .find(|stage| exports.iter().any(|export| export == stage.interface()))

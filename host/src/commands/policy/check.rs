@@ -9,11 +9,13 @@ use nova_policy::admission::golden::{CANDIDATES_MAX, OVERSIZE};
 use nova_policy::admission::{NothingKnown, Refusal, admit, admit_module};
 use nova_policy::engine::Engine;
 use nova_policy::module::{Description, Module};
+use nova_policy::worker::{Worker, WorkerLimits};
 use serde_json::json;
 use std::path::Path;
 
 pub fn check(path: &Path, json: bool) -> anyhow::Result<()> {
-    let engine = Engine::start()?;
+    let worker = Worker::of_this_program(WorkerLimits::default())?;
+    let engine = Engine::start()?.with_worker(worker);
     let bar = indicatif::ProgressBar::new_spinner()
         .with_message(format!("compiling and trying {}", path.display()));
     bar.enable_steady_tick(std::time::Duration::from_millis(100));
@@ -83,7 +85,7 @@ fn costs(stages: &[(Stage, &StageRecord)]) -> String {
         .map(|(stage, record)| {
             [
                 stage.to_string(),
-                record.class.to_owned(),
+                record.class.to_string(),
                 (record.module_bytes >> 10).to_string(),
                 record
                     .compile_ms

@@ -18,6 +18,7 @@ use nova_model::artifact::PolicyRef;
 use nova_model::artifact::{Digest, Stage};
 use nova_policy::admission::PolicyFiles;
 use nova_policy::project::{Language, Project, Purpose};
+use nova_policy::worker::WorkerLimits;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,7 +63,11 @@ enum PolicyCommand {
     #[command(after_help = "Example: nova policy check fresh-first")]
     Check {
         /// A .wasm file, or a directory with policy.toml.
-        path: PathBuf,
+        #[arg(required_unless_present = "worker")]
+        path: Option<PathBuf>,
+        /// Answers one question of the program that started this one.
+        #[arg(long, hide = true, value_name = "MEMORY_MB,CPU_S")]
+        worker: Option<WorkerLimits>,
     },
     /// Compares the cost of a policy with baseline: fuel, time and memory, by stage and by
     /// number of candidates.
@@ -169,7 +174,13 @@ impl PolicyArguments {
         match self.command {
             PolicyCommand::New { name, stage, lang } => new(&name, stage, lang, json),
             PolicyCommand::Build { path } => build(&path, json),
-            PolicyCommand::Check { path } => check::check(&path, json),
+            PolicyCommand::Check {
+                worker: Some(limits),
+                ..
+            } => nova_policy::worker::serve(limits, std::io::stdin(), std::io::stdout()),
+            PolicyCommand::Check { path, worker: None } => {
+                check::check(&path.unwrap_or_default(), json)
+            }
             PolicyCommand::Bench(bench) => bench.run(json),
             PolicyCommand::Replay(replay) => replay.run(json),
             PolicyCommand::Explain(explain) => explain.run(json),
