@@ -1,6 +1,7 @@
-//! Copy of the registry's state on this host's own disk: the last loaded state, with every
-//! module that it needs, in `data_dir/registry/`. A host that starts while the registry does not
-//! answer serves from this copy.
+//! Copy of the registry's state on this host's own disk: the last loaded state, with the modules
+//! that it needs, in `data_dir/registry/`. A host that starts while the registry does not answer
+//! serves from this copy. The state is on disk before a change that was made on this host is
+//! answered. The task that follows the registry has it saved in the background.
 //!
 //! The copy is used only until the registry answers for the first time. From then on the state
 //! in memory is at least as new as the copy on disk, and a failed load is an error. The local
@@ -21,22 +22,22 @@ use nova_support::durable_file;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const STATE_FILE: &str = "state.json";
 const MODULES_DIRECTORY: &str = "modules";
-/// Marker for an empty copy, because no revision is negative.
-const NOTHING_KEPT: AuditHead = AuditHead {
-    revision: -1,
-    hash: None,
-};
-
 #[derive(Debug)]
 pub struct LastGood<R> {
     registry: R,
     directory: PathBuf,
     answered: AtomicBool,
-    kept: Mutex<AuditHead>,
+    /// The state to keep, and how many were noted up to it.
+    noted: Mutex<(u64, Option<Arc<RegistryState>>)>,
+    /// Number of the noted state that is on disk. Held while files are replaced or removed, and
+    /// never while the registry is asked.
+    kept: tokio::sync::Mutex<u64>,
+    /// Modules whose file was compared with their digest.
+    compared: Mutex<BTreeSet<Digest>>,
     local_changes: Option<LocalChanges>,
 }
 
@@ -54,7 +55,9 @@ impl<R: Registry> LastGood<R> {
             registry,
             directory,
             answered: AtomicBool::new(false),
-            kept: Mutex::new(NOTHING_KEPT),
+            noted: Mutex::default(),
+            kept: tokio::sync::Mutex::default(),
+            compared: Mutex::default(),
             local_changes: None,
         })
     }
@@ -73,29 +76,58 @@ impl<R: Registry> LastGood<R> {
         })
     }
 
-    /// Saves a state. Its modules are written first, so that a state on disk always has all
-    /// modules that it needs.
-    async fn keep(&self, state: &RegistryState) -> anyhow::Result<()> {
-        // A restored registry may reach the same revision again with another state.
-        if *self.kept() == state.audit_head() {
+    /// Saves the noted state. The modules of its active policy are written first, so that a start
+    /// from disk has a policy to serve. The others follow ([`HostRegistry::save_modules`]), because
+    /// one that cannot be read must not delay the state.
+    async fn keep(&self) -> anyhow::Result<()> {
+        let (number, Some(state)) = self.noted() else {
             return Ok(());
-        }
-        let needed = needed_modules(state);
-        for digest in &needed {
-            if self.kept_module(*digest).await.is_none() {
-                let bytes = self.registry.module(*digest).await?;
-                let bytes =
-                    bytes.with_context(|| format!("the registry has no module {digest}"))?;
-                durable_file::write(self.module_path(*digest), bytes).await?;
+        };
+        let needed = modules_of(&state, state.activations.last());
+        loop {
+            if *self.kept.lock().await >= number {
+                return Ok(());
+            }
+            for digest in &needed {
+                self.keep_module(*digest).await?;
+            }
+            let mut kept = self.kept.lock().await;
+            if *kept >= number {
+                return Ok(());
+            }
+            // A clean-up for a newer state may have removed one.
+            if needed
+                .iter()
+                .all(|digest| self.module_path(*digest).is_file())
+            {
+                durable_file::write_json(self.directory.join(STATE_FILE), &*state).await?;
+                *kept = number;
+                return Ok(());
             }
         }
-        durable_file::write_json(self.directory.join(STATE_FILE), state).await?;
-        *self.kept() = state.audit_head();
-        self.forget_all_but(&needed).await
     }
 
-    fn kept(&self) -> MutexGuard<'_, AuditHead> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Saves a module, unless it is on disk. It is fetched without a lock.
+    async fn keep_module(&self, digest: Digest) -> anyhow::Result<()> {
+        if self.compared().contains(&digest) && self.module_path(digest).is_file() {
+            return Ok(());
+        }
+        if self.kept_module(digest).await.is_none() {
+            let bytes = self.registry.module(digest).await?;
+            let bytes = bytes.with_context(|| format!("the registry has no module {digest}"))?;
+            durable_file::write(self.module_path(digest), bytes).await?;
+        }
+        self.compared().insert(digest);
+        Ok(())
+    }
+
+    fn noted(&self) -> (u64, Option<Arc<RegistryState>>) {
+        let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.clone()
+    }
+
+    fn compared(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.compared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn forget_all_but(&self, needed: &BTreeSet<Digest>) -> anyhow::Result<()> {
@@ -123,8 +155,12 @@ impl<R: Registry> LastGood<R> {
     }
 
     async fn kept_module(&self, digest: Digest) -> Option<Vec<u8>> {
-        let bytes = tokio::fs::read(self.module_path(digest)).await.ok()?;
-        (Digest::from_content(&bytes) == digest).then_some(bytes)
+        let path = self.module_path(digest);
+        let read = move || {
+            let bytes = std::fs::read(path).ok()?;
+            (Digest::from_content(&bytes) == digest).then_some(bytes)
+        };
+        tokio::task::spawn_blocking(read).await.ok()?
     }
 
     fn marked(&self, error: RegistryError) -> RegistryError {
@@ -159,22 +195,25 @@ fn needed_modules(state: &RegistryState) -> BTreeSet<Digest> {
         .filter(|experiment| experiment.state == ExperimentState::Running)
         .flat_map(|experiment| &experiment.spec.variations)
         .map(|variation| &variation.policy);
-    let modules = |policy: &PolicyRef| {
-        let spec = state.policy(policy).map(|published| &published.spec);
-        spec.into_iter()
-            .flat_map(|spec| {
-                let modules = Stage::ALL.map(|stage| spec.stages.get(stage).module);
-                modules.into_iter().chain(spec.signature)
-            })
-            .collect::<Vec<_>>()
-    };
     active
         .into_iter()
         .chain(former)
         .chain(canary)
         .chain(&state.shadows)
         .chain(varied)
-        .flat_map(modules)
+        .flat_map(|policy| modules_of(state, Some(policy)))
+        .collect()
+}
+
+/// Returns the modules of a policy, with its signature.
+fn modules_of(state: &RegistryState, policy: Option<&PolicyRef>) -> Vec<Digest> {
+    let published = policy.and_then(|policy| state.policy(policy));
+    let spec = published.map(|published| &published.spec);
+    spec.into_iter()
+        .flat_map(|spec| {
+            let modules = Stage::ALL.map(|stage| spec.stages.get(stage).module);
+            modules.into_iter().chain(spec.signature)
+        })
         .collect()
 }
 
@@ -184,12 +223,6 @@ impl<R: Registry> Registry for LastGood<R> {
         match self.registry.load().await {
             Ok(state) => {
                 self.answered.store(true, Ordering::Release);
-                if let Err(error) = self.keep(&state).await {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "could not save the registry's state on disk; a start without the registry would serve an older state"
-                    );
-                }
                 Ok(state)
             }
             Err(RegistryError::Unavailable(cause)) if !self.answered.load(Ordering::Acquire) => {
@@ -238,6 +271,27 @@ impl<R: Registry> Registry for LastGood<R> {
         }
     }
 
+    /// Returns a module as [`Registry::module`] does, and keeps it on the host's disk, so that it
+    /// is transferred once.
+    async fn module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
+        if let Some(bytes) = self.kept_module(digest).await {
+            return Ok(Some(bytes));
+        }
+        let module = self.registry.module(digest).await;
+        let module = module.map_err(|error| self.marked(error))?;
+        if let Some(bytes) = &module
+            && self.local_changes.is_some()
+            && let Err(error) = durable_file::write(self.module_path(digest), bytes.clone()).await
+        {
+            tracing::debug!(
+                module = %digest,
+                error = format!("{error:#}"),
+                "could not keep a module on disk; it is transferred again when it is needed"
+            );
+        }
+        Ok(module)
+    }
+
     async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
         self.registry.stored_modules().await
     }
@@ -255,9 +309,59 @@ impl<R: Registry> Registry for LastGood<R> {
     }
 }
 
+#[async_trait]
 impl<R: Registry> HostRegistry for LastGood<R> {
     fn local_changes(&self) -> Option<&LocalChanges> {
         self.local_changes.as_ref()
+    }
+
+    fn note_state(&self, state: &RegistryState) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        // A restored registry may reach the same revision again with another state.
+        let known = noted.1.as_ref().map(|known| known.audit_head());
+        if known != Some(state.audit_head()) {
+            *noted = (noted.0 + 1, Some(Arc::new(state.clone())));
+        }
+    }
+
+    async fn save_state(&self) -> anyhow::Result<()> {
+        self.keep().await
+    }
+
+    async fn save_modules(&self) -> bool {
+        let (_, Some(state)) = self.noted() else {
+            return true;
+        };
+        let needed = needed_modules(&state);
+        let saved = needed.iter().map(|digest| async move {
+            let saved = self.keep_module(*digest).await;
+            if let Err(error) = &saved {
+                tracing::warn!(
+                    module = %digest,
+                    error = format!("{error:#}"),
+                    "could not save a module on disk; a start without the registry would do without it"
+                );
+            }
+            saved.is_ok()
+        });
+        let mut is_whole = futures::future::join_all(saved)
+            .await
+            .into_iter()
+            .all(|ok| ok);
+        let kept = self.kept.lock().await;
+        // A state that was noted meanwhile may need others, and so does the state on disk.
+        let (number, newest) = self.noted();
+        if *kept == number
+            && let Some(newest) = newest
+            && let Err(error) = self.forget_all_but(&needed_modules(&newest)).await
+        {
+            is_whole = false;
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "could not remove modules from disk that are not needed any more; trying again"
+            );
+        }
+        is_whole
     }
 }
 
@@ -333,9 +437,12 @@ mod tests {
         let path = registry.module_path(digest);
         assert!(path.is_file());
         std::fs::write(&path, b"other bytes").unwrap();
-        assert!(registry.module(digest).await.unwrap().is_some());
         f.cut_off("here", true);
         assert!(registry.module(digest).await.is_err());
+        f.cut_off("here", false);
+        assert!(registry.module(digest).await.unwrap().is_some());
+        f.cut_off("here", true);
+        assert!(registry.module(digest).await.unwrap().is_some(), "repaired");
         let state = registry.directory.join(STATE_FILE);
         let text = std::fs::read_to_string(&state).unwrap();
         std::fs::write(&state, text.replace("timeline", "timelime")).unwrap();

@@ -174,7 +174,9 @@ async fn publish(deploy: &Deploy, candidate: &Candidate, report: &WatchReport) -
                 Outcome::Refused
             });
         }
-        Err(DeployError::Conflict(_) | DeployError::Busy) => return None,
+        Err(DeployError::Conflict(_) | DeployError::Overtaken(_) | DeployError::Busy) => {
+            return None;
+        }
         Err(DeployError::Unavailable(error) | DeployError::Recorded(error)) => {
             tracing::warn!(
                 error = format!("{error:#}"),

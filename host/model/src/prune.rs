@@ -2,6 +2,7 @@
 //! quotas are passed in.
 
 use crate::artifact::{Digest, PolicyRef, Stage};
+use crate::lifecycle::{WARM_POLICIES, rollback_targets};
 use crate::registry::RegistryState;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,11 +35,18 @@ pub struct Unused {
 }
 
 impl Unused {
-    /// Finds what nothing uses. A version stays if it is in the stack of activations, a canary, in
-    /// shadow, a variation of an experiment in any state, retired, or in quarantine under its name
-    /// or digest. Versions that authors published by hand stay in any case.
+    /// Finds what nothing uses. A version stays if it is active, one of the former policies to
+    /// which rollbacks return next, a canary, in shadow, a variation of an experiment in any state,
+    /// retired, or in quarantine under its name or digest. The highest `-dev.N` of a version stays
+    /// too, so that no number is given twice. Versions that authors published by hand stay in any
+    /// case. A removed version leaves the stack of activations.
     pub fn of(state: &RegistryState, stored: &[StoredModule]) -> Self {
-        let used = used_policies(state);
+        let mut used = used_policies(state);
+        used.extend(
+            highest_dev_versions(state)
+                .into_values()
+                .map(|(_, highest)| highest),
+        );
         let mut unused = Self::default();
         let mut needed = BTreeSet::new();
         for published in &state.policies {
@@ -79,7 +87,9 @@ fn used_policies(state: &RegistryState) -> BTreeSet<&PolicyRef> {
     let withdrawn = state.withdrawals.values().flat_map(BTreeMap::values);
     state
         .activations
-        .iter()
+        .last()
+        .into_iter()
+        .chain(rollback_targets(state).take(WARM_POLICIES))
         .chain(state.canary.iter().map(|canary| &canary.policy))
         .chain(&state.shadows)
         .chain(&state.retired)
@@ -98,6 +108,51 @@ fn modules_of(spec: &crate::artifact::PolicySpec) -> impl Iterator<Item = Digest
 pub fn is_dev(policy: &PolicyRef) -> bool {
     let number = policy.version.pre.as_str().strip_prefix("dev.");
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Returns the number `N` of a version `…-dev.N`.
+fn dev_number(policy: &PolicyRef) -> Option<u64> {
+    is_dev(policy).then(|| policy.version.pre.as_str()["dev.".len()..].parse().ok())?
+}
+
+/// A version without its `-dev.N`, with the policy's name.
+fn base_of(policy: &PolicyRef) -> (&str, [u64; 3], &str) {
+    let PolicyRef { name, version } = policy;
+    let numbers = [version.major, version.minor, version.patch];
+    (name, numbers, version.build.as_str())
+}
+
+type Highest<'a> = BTreeMap<(&'a str, [u64; 3], &'a str), (u64, &'a PolicyRef)>;
+
+/// Returns the highest `-dev.N` of each version.
+fn highest_dev_versions(state: &RegistryState) -> Highest<'_> {
+    let mut highest = Highest::new();
+    for published in &state.policies {
+        let policy = &published.spec.policy;
+        let Some(number) = dev_number(policy) else {
+            continue;
+        };
+        let known = highest.entry(base_of(policy)).or_insert((number, policy));
+        if number > known.0 {
+            *known = (number, policy);
+        }
+    }
+    highest
+}
+
+/// Returns the `-dev.N` version after the highest one of this policy's version. Returns `None` if
+/// the version cannot carry such a suffix.
+pub fn next_dev_version(state: &RegistryState, policy: &PolicyRef) -> Option<semver::Version> {
+    let same_base =
+        |(number, known): (u64, &PolicyRef)| (base_of(known) == base_of(policy)).then_some(number);
+    let highest = highest_dev_versions(state)
+        .into_values()
+        .find_map(same_base);
+    let number = highest.unwrap_or(0).checked_add(1)?;
+    Some(semver::Version {
+        pre: semver::Prerelease::new(&format!("dev.{number}")).ok()?,
+        ..policy.version.clone()
+    })
 }
 
 /// Limits of what the registry keeps.
@@ -119,6 +174,12 @@ impl Default for Quotas {
 }
 
 impl Quotas {
+    /// Reports if there is no room for another `-dev.N` version.
+    pub fn is_dev_full(&self, state: &RegistryState) -> bool {
+        let dev = state.policies.iter().filter(|p| is_dev(&p.spec.policy));
+        dev.count() >= self.dev_versions_max
+    }
+
     /// Returns the reason why another version does not fit, with what to do. `new_modules` are the
     /// modules of that version.
     pub fn refusal(
@@ -135,8 +196,7 @@ impl Quotas {
                 self.versions_max
             ));
         }
-        let dev = state.policies.iter().filter(|p| is_dev(&p.spec.policy));
-        if is_dev(policy) && dev.count() >= self.dev_versions_max {
+        if is_dev(policy) && self.is_dev_full(state) {
             return Some(format!(
                 "the registry has {} -dev.N versions, which is policy.dev_versions_max; remove unused ones with nova policy prune, or raise the limit",
                 self.dev_versions_max
@@ -197,6 +257,7 @@ mod tests {
     #[test]
     fn only_dev_versions_that_nothing_uses_and_modules_without_a_policy_are_removed() {
         let names = [
+            "q@1.0.0",
             "p@1.0.0",
             "p@1.0.0-beta",
             "p@1.0.0-dev.1",
@@ -207,10 +268,19 @@ mod tests {
             "p@1.0.0-dev.6",
             "p@1.0.0-dev.7",
             "p@1.0.0-dev.8",
+            "p@1.0.0-dev.9",
         ];
         let mut state = RegistryState {
             policies: names.iter().map(|name| published(name)).collect(),
-            activations: vec![policy("p@1.0.0-dev.2"), policy("p@1.0.0")],
+            activations: [
+                "p@1.0.0-dev.1",
+                "p@1.0.0-dev.2",
+                "p@1.0.0-beta",
+                "q@1.0.0",
+                "p@1.0.0",
+            ]
+            .map(policy)
+            .to_vec(),
             canary: Some(Canary {
                 policy: policy("p@1.0.0-dev.3"),
                 percent: 1.0,
@@ -239,6 +309,46 @@ mod tests {
             [module("p@1.0.0-dev.1"), module("left over")]
         );
         assert_eq!((unused.bytes, unused.more), (20, false));
+        let change = crate::registry::Change::Prune {
+            policies: unused.policies,
+            modules: unused.modules,
+        };
+        state.apply(&change);
+        let stack = ["p@1.0.0-dev.2", "p@1.0.0-beta", "q@1.0.0", "p@1.0.0"];
+        assert_eq!(state.activations, stack.map(policy));
+    }
+
+    #[test]
+    fn a_number_of_a_removed_dev_version_is_not_given_again() {
+        let names = [
+            "p@1.0.0",
+            "p@1.0.0-dev.8",
+            "p@1.0.0-dev.9",
+            "p@1.0.0-dev.10",
+            "p@2.0.0-dev.1",
+            "a@1.0.0",
+            "b@1.0.0",
+            "c@1.0.0",
+            "d@1.0.0",
+        ];
+        let mut state = RegistryState {
+            policies: names.iter().map(|name| published(name)).collect(),
+            activations: names.map(policy).to_vec(),
+            ..RegistryState::default()
+        };
+        let unused = Unused::of(&state, &[]);
+        assert_eq!(
+            unused.policies,
+            ["p@1.0.0-dev.8", "p@1.0.0-dev.9"].map(policy)
+        );
+        state.replace_policies(&unused.policies.into_iter().collect(), []);
+        let next = |name| next_dev_version(&state, &policy(name)).map(|v| v.to_string());
+        assert_eq!(next("p@1.0.0").as_deref(), Some("1.0.0-dev.11"));
+        assert_eq!(next("p@2.0.0").as_deref(), Some("2.0.0-dev.2"));
+        assert_eq!(next("p@3.0.0").as_deref(), Some("3.0.0-dev.1"));
+        let last = format!("p@1.0.0-dev.{}", u64::MAX);
+        state.policies.push(published(&last));
+        assert_eq!(next_dev_version(&state, &policy("p@1.0.0")), None);
     }
 
     #[test]
@@ -255,7 +365,8 @@ mod tests {
         let removed: BTreeSet<PolicyRef> = unused.policies.into_iter().collect();
         state.replace_policies(&removed, []);
         let rest = Unused::of(&state, &[]);
-        assert_eq!((rest.policies.len(), rest.more), (7, false));
+        // The highest one stays.
+        assert_eq!((rest.policies.len(), rest.more), (6, false));
         let large = [1_u8, 2, 3].map(|n| StoredModule {
             digest: Digest::from_content(&[n]),
             bytes: BYTES_MAX / 2,

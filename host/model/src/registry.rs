@@ -137,6 +137,7 @@ impl RegistryState {
             }
             Change::Prune { policies, .. } => {
                 self.replace_policies(&policies.iter().cloned().collect(), []);
+                self.activations.retain(|policy| !policies.contains(policy));
             }
             Change::Reconciled { change, .. } => self.apply(change),
             Change::Dropped { .. } => {}

@@ -289,7 +289,9 @@ impl From<DeployError> for Problem {
                 }
             }
             DeployError::NotFound(reason) => Self::not_found(reason),
-            DeployError::Conflict(reason) => Self::conflict(reason),
+            DeployError::Conflict(reason) | DeployError::Overtaken(reason) => {
+                Self::conflict(reason)
+            }
             DeployError::Outdated { current, .. } => Self {
                 revision: Some(Box::new(current)),
                 ..Self::new(

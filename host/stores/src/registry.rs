@@ -67,6 +67,8 @@ pub(crate) enum Write<'a> {
         enabled: bool,
     },
     RemovePolicy(&'a PolicyRef),
+    /// Deletes every activation of a policy.
+    RemoveActivations(&'a PolicyRef),
     RemoveModule(Digest),
 }
 
@@ -131,7 +133,9 @@ impl<'a> Write<'a> {
                 enabled: *enabled,
             }],
             Change::Prune { policies, modules } => {
-                let policies = policies.iter().map(Self::RemovePolicy);
+                let policies = policies.iter().flat_map(|policy| {
+                    [Self::RemovePolicy(policy), Self::RemoveActivations(policy)]
+                });
                 let modules = modules.iter().map(|digest| Self::RemoveModule(*digest));
                 policies.chain(modules).collect()
             }

@@ -97,10 +97,12 @@ impl Deploy {
     /// not hold any more.
     pub(super) fn in_terms_of(&self, author: Author<'_>, error: DeployError) -> DeployError {
         match error {
-            DeployError::Conflict(reason) => match self.check_state(author) {
-                Err(outdated @ DeployError::Outdated { .. }) => outdated,
-                _ => DeployError::Conflict(reason),
-            },
+            error @ (DeployError::Conflict(_) | DeployError::Overtaken(_)) => {
+                match self.check_state(author) {
+                    Err(outdated @ DeployError::Outdated { .. }) => outdated,
+                    _ => error,
+                }
+            }
             other => other,
         }
     }

@@ -1,8 +1,8 @@
 //! Tests of policies that cannot be loaded in time, and of what serves in the meantime.
 
-use super::Deploy;
+use super::{Author, Deploy, Serving};
 use crate::offline::HostRegistry;
-use crate::testing::Fleet;
+use crate::testing::{Fleet, active};
 use async_trait::async_trait;
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::audit::{AuditEntry, AuditPage};
@@ -96,9 +96,11 @@ async fn a_policy_that_loads_late_delays_no_other_and_serves_without_another_cha
     there.canary(&timeline, 50.0, "ada").await.unwrap();
     there.shadow(&diversity, "ada").await.unwrap();
     here.look().await.unwrap();
-    let serving = here.serving().clone();
-    assert!(serving.canary.is_none());
-    assert_eq!(names(&serving.shadows), [diversity.to_string()]);
+    until(&here, "the shadow serves", |serving| {
+        names(&serving.shadows) == [diversity.to_string()]
+    })
+    .await;
+    assert!(here.serving().canary.is_none());
     // The missing canary does not delay later changes either.
     there.end_shadow(&diversity, "ada").await.unwrap();
     here.look().await.unwrap();
@@ -106,11 +108,121 @@ async fn a_policy_that_loads_late_delays_no_other_and_serves_without_another_cha
     let revision = here.serving().state.revision;
 
     let_through.send(true).unwrap();
+    until(&here, "the canary serves", |serving| {
+        serving.canary.is_some()
+    })
+    .await;
+    assert_eq!(here.serving().state.revision, revision);
+}
+
+/// Waits until the host serves as expected, and swaps in what was loaded in the background.
+async fn until(host: &Deploy, what: &str, holds: impl Fn(&Serving) -> bool) {
     let begun = Instant::now();
-    while here.serving().canary.is_none() {
-        assert!(begun.elapsed() < WITHIN, "the canary never serves");
-        here.look().await.unwrap();
+    while !holds(&host.serving()) {
+        assert!(begun.elapsed() < WITHIN, "{what}: never");
+        host.serve_loaded().await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(here.serving().state.revision, revision);
+}
+
+/// Two hosts, of which `here` waits for a module of `timeline@1.0.0` until the test allows it.
+struct TwoHosts {
+    fleet: Fleet,
+    there: Arc<Deploy>,
+    here: Arc<Deploy>,
+    let_through: watch::Sender<bool>,
+}
+
+impl TwoHosts {
+    async fn new() -> Self {
+        let fleet = Fleet::new().await;
+        let there = fleet.host("there").await;
+        let state = fleet.registry.load().await.unwrap();
+        let timeline = state.policy(&policy("timeline@1.0.0")).unwrap();
+        let (let_through, through) = watch::channel(false);
+        let slow = Slow {
+            registry: fleet.registry.clone(),
+            module: timeline.spec.stages.score.module,
+            through,
+        };
+        let here = Deploy::start(Engine::start().unwrap(), Arc::new(slow), false);
+        Self {
+            here: here.await.unwrap(),
+            fleet,
+            there,
+            let_through,
+        }
+    }
+}
+
+fn policy(name: &str) -> PolicyRef {
+    name.parse().unwrap()
+}
+
+#[tokio::test]
+async fn nothing_waits_for_an_active_policy_that_is_not_loaded_yet() {
+    let hosts = TwoHosts::new().await;
+    let (here, there) = (&hosts.here, &hosts.there);
+    let following = tokio::spawn(here.clone().follow_registry());
+    there
+        .activate(&policy("timeline@1.0.0"), "ada")
+        .await
+        .unwrap();
+    until(here, "the activation is noted", |serving| {
+        serving.state.activations.len() == 2
+    })
+    .await;
+    assert_eq!(active(here), "baseline@1.0.0", "until timeline is loaded");
+    there.set_flag("f", true, "ada").await.unwrap();
+    until(here, "the flag is in force", |serving| {
+        serving.state.flags.get("f") == Some(&true)
+    })
+    .await;
+    // The change waits for the module, and holds nothing up while it does.
+    let activation = tokio::spawn({
+        let here = here.clone();
+        async move { here.activate(&policy("timeline@1.0.0"), "bob").await }
+    });
+    tokio::task::yield_now().await;
+    here.set_flag("f", false, "bob").await.unwrap();
+    hosts.let_through.send(true).unwrap();
+    activation.await.unwrap().unwrap();
+    until(here, "timeline serves", |serving| {
+        serving.active.spec.policy == policy("timeline@1.0.0")
+    })
+    .await;
+    following.abort();
+    drop(hosts.fleet);
+}
+
+#[tokio::test]
+async fn a_change_without_a_precondition_is_made_again_after_a_lost_race() {
+    let fleet = Fleet::new().await;
+    let (here, there) = (fleet.host("here").await, fleet.host("there").await);
+    // Each change is based on a state that the other host has replaced.
+    for round in 0..3 {
+        there.set_flag("f", round % 2 == 0, "ada").await.unwrap();
+        here.activate(&policy("timeline@1.0.0"), "bob")
+            .await
+            .unwrap();
+        there.set_flag("f", round % 2 == 1, "ada").await.unwrap();
+        here.rollback("bad", None, "bob").await.unwrap();
+        there.look().await.unwrap();
+        here.set_flag("f", false, "bob").await.unwrap();
+        there
+            .canary(&policy("timeline@1.0.0"), 5.0, "ada")
+            .await
+            .unwrap();
+        here.look().await.unwrap();
+        there.set_flag("f", true, "ada").await.unwrap();
+        here.canary(&policy("timeline@1.0.0"), 0.0, "bob")
+            .await
+            .unwrap();
+    }
+    let expected = policy("baseline@1.0.0");
+    there.set_flag("f", true, "ada").await.unwrap();
+    let author = Author::from("bob").expecting(Some(&expected));
+    here.activate(&policy("timeline@1.0.0"), author)
+        .await
+        .unwrap();
 }

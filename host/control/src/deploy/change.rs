@@ -1,13 +1,12 @@
 //! Lifecycle steps of policies, and flags.
 
+use super::attempt::Attempts;
 use super::{Author, Deploy, DeployError, Published};
 use crate::loader::require_published;
 use nova_model::artifact::PolicyRef;
 use nova_model::lifecycle::{Event, step};
 use nova_model::registry::Change;
-use nova_policy::loaded::LoadedPolicy;
 use nova_support::metrics::METRICS;
-use std::sync::Arc;
 
 impl Deploy {
     /// Makes a published policy the active one.
@@ -21,25 +20,23 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
         let author = author.into();
-        let _loaded = self.load_early(policy).await;
-        let _changing = self.begin_change_by(author).await?;
-        let activated = self.activate_locked(policy, author.actor).await;
-        activated.map_err(|error| self.in_terms_of(author, error))
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_activate(policy, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
     }
 
-    /// Loads the policy before the lock `changing` is taken, so that other changes do not wait
-    /// for it. Ignores errors, because the change itself reports them.
-    async fn load_early(&self, policy: &PolicyRef) -> Option<Arc<LoadedPolicy>> {
-        let state = self.serving().state.clone();
-        self.loader.load(&state, policy, None).await.ok()
-    }
-
-    /// Does the work of [`Deploy::activate`]. The caller holds the lock `changing`.
-    pub(super) async fn activate_locked(
+    async fn try_to_activate(
         &self,
         policy: &PolicyRef,
-        actor: &str,
+        author: Author<'_>,
     ) -> Result<Published, DeployError> {
+        let mut early = self.load_early([(policy.clone(), None)]).await;
+        let _changing = self.begin_change_by(author).await?;
+        let actor = author.actor;
         let serving = self.serving.load_full();
         let (_, changes) = step(&serving.state, &Event::Activate(policy.clone()))?;
         // An active policy that this host took out of its service stays so until it is lifted.
@@ -50,12 +47,11 @@ impl Deploy {
         }
         self.refuse_downgrade(&serving.state, policy)?;
         // Loaded before the change is recorded; see the protocol in `deploy/mod.rs`.
-        let loaded = self.loader.load(&serving.state, policy, None).await?;
+        self.require_loaded(&mut early, &serving.state, policy, None)?;
         let change = Change::Activate {
             policy: policy.clone(),
         };
         self.carry_out(change, actor).await?;
-        drop(loaded);
         METRICS
             .policy_swaps_total
             .with_label_values(&["activate"])
@@ -90,6 +86,20 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
         let author = author.into();
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_end_shadow(policy, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_end_shadow(
+        &self,
+        policy: &PolicyRef,
+        author: Author<'_>,
+    ) -> Result<Published, DeployError> {
         let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         if !serving.state.shadows.contains(policy) {
@@ -100,8 +110,7 @@ impl Deploy {
             policy: policy.clone(),
             percent: 0.0,
         };
-        let ended = self.carry_out(change, author.actor).await;
-        ended.map_err(|error| self.in_terms_of(author, error))?;
+        self.carry_out(change, author.actor).await?;
         tracing::info!(%policy, actor = author.actor, "shadow ended");
         Published::from_state(&self.serving().state, policy)
     }
@@ -143,33 +152,44 @@ impl Deploy {
         event: Event,
         author: Author<'_>,
     ) -> Result<Published, DeployError> {
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_take_step(policy, &event, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_take_step(
+        &self,
+        policy: &PolicyRef,
+        event: &Event,
+        author: Author<'_>,
+    ) -> Result<Published, DeployError> {
         let actor = author.actor;
-        let _loaded = match &event {
-            Event::Shadow(_) | Event::Canary { .. } => self.load_early(policy).await,
-            _ => None,
-        };
+        let needed = matches!(event, Event::Shadow(_) | Event::Canary { .. });
+        let needed = needed.then(|| (policy.clone(), None));
+        let mut early = self.load_early(needed).await;
         let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
-        let (_, changes) = step(&serving.state, &event)?;
+        let (_, changes) = step(&serving.state, event)?;
         // Loaded before the change is recorded, as for an activation.
         let begins = matches!(
             changes.first(),
             Some(Change::Shadow { .. } | Change::Canary { .. })
         );
-        let loaded = match begins && !matches!(event, Event::Canary { percent: 0.0, .. }) {
-            true => Some(self.loader.load(&serving.state, policy, None).await?),
-            false => None,
-        };
-        if loaded.is_some() && matches!(event, Event::Canary { .. }) {
-            self.refuse_downgrade(&serving.state, policy)?;
+        if begins && !matches!(event, Event::Canary { percent: 0.0, .. }) {
+            self.require_loaded(&mut early, &serving.state, policy, None)?;
+            if matches!(event, Event::Canary { .. }) {
+                self.refuse_downgrade(&serving.state, policy)?;
+            }
         }
         for change in changes {
             let (action, detail) = (change.action(), change.detail());
-            let changed = self.carry_out(change, actor).await;
-            changed.map_err(|error| self.in_terms_of(author, error))?;
+            self.carry_out(change, actor).await?;
             tracing::info!(%policy, action, %detail, actor, "policy changed");
         }
-        drop(loaded);
         Published::from_state(&self.serving().state, policy)
     }
 
@@ -184,13 +204,26 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<(), DeployError> {
         let author = author.into();
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_set_flag(name, enabled, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_set_flag(
+        &self,
+        name: &str,
+        enabled: bool,
+        author: Author<'_>,
+    ) -> Result<(), DeployError> {
         let _changing = self.begin_change_by(author).await?;
         let change = Change::SetFlag {
             name: name.to_owned(),
             enabled,
         };
-        let set = self.carry_out(change, author.actor).await;
-        set.map_err(|error| self.in_terms_of(author, error))?;
-        Ok(())
+        self.carry_out(change, author.actor).await.map(drop)
     }
 }

@@ -14,6 +14,9 @@ pub enum DeployError {
     NotFound(String),
     #[error("{0}")]
     Conflict(String),
+    /// Another change came in between, again and again.
+    #[error("{0}")]
+    Overtaken(String),
     /// The author of the change expected another revision.
     #[error(
         "the registry is at revision {current}, not {expected}; nothing was changed, read its state again and repeat the request with the new revision"
@@ -34,7 +37,7 @@ pub enum DeployError {
 impl From<RegistryError> for DeployError {
     fn from(error: RegistryError) -> Self {
         match error {
-            RegistryError::Conflict(reason) => DeployError::Conflict(reason),
+            RegistryError::Conflict(reason) => DeployError::Overtaken(reason),
             RegistryError::Unavailable(error) => DeployError::Unavailable(error),
             RegistryError::NoAuditKey(reason) => DeployError::Conflict(reason.to_owned()),
             RegistryError::Damaged(_) => DeployError::Refused(Refusal::one(error.to_string())),
@@ -47,6 +50,7 @@ impl From<LoadError> for DeployError {
         match error {
             LoadError::Refused(refusal) => DeployError::Refused(refusal),
             LoadError::NotFound(reason) => DeployError::NotFound(reason),
+            LoadError::NotLoaded(_) => DeployError::Overtaken(error.to_string()),
             LoadError::Unavailable(error) => DeployError::Unavailable(error),
         }
     }

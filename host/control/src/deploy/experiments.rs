@@ -1,13 +1,13 @@
 //! Changes of experiments and cohorts.
 
+use super::attempt::{Attempts, Early};
 use super::{Author, Deploy, DeployError, Scope};
-use crate::loader::LoadError;
+use crate::loader::{LoadError, Overrides};
+use nova_model::artifact::PolicyRef;
 use nova_model::experiments::cohort::Rule;
 use nova_model::experiments::spec::{ExperimentSpec, ExperimentState, VariationSpec};
 use nova_model::lifecycle::{in_service, variation_quarantine};
 use nova_model::registry::{Change, Experiment, RegistryState};
-use nova_policy::loaded::LoadedPolicy;
-use std::sync::Arc;
 
 impl Deploy {
     /// Creates or changes an experiment.
@@ -22,11 +22,26 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<(Experiment, bool), DeployError> {
         let author = author.into();
-        let mut spec = spec.without_negative_zero();
-        let _loaded = self.load_variations(&spec).await;
+        let spec = spec.without_negative_zero();
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_put_experiment(key, spec.clone(), author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_put_experiment(
+        &self,
+        key: &str,
+        mut spec: ExperimentSpec,
+        author: Author<'_>,
+    ) -> Result<(Experiment, bool), DeployError> {
+        let mut early = self.load_early(policies_of(&spec)).await;
         let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
-        self.check_experiment(&serving.state, &spec).await?;
+        self.check_experiment(&mut early, &serving.state, &spec)?;
         let current = serving.state.experiments.get(key);
         let state = current.map_or(ExperimentState::Draft, |experiment| experiment.state);
         match (state, current) {
@@ -63,30 +78,13 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        let put = self.carry_out(change, author.actor).await;
-        put.map_err(|error| self.in_terms_of(author, error))?;
+        self.carry_out(change, author.actor).await?;
         Ok((experiment, current.is_none()))
     }
 
-    /// Loads the policies of all variations before the lock on changes is taken. The caller
-    /// holds them while it makes the change. Ignores errors, because the change itself reports
-    /// them.
-    async fn load_variations(&self, spec: &ExperimentSpec) -> Vec<Arc<LoadedPolicy>> {
-        let state = self.serving().state.clone();
-        let mut loaded = Vec::new();
-        for variation in &spec.variations {
-            let overrides = variation.params.clone().map(Into::into);
-            let policy = self
-                .loader
-                .load(&state, &variation.policy, overrides.as_ref())
-                .await;
-            loaded.extend(policy.ok());
-        }
-        loaded
-    }
-
-    async fn check_experiment(
+    fn check_experiment(
         &self,
+        early: &mut Early,
         state: &RegistryState,
         spec: &ExperimentSpec,
     ) -> Result<(), DeployError> {
@@ -99,11 +97,7 @@ impl Deploy {
         }
         for (at, variation) in spec.variations.iter().enumerate() {
             let overrides = variation.params.clone().map(Into::into);
-            match self
-                .loader
-                .load(state, &variation.policy, overrides.as_ref())
-                .await
-            {
+            match self.require_loaded(early, state, &variation.policy, overrides.as_ref()) {
                 Ok(_) => {
                     let reason = out_of_service(state, variation);
                     errors.extend(reason.map(|r| (format!("variations[{at}].policy"), r)));
@@ -142,11 +136,26 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<(Experiment, Scope), DeployError> {
         let author = author.into();
-        let begun = self.serving().state.experiments.get(key).cloned();
-        let _loaded = match begun.filter(|_| next == ExperimentState::Running) {
-            Some(experiment) => self.load_variations(&experiment.spec).await,
-            None => Vec::new(),
-        };
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_set_experiment_state(key, next, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_set_experiment_state(
+        &self,
+        key: &str,
+        next: ExperimentState,
+        author: Author<'_>,
+    ) -> Result<(Experiment, Scope), DeployError> {
+        let known = self.serving().state.experiments.get(key).cloned();
+        let starts = known.filter(|_| next == ExperimentState::Running);
+        let needed = starts.map(|experiment| policies_of(&experiment.spec));
+        // What cannot be loaded now is left out, and the host goes on trying.
+        let _early = self.load_early(needed.unwrap_or_default()).await;
         let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         let Some(current) = serving.state.experiments.get(key) else {
@@ -185,8 +194,7 @@ impl Deploy {
             key: key.to_owned(),
             experiment: experiment.clone(),
         };
-        let changed = self.carry_out(change, author.actor).await;
-        let scope = changed.map_err(|error| self.in_terms_of(author, error))?;
+        let scope = self.carry_out(change, author.actor).await?;
         tracing::info!(
             experiment = key,
             state = next.as_str(),
@@ -216,10 +224,25 @@ impl Deploy {
                     .into(),
             ));
         }
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_put_cohort(key, &rule, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_put_cohort(
+        &self,
+        key: &str,
+        rule: &Rule,
+        author: Author<'_>,
+    ) -> Result<bool, DeployError> {
         let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         let current = serving.state.cohorts.get(key);
-        if current.is_some_and(|current| *current != rule)
+        if current.is_some_and(|current| current != rule)
             && let Some((experiment, state)) = assigns_cohort(&serving.state, key)
         {
             return Err(DeployError::Conflict(format!(
@@ -229,12 +252,22 @@ impl Deploy {
         }
         let change = Change::PutCohort {
             key: key.to_owned(),
-            rule,
+            rule: rule.clone(),
         };
-        let put = self.carry_out(change, author.actor).await;
-        put.map_err(|error| self.in_terms_of(author, error))?;
+        self.carry_out(change, author.actor).await?;
         Ok(current.is_none())
     }
+}
+
+/// Returns the policies of all variations, with their parameter values.
+fn policies_of(spec: &ExperimentSpec) -> Vec<(PolicyRef, Option<Overrides>)> {
+    let variations = spec.variations.iter();
+    variations
+        .map(|variation| {
+            let overrides = variation.params.clone().map(Into::into);
+            (variation.policy.clone(), overrides)
+        })
+        .collect()
 }
 
 /// Returns an experiment that assigns viewers of a cohort. A paused one does too, because it keeps

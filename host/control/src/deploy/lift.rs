@@ -1,15 +1,13 @@
 //! Lift: an operator lets a policy serve again that was quarantined, or that hosts took out of
 //! their own service.
 
+use super::attempt::Attempts;
 use super::{Author, Deploy, DeployError, Published};
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::lifecycle::digests_to_lift;
 use nova_model::quarantine::Lift;
 use nova_model::registry::Change;
 use nova_support::clock::unix_ms;
-
-/// Attempts to make one lift while hosts report withdrawals.
-const LIFT_ATTEMPTS: u32 = 4;
 
 impl Deploy {
     /// Ends the quarantine of a policy and its withdrawals on all hosts. What followed from a
@@ -25,6 +23,21 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
         let author = author.into();
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_lift(policy, reason, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    async fn try_to_lift(
+        &self,
+        policy: &PolicyRef,
+        reason: &str,
+        author: Author<'_>,
+    ) -> Result<Published, DeployError> {
         let actor = author.actor;
         let _changing = self.begin_change_by(author).await?;
         for digest in digests_to_lift(&self.serving().state, policy)? {
@@ -41,7 +54,7 @@ impl Deploy {
         reason: &str,
         actor: &str,
     ) -> Result<(), DeployError> {
-        let lift = || Change::Lift {
+        let lift = Change::Lift {
             digest,
             lift: Lift {
                 policy: policy.clone(),
@@ -51,12 +64,6 @@ impl Deploy {
                 base_revision: self.revision(),
             },
         };
-        for _ in 1..LIFT_ATTEMPTS {
-            match self.carry_out(lift(), actor).await {
-                Err(DeployError::Conflict(_)) => {}
-                other => return other.map(drop),
-            }
-        }
-        self.carry_out(lift(), actor).await.map(drop)
+        self.carry_out(lift, actor).await.map(drop)
     }
 }

@@ -5,22 +5,31 @@
 //!
 //! # Protocol
 //!
-//! A change takes three steps. The lock `changing` allows one change at a time.
+//! A change takes three steps. The lock `changing` allows one change at a time. Nothing is fetched
+//! or compiled while it is held, and no client's body is read.
 //!
 //! 1. **Record** (`record.rs`): the registry applies the change to the revision that this host
-//!    serves. A policy that the change brings into service is loaded before that, because a
-//!    policy that cannot run must not be recorded. If the registry has a newer revision, this
-//!    host loads it and the caller gets a conflict.
-//! 2. **Load** (`swap.rs`, `assembly.rs`): the registry's new state is read, this host's local
-//!    changes and quarantines are laid over it, and the policies that it names are loaded. Only
-//!    the active policy is waited for without a limit. Others compile in the background.
-//! 3. **Swap** (`swap.rs`): the pointer is exchanged under the lock `swapping`, to policies in
-//!    memory only. A policy that is missing is left out, and tried again after a background
-//!    compilation or a minute.
+//!    serves. A policy that the change brings into service is loaded before the lock is taken
+//!    (`attempt.rs`), because a policy that cannot run must not be recorded. The modules of a
+//!    publication are stored before it too. If the registry has a newer revision, this host loads
+//!    it and makes the change again, a bounded number of times. A precondition of the author
+//!    (`author.rs`) is checked by every attempt. A rollback is made again only while the same
+//!    policy is active.
+//! 2. **Swap** (`swap.rs`, `assembly.rs`): the registry's new state is read, this host's local
+//!    changes and quarantines are laid over it, and the pointer is exchanged under the lock
+//!    `swapping`, to what the state names and is in memory. What is missing is left out; while the
+//!    active policy is missing, the one before it stays. So flags, the stop of an experiment and a
+//!    rollback take effect at once, whatever else the state names.
+//! 3. **Load** (`loader/background.rs`): each missing policy is fetched and compiled in a task of
+//!    its own, and is swapped in when it is loaded. If it cannot be loaded, the task tries again.
+//!
+//! The state is saved on this host's disk (`last_good.rs`) before the change is answered and after
+//! the lock is free. The task that follows the registry saves in the background.
 //!
 //! If step 1 succeeds and a later one fails, the caller gets [`DeployError::Recorded`], and the
 //! task that follows the registry (`follow.rs`) repeats the steps 2 and 3. Changes that other
-//! processes made enter the same way: that task polls the revision.
+//! processes made enter the same way: that task listens and polls the revision. It waits for no
+//! load either.
 //!
 //! **The registry is unavailable.** A rollback, the stop of an experiment or a quarantine is
 //! saved on this host's disk instead of step 1, and then swapped in. The caller gets
@@ -49,18 +58,19 @@
 //!    `changing` is taken.
 //! 2. `Deploy::changing`, for the time of a change. Held over calls to the registry. Protects the
 //!    sequence of record, load and swap, and the list of local changes from a second writer.
-//!    Slow loads happen before it is taken, where possible.
+//!    Never held while a module is fetched, compiled or stored.
 //! 3. A module's compile lock (`loader/compiled.rs`), while that module is fetched from the
 //!    registry and compiled, in a task of its own.
 //! 4. `swapping` (`serving.rs`), while the pointer is exchanged. Taken with or without
 //!    `changing`. **Never held over a call to the registry or a compilation**, so that a
 //!    quarantine does not wait for either: under it, policies come from memory only.
 //! 5. The plain mutexes of the loader, of [`Offline`] and of the pointer. Never held over an
-//!    await, and one at a time, except that the queue of background compilations is held while
-//!    the module cache is read.
+//!    await, and one at a time. `LastGood` has an asynchronous lock of the same rank, held while it
+//!    writes a state to disk and never while it asks the registry.
 
 mod admissions;
 mod assembly;
+mod attempt;
 mod audit;
 mod author;
 #[cfg(test)]
@@ -109,7 +119,7 @@ use nova_policy::engine::Engine;
 use nova_policy::loaded::LoadedPolicy;
 use serving::ServingPointer;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 /// Scope in which a change is in force.
@@ -125,11 +135,13 @@ pub enum Scope {
 pub struct Deploy {
     registry: Arc<dyn HostRegistry>,
     serving: ServingPointer,
-    loader: Loader,
+    loader: Arc<Loader>,
     offline: Offline,
     admissions: Admissions,
     /// Lock that allows one change at a time; see "Locks" above.
     changing: tokio::sync::Mutex<()>,
+    /// True once this host serves. No change waits for a start.
+    is_started: AtomicBool,
     /// True once the bundled policies are in the registry.
     is_prepared: AtomicBool,
     /// The end of the audit log, as this host read it last.
@@ -153,7 +165,7 @@ impl Deploy {
         registry: Arc<dyn HostRegistry>,
         is_development: bool,
     ) -> anyhow::Result<Arc<Self>> {
-        let loader = Loader::start(engine, registry.clone()).await?;
+        let loader = Arc::new(Loader::start(engine, registry.clone()).await?);
         let deploy = Self {
             serving: ServingPointer::new(Serving::new(loader.baseline().clone())),
             loader,
@@ -161,6 +173,7 @@ impl Deploy {
             registry,
             admissions: Admissions::default(),
             changing: tokio::sync::Mutex::default(),
+            is_started: AtomicBool::new(false),
             is_prepared: AtomicBool::new(false),
             audit_heads: watch::Sender::default(),
             audit_report: ArcSwap::default(),
@@ -175,6 +188,8 @@ impl Deploy {
             ),
             other => other?,
         }
+        deploy.is_started.store(true, Ordering::Release);
+        deploy.save_state().await;
         Ok(Arc::new(deploy))
     }
 

@@ -39,6 +39,7 @@ async fn cut_off_host(fleet: &Fleet) -> Arc<Deploy> {
 async fn returned(fleet: &Fleet, host: &Deploy) {
     fleet.cut_off("here", false);
     drop(host.begin_change().await);
+    host.look_and_load().await.unwrap();
     assert!(!host.offline.is_ahead());
 }
 
@@ -354,9 +355,10 @@ async fn a_host_follows_a_restored_registry_that_has_the_same_revision_with_anot
     assert_eq!(restored.registry.revision().await.unwrap(), revision);
     fleet.cut_off("here", false);
     assert_eq!(active(&host), TIMELINE);
-    host.look().await.unwrap();
+    host.look_and_load().await.unwrap();
     assert_eq!(active(&host), DIVERSITY);
-    // Also after a restart without the registry.
+    // Also after a restart without the registry, once the state is saved.
+    host.save_state().await;
     drop(host);
     fleet.cut_off("here", true);
     assert_eq!(active(&*fleet.host("here").await), DIVERSITY);

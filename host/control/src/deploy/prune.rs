@@ -1,5 +1,6 @@
 //! Clean-up of the registry, and the quotas that make one necessary.
 
+use super::attempt::Attempts;
 use super::{Author, Deploy, DeployError};
 use nova_model::artifact::Digest;
 use nova_model::prune::{Quotas, StoredModule, Unused};
@@ -23,6 +24,22 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<Unused, DeployError> {
         let author = author.into();
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.try_to_prune(dry_run, author).await;
+            if !attempts.again(&made) {
+                return self.finish(author, made).await;
+            }
+        }
+    }
+
+    /// Reports if another `-dev.N` version needs a clean-up first.
+    pub(super) fn has_too_many_dev_versions(&self) -> bool {
+        let quotas = self.quotas.load();
+        quotas.is_dev_full(&self.serving().state)
+    }
+
+    async fn try_to_prune(&self, dry_run: bool, author: Author<'_>) -> Result<Unused, DeployError> {
         let stored = self.registry.stored_modules().await?;
         let _changing = self.begin_change_by(author).await?;
         let unused = Unused::of(&self.serving().state, &stored);
@@ -33,8 +50,7 @@ impl Deploy {
             policies: unused.policies.clone(),
             modules: unused.modules.clone(),
         };
-        let pruned = self.carry_out(change, author.actor).await;
-        pruned.map_err(|error| self.in_terms_of(author, error))?;
+        self.carry_out(change, author.actor).await?;
         tracing::info!(
             policies = unused.policies.len(),
             modules = unused.modules.len(),

@@ -1,8 +1,10 @@
 //! Publication of policies: the bundled ones, uploads and a watched directory.
 
+use super::attempt::Attempts;
 use super::{Author, Deploy, DeployError, PolicyState, Published, Serving};
 use crate::loader::Tried;
-use nova_model::artifact::{PolicyRef, PolicySpec};
+use nova_model::artifact::PolicySpec;
+use nova_model::prune::next_dev_version;
 use nova_model::registry::{Change, HOST, PublishedPolicy};
 use nova_policy::admission::{Admitted, PolicyFiles, Refusal, admit_while};
 use nova_policy::builtin;
@@ -48,13 +50,44 @@ impl Deploy {
     ) -> Result<Published, DeployError> {
         let author = author.into();
         let admitted = self.admit(files).await?;
-        let policy = &admitted.loaded.spec.policy;
-        if admitted.follow || self.serving().state.policy(policy).is_none() {
-            self.store(&admitted, author.actor).await?;
+        let mut attempts = Attempts::new();
+        loop {
+            let made = match admitted.follow {
+                true => self.try_to_follow_source(&admitted, author).await,
+                false => self.try_to_publish(&admitted, author).await,
+            };
+            if attempts.again(&made) {
+                continue;
+            }
+            let published = self.finish(author, made).await?;
+            if !admitted.follow || published.state == PolicyState::Active {
+                return Ok(published);
+            }
+            // The author's precondition held for the publication.
+            let activated = self.activate(&published.policy, author.actor).await?;
+            return Ok(Published {
+                state: activated.state,
+                ..published
+            });
+        }
+    }
+
+    async fn try_to_publish(
+        &self,
+        admitted: &Admitted,
+        author: Author<'_>,
+    ) -> Result<Published, DeployError> {
+        let loaded = &admitted.loaded;
+        let policy = &loaded.spec.policy;
+        if self.serving().state.policy(policy).is_none() {
+            self.store(admitted, author.actor).await?;
         }
         let _changing = self.begin_change_by(author).await?;
-        let published = self.publish_locked(admitted, author.actor).await;
-        published.map_err(|error| self.in_terms_of(author, error))
+        let serving = self.serving.load_full();
+        if let Some(published) = serving.state.policy(policy) {
+            return already_published(&serving, published, &loaded.spec);
+        }
+        self.publish_admitted(admitted, author.actor).await
     }
 
     /// Stores the modules of a policy, if the registry has room for it. This comes before the
@@ -69,23 +102,6 @@ impl Deploy {
             self.registry.store_module(*digest, bytes).await?;
         }
         Ok(())
-    }
-
-    async fn publish_locked(
-        &self,
-        admitted: Admitted,
-        actor: &str,
-    ) -> Result<Published, DeployError> {
-        if admitted.follow {
-            return self.follow_source(admitted, actor).await;
-        }
-        let loaded = &admitted.loaded;
-        let policy = loaded.spec.policy.clone();
-        let serving = self.serving.load_full();
-        if let Some(published) = serving.state.policy(&policy) {
-            return already_published(&serving, published, &loaded.spec);
-        }
-        self.publish_admitted(&admitted, actor).await
     }
 
     /// Runs only the admission of [`Deploy::publish`], without publishing.
@@ -142,58 +158,61 @@ impl Deploy {
         })
     }
 
-    /// Publishes a changed policy as the next free `-dev.N` version and activates it at once.
-    /// Used on development hosts only.
-    async fn follow_source(
+    /// Returns the active policy if it has this one's name and content.
+    fn active_as(&self, admitted: &Admitted) -> Option<Published> {
+        let (serving, loaded) = (self.serving(), &admitted.loaded);
+        let active = &serving.active;
+        let is_same =
+            active.digest == loaded.digest && active.spec.policy.name == loaded.spec.policy.name;
+        is_same.then(|| Published {
+            policy: active.spec.policy.clone(),
+            digest: active.digest,
+            state: PolicyState::Active,
+            percent: None,
+            new: false,
+        })
+    }
+
+    /// Publishes a changed policy as the next `-dev.N` version, for the caller to activate. Used on
+    /// development hosts only.
+    async fn try_to_follow_source(
         &self,
-        admitted: Admitted,
-        actor: &str,
+        admitted: &Admitted,
+        author: Author<'_>,
     ) -> Result<Published, DeployError> {
-        let serving = self.serving.load_full();
-        let digest = admitted.loaded.digest;
-        let PolicyRef { name, version } = admitted.loaded.spec.policy.clone();
-        if serving.active.digest == digest && serving.active.spec.policy.name == name {
-            return Ok(Published {
-                policy: serving.active.spec.policy.clone(),
-                digest,
-                state: PolicyState::Active,
-                percent: None,
-                new: false,
-            });
+        if let Some(active) = self.active_as(admitted) {
+            return Ok(active);
         }
-        let taken = |n: usize| {
-            dev_version(&version, n).is_none_or(|version| {
-                serving
-                    .state
-                    .policy(&PolicyRef {
-                        name: name.clone(),
-                        version,
-                    })
-                    .is_some()
-            })
-        };
-        let next = (1..=serving.state.policies.len() + 1)
-            .find(|&n| !taken(n))
-            .and_then(|n| dev_version(&version, n));
-        let Some(version) = next else {
+        if self.has_too_many_dev_versions() {
+            self.prune(false, author.actor).await?;
+        }
+        let version = admitted.loaded.spec.policy.version.clone();
+        let next = next_dev_version(&self.serving().state, &admitted.loaded.spec.policy);
+        let Some(next) = next else {
             return Err(
                 Refusal::one(format!("version {version} cannot carry a -dev.N suffix")).into(),
             );
         };
+        let digest = admitted.loaded.digest;
         let mut spec = admitted.loaded.spec.clone();
-        spec.policy.version = version;
+        spec.policy.version = next.clone();
         let loaded = LoadedPolicy::bind(digest, spec, admitted.loaded.modules.clone())
             .map_err(|reasons| Refusal { reasons })?;
-        let admitted = Admitted {
+        let renamed = Admitted {
             loaded: Arc::new(loaded),
-            ..admitted
+            ..admitted.clone()
         };
-        let published = self.publish_admitted(&admitted, actor).await?;
-        self.activate_locked(&published.policy, actor).await?;
-        Ok(Published {
-            state: PolicyState::Active,
-            ..published
-        })
+        self.store(&renamed, author.actor).await?;
+        let _changing = self.begin_change_by(author).await?;
+        let serving = self.serving.load_full();
+        if let Some(active) = self.active_as(admitted) {
+            return Ok(active);
+        }
+        if next_dev_version(&serving.state, &admitted.loaded.spec.policy) != Some(next) {
+            let taken = "another process published the version; repeat the request";
+            return Err(DeployError::Overtaken(taken.to_owned()));
+        }
+        self.publish_admitted(&renamed, author.actor).await
     }
 }
 
@@ -203,14 +222,6 @@ fn not_checked_or_refused(refusal: Refusal) -> DeployError {
         true => DeployError::Busy,
         false => refusal.into(),
     }
-}
-
-fn dev_version(version: &semver::Version, n: usize) -> Option<semver::Version> {
-    let pre = semver::Prerelease::new(&format!("dev.{n}")).ok()?;
-    Some(semver::Version {
-        pre,
-        ..version.clone()
-    })
 }
 
 fn already_published(

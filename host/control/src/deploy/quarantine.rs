@@ -28,11 +28,12 @@ impl Deploy {
         actor: &str,
     ) -> Result<(Published, Scope), DeployError> {
         let digest = require_published(&self.serving().state, policy)?.digest;
-        self.quarantine_here(digest, policy, reason, actor)
-            .await
-            .map_err(DeployError::Unavailable)?;
-        let _changing = self.begin_change().await;
-        let scope = match self.record_quarantines().await {
+        self.quarantine_here(digest, policy, reason, actor).await;
+        let changing = self.begin_change().await;
+        let recorded = self.record_quarantines().await;
+        drop(changing);
+        self.save_state().await;
+        let scope = match recorded {
             Ok(()) => Scope::Everywhere,
             Err(error) => {
                 tracing::warn!(%error, %policy, "could not record a quarantine in the registry; it applies on this host only, and is recorded when the registry answers");
@@ -49,12 +50,7 @@ impl Deploy {
         if self.spent(thresholds, now).is_empty() {
             return;
         }
-        if let Err(error) = self.withdraw_spent(thresholds, now).await {
-            tracing::error!(
-                error = format!("{error:#}"),
-                "could not take a policy out of service; trying again"
-            );
-        }
+        self.withdraw_spent(thresholds, now).await;
         if let Err(error) = self.offline.withdrawals.save().await {
             tracing::error!(
                 error = format!("{error:#}"),
@@ -64,7 +60,7 @@ impl Deploy {
     }
 
     /// Swaps the policies out that have spent their error budgets, without the lock `changing`.
-    async fn withdraw_spent(&self, thresholds: &Thresholds, now: Instant) -> anyhow::Result<()> {
+    async fn withdraw_spent(&self, thresholds: &Thresholds, now: Instant) {
         let swap = self.serving.begin_swap().await;
         // Decided under the lock, because a lift may have come before it. It is not to be undone
         // by failures of the time before.
@@ -80,7 +76,7 @@ impl Deploy {
                 base_revision: self.revision(),
             });
         }
-        self.swap_to(&swap, self.serving().state.clone()).await
+        self.swap_to(&swap, self.serving().state.clone());
     }
 
     fn spent(&self, thresholds: &Thresholds, now: Instant) -> Vec<(Arc<LoadedPolicy>, String)> {
@@ -111,17 +107,11 @@ impl Deploy {
     }
 
     /// Swaps a policy out on this host, without the lock `changing`.
-    async fn quarantine_here(
-        &self,
-        digest: Digest,
-        policy: &PolicyRef,
-        reason: &str,
-        actor: &str,
-    ) -> anyhow::Result<()> {
+    async fn quarantine_here(&self, digest: Digest, policy: &PolicyRef, reason: &str, actor: &str) {
         let swap = self.serving.begin_swap().await;
         let state = self.serving().state.clone();
         if state.quarantined.contains_key(&digest) {
-            return Ok(());
+            return;
         }
         let quarantine = Quarantine {
             policy: policy.clone(),
@@ -130,7 +120,7 @@ impl Deploy {
             at_ms: unix_ms(),
         };
         self.offline.quarantine(digest, quarantine);
-        self.swap_to(&swap, state).await
+        self.swap_to(&swap, state);
     }
 }
 

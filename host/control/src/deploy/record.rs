@@ -75,8 +75,7 @@ impl Deploy {
         let swap = self.serving.begin_swap().await;
         let mut state = self.serving().state.clone();
         state.apply(change);
-        let swapped = self.swap_to(&swap, state).await;
-        swapped.map_err(DeployError::Recorded)?;
+        self.swap_to(&swap, state);
         Ok(Scope::ThisHost)
     }
 

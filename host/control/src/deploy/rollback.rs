@@ -1,13 +1,11 @@
 //! Rollback of the active policy, repeated if another change comes between. `nova_model::lifecycle`
 //! decides which version it returns to.
 
+use super::attempt::Attempts;
 use super::{Author, Deploy, DeployError, Published, Scope};
 use nova_model::artifact::PolicyRef;
-use nova_model::lifecycle::{Event, step};
+use nova_model::lifecycle::{Event, rollback_targets, step};
 use nova_support::metrics::METRICS;
-
-/// Attempts to make one rollback while others change unrelated parts of the registry.
-const ROLLBACK_ATTEMPTS: u32 = 4;
 
 impl Deploy {
     /// Returns to the policy that was active before, skipping those that are out of service.
@@ -23,29 +21,30 @@ impl Deploy {
         author: impl Into<Author<'a>>,
     ) -> Result<(Published, Scope), DeployError> {
         let author = author.into();
-        let actor = author.actor;
-        let _changing = self.begin_change_by(author).await?;
-        for _ in 1..ROLLBACK_ATTEMPTS {
-            let active = self.serving().state.activations.last().cloned();
-            match self.roll_back(reason, expected_active, actor).await {
-                // Another operator changed something else in the meantime. The active policy is
-                // the same, so the rollback is still what the operator wants, and it is tried
-                // again.
-                Err(DeployError::Conflict(_))
-                    if author.if_revision.is_none()
-                        && active == self.serving().state.activations.last().cloned() => {}
-                other => return other.map_err(|error| self.in_terms_of(author, error)),
+        let active = self.serving().state.activations.last().cloned();
+        let mut attempts = Attempts::new();
+        loop {
+            let made = self.roll_back(reason, expected_active, author).await;
+            // If another operator changed something else in the meantime, the rollback is still
+            // what this one wants, and it is made again. If the active policy is another one, a
+            // second rollback would go a step too far.
+            let is_same = active == self.serving().state.activations.last().cloned();
+            if !attempts.again(&made) || !is_same {
+                return self.finish(author, made).await;
             }
         }
-        self.roll_back(reason, expected_active, actor).await
     }
 
     async fn roll_back(
         &self,
         reason: &str,
         expected_active: Option<&PolicyRef>,
-        actor: &str,
+        author: Author<'_>,
     ) -> Result<(Published, Scope), DeployError> {
+        let actor = author.actor;
+        let target = rollback_targets(&self.serving().state).next().cloned();
+        let mut early = self.load_early(target.map(|target| (target, None))).await;
+        let _changing = self.begin_change_by(author).await?;
         let serving = self.serving.load_full();
         let event = Event::Rollback {
             reason: reason.to_owned(),
@@ -56,12 +55,16 @@ impl Deploy {
             return Err(DeployError::Conflict("no policy was ever activated".into()));
         };
         // Loaded before the change is recorded, as for an activation.
-        let loaded = self.loader.load(&serving.state, to, None).await?;
+        self.require_loaded(&mut early, &serving.state, to, None)?;
         let mut scope = Scope::Everywhere;
-        for change in changes {
-            scope = self.carry_out(change, actor).await?;
+        for (place, change) in changes.into_iter().enumerate() {
+            match self.carry_out(change, actor).await {
+                // The rollback is recorded. What follows from a quarantine is recorded by the task
+                // that follows the registry.
+                Err(DeployError::Overtaken(_)) if place > 0 => break,
+                carried_out => scope = carried_out?,
+            }
         }
-        drop(loaded);
         METRICS
             .policy_swaps_total
             .with_label_values(&["rollback"])

@@ -7,8 +7,7 @@ use nova_model::registry::RegistryState;
 use nova_policy::loaded::LoadedPolicy;
 use nova_support::metrics::METRICS;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 use tokio::sync::MutexGuard;
 
 /// All policy data that a request needs, at one revision of the registry.
@@ -27,8 +26,6 @@ pub struct Serving {
     /// Running experiments, highest priority first.
     pub experiments: Vec<RunningExperiment>,
     pub needs_attributes: bool,
-    /// Set if a policy that should serve is missing, because it could not be loaded.
-    pub is_incomplete: bool,
 }
 
 impl Serving {
@@ -43,7 +40,6 @@ impl Serving {
             shadows: Vec::new(),
             experiments: Vec::new(),
             needs_attributes: false,
-            is_incomplete: false,
         }
     }
 
@@ -107,9 +103,6 @@ impl Serving {
 pub(super) struct ServingPointer {
     pointer: ArcSwap<Serving>,
     swapping: tokio::sync::Mutex<()>,
-    /// Set while a policy that should serve is missing because it could not be loaded, in time
-    /// or at all. Holds the time of the last swap that left it out.
-    missing_since: Mutex<Option<Instant>>,
 }
 
 impl ServingPointer {
@@ -119,7 +112,6 @@ impl ServingPointer {
         Self {
             pointer: ArcSwap::from_pointee(serving),
             swapping: tokio::sync::Mutex::default(),
-            missing_since: Mutex::default(),
         }
     }
 
@@ -138,13 +130,6 @@ impl ServingPointer {
             to: self,
         }
     }
-
-    /// Returns the time since the last swap, if that swap left a policy out.
-    pub fn missing_for(&self) -> Option<Duration> {
-        let since = self.missing_since.lock();
-        let since = *since.unwrap_or_else(PoisonError::into_inner);
-        since.map(|since| since.elapsed())
-    }
 }
 
 /// The right to swap the pointer. Its holder must not call the registry or compile; see the
@@ -156,9 +141,6 @@ pub(super) struct Swap<'a> {
 
 impl Swap<'_> {
     pub fn store(&self, serving: Serving) {
-        let missing_since = serving.is_incomplete.then(Instant::now);
-        let since = self.to.missing_since.lock();
-        *since.unwrap_or_else(PoisonError::into_inner) = missing_since;
         let quarantined = i64::try_from(serving.state.quarantined.len()).unwrap_or(i64::MAX);
         METRICS.policy_quarantined.set(quarantined);
         let native_only = serving.active_in_service().is_none();

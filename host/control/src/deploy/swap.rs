@@ -1,10 +1,11 @@
-//! Load and swap: loads the policies that the registry names, then swaps the pointer that
-//! requests read. The protocol and the order of the locks are in `deploy/mod.rs`.
+//! Load and swap: swaps the pointer that requests read to what a state names and is in memory, and
+//! has the rest loaded in the background. The protocol and the order of the locks are in
+//! `deploy/mod.rs`.
 
 use super::Deploy;
 use super::assembly::Assembly;
 use super::serving::{Serving, Swap};
-use crate::loader::Wanted;
+use crate::loader::Need;
 use nova_model::registry::RegistryState;
 use nova_model::withdrawal::served_state;
 use nova_policy::loaded::LoadedPolicy;
@@ -13,110 +14,83 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time that a change waits for policies that serve few or no viewers.
-struct CompileDeadlines {
-    each: Duration,
-    all: Duration,
-}
-
-/// Policies written in Rust compile in a tenth of this time.
-const COMPILE_DEADLINES: CompileDeadlines = CompileDeadlines {
-    each: Duration::from_secs(1),
-    all: Duration::from_secs(3),
-};
-/// Limits at the start of a host. No change waits for a start, and the host should start with
-/// all its policies.
-const COMPILE_DEADLINES_AT_START: CompileDeadlines = CompileDeadlines {
-    each: Duration::from_secs(10),
-    all: Duration::from_secs(30),
-};
-/// Time after which a policy that should serve but could not be loaded is tried again. It is
-/// tried earlier if a background compilation finishes.
-const RETRY_WAIT: Duration = Duration::from_secs(60);
-
-impl CompileDeadlines {
-    fn starting_now(&self) -> Wanted {
-        Wanted::All {
-            each: self.each,
-            until: Instant::now() + self.all,
-        }
-    }
-}
+/// Time that the start of a host waits for policies other than the active one. No change waits
+/// for a start, and the host should start with all its policies.
+const START_WAIT: Duration = Duration::from_secs(30);
 
 impl Deploy {
-    /// Loads the registry's state and swaps the pointer.
+    /// Reads the registry's state and swaps the pointer.
     pub(super) async fn refresh(&self) -> anyhow::Result<()> {
         let state = self.registry.load().await?;
+        self.registry.note_state(&state);
         self.note_audit_head(state.audit_head());
-        self.serve(self.offline.with_local_changes(state)).await
+        self.serve(self.offline.with_local_changes(state)).await;
+        Ok(())
     }
 
     /// Swaps the pointer to the registry's state combined with what only this host knows.
-    /// Fetches and compiles everything necessary before the swap. Waits without a limit for the
-    /// active policy only. A policy that contains an interpreter compiles for half a minute, and
-    /// a rollback that comes later must not wait for an experiment's policy.
-    async fn serve(&self, recorded: RegistryState) -> anyhow::Result<()> {
-        let state = self.offline.with_quarantines(recorded.clone());
-        let _active = self.load_active(&state).await;
-        let deadlines = match self.is_prepared.load(Ordering::Acquire) {
-            true => COMPILE_DEADLINES,
-            false => COMPILE_DEADLINES_AT_START,
+    async fn serve(&self, recorded: RegistryState) {
+        let held = match self.is_started.load(Ordering::Acquire) {
+            true => Vec::new(),
+            false => self.load_at_start(&recorded).await,
         };
-        // The loaded policies are held here so that the swap below finds them in memory.
-        let held = self.assemble(&state, deadlines.starting_now()).await?;
         let swap = self.serving.begin_swap().await;
         self.offline.note_recorded(&recorded);
-        self.swap_to(&swap, recorded).await?;
+        self.swap_to(&swap, recorded);
         drop(held);
-        Ok(())
     }
 
-    /// Swaps the pointer to a state, without the policies that are not in memory. They are tried
-    /// again later.
-    pub(super) async fn swap_to(
-        &self,
-        swap: &Swap<'_>,
-        state: RegistryState,
-    ) -> anyhow::Result<()> {
+    /// Loads what a state names, at the start of this host. Waits without a limit for the active
+    /// policy only.
+    async fn load_at_start(&self, recorded: &RegistryState) -> Vec<Arc<LoadedPolicy>> {
+        let state = self.offline.with_quarantines(recorded.clone());
+        let (_, missing) = self.assemble(&state);
+        let (active, until) = (state.activations.last(), Instant::now() + START_WAIT);
+        let loads = missing.iter().map(|need| async move {
+            let load = self.loader.load_needed(need);
+            if Some(&need.key.0) == active {
+                return load.await.ok();
+            }
+            let load = tokio::time::timeout_at(until, load).await;
+            load.ok()?.ok()
+        });
+        futures::future::join_all(loads)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// Swaps the pointer to a state, without the policies that are not in memory. They are loaded
+    /// in the background and serve as soon as they are loaded.
+    pub(super) fn swap_to(&self, swap: &Swap<'_>, state: RegistryState) {
         let state = self.offline.with_quarantines(state);
-        let serving = self.assemble(&state, Wanted::InMemory).await?;
+        let (serving, missing) = self.assemble(&state);
         start_anew(&self.serving.load_full().state, &serving);
         swap.store(serving);
-        Ok(())
+        self.loader.want(missing);
     }
 
-    /// Assembles what serves on this host by a state that all hosts share.
-    async fn assemble(&self, state: &RegistryState, wanted: Wanted) -> anyhow::Result<Serving> {
+    /// Lets the policies serve that were loaded in the background since the last call.
+    pub(super) async fn serve_loaded(&self) {
+        if self.loader.background().take_news() {
+            let swap = self.serving.begin_swap().await;
+            self.swap_to(&swap, self.serving().state.clone());
+        }
+    }
+
+    /// Assembles what serves on this host by a state that all hosts share, from policies in memory.
+    fn assemble(&self, state: &RegistryState) -> (Serving, Vec<Need>) {
         let withdrawn = self.offline.withdrawals.in_force(state);
         let served = served_state(state, &withdrawn);
-        let assembly = Assembly {
-            loader: &self.loader,
-            wanted,
-            state: &served,
-        };
         let current = self.serving.load_full().active.clone();
-        Ok(Serving {
+        let (serving, missing) = Assembly::assemble(&self.loader, &served, &current);
+        let serving = Serving {
             state: state.clone(),
             withdrawn: withdrawn.into_keys().collect(),
-            ..assembly.assemble(&current).await?
-        })
-    }
-
-    /// Loads the policy that is active on this host by a state that all hosts share.
-    pub(super) async fn load_active(&self, state: &RegistryState) -> Option<Arc<LoadedPolicy>> {
-        let withdrawn = self.offline.withdrawals.in_force(state);
-        let served = served_state(state, &withdrawn);
-        let active = served.activations.last()?;
-        self.loader.load(&served, active, None).await.ok()
-    }
-
-    /// Reports if the missing policies should be tried again, because a module was compiled
-    /// since the last check or because [`RETRY_WAIT`] has passed.
-    pub(super) fn is_retry_due(&self) -> bool {
-        let background = self.loader.background();
-        let missing_for = self.serving.missing_for();
-        let is_old = missing_for.is_some_and(|missing_for| missing_for >= RETRY_WAIT);
-        background.take_news() || is_old && !background.is_under_way()
+            ..serving
+        };
+        (serving, missing)
     }
 }
 

@@ -1,100 +1,114 @@
-//! Compilations in the background, of policies that a change did not wait for.
+//! Loads in the background, of policies that should serve and are not in memory. Nothing waits for
+//! them: what is in memory serves, and each policy serves as soon as it is loaded. Each is loaded
+//! in a task of its own, so that a module that cannot be read delays no other policy.
 
-use super::modules::Modules;
-use nova_model::artifact::Digest;
-use nova_policy::module::Module;
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::error::LoadError;
+use super::{Key, Loader, Need};
+use nova_policy::loaded::LoadedPolicy;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Modules that are compiled in the background while older policies serve. They are held until a
-/// change uses them.
-#[derive(Debug, Default, Clone)]
-pub struct BackgroundCompiles {
-    compiles: Arc<Mutex<Compiles>>,
-    compiled: Arc<Notify>,
-}
+/// Pause before the second attempt to load a policy whose modules the registry did not return. It
+/// doubles with each attempt.
+const RETRY_WAIT_MIN: Duration = Duration::from_secs(1);
+/// Longest pause, and the pause after a policy was refused.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-struct Compiles {
-    /// The first one is being compiled.
-    queue: VecDeque<Digest>,
-    done: Vec<Arc<Module>>,
-    /// True if a module was compiled since the last call to [`BackgroundCompiles::take_news`].
-    news: bool,
+pub struct BackgroundLoads {
+    loads: Mutex<HashMap<Key, Load>>,
+    loaded: Notify,
+    /// True if a policy was loaded since the last call of [`BackgroundLoads::take_news`].
+    news: AtomicBool,
 }
 
-impl BackgroundCompiles {
-    /// Compiles those of the given modules that are not in memory, in this order, after those
-    /// that are queued already.
-    pub fn start(&self, from: &Modules, digests: [Digest; 3]) {
-        if self.enqueue(from, digests) {
-            tokio::spawn(self.clone().run(from.clone()));
-        }
+#[derive(Debug)]
+enum Load {
+    UnderWay {
+        _task: AbortOnDropHandle<()>,
+    },
+    /// The policy is held until a swap used it.
+    Done {
+        _policy: Arc<LoadedPolicy>,
+    },
+}
+
+impl BackgroundLoads {
+    /// Returns when a policy was loaded.
+    pub async fn loaded(&self) {
+        self.loaded.notified().await;
     }
 
-    /// Returns true if the queue was empty before and is not any more.
-    fn enqueue(&self, from: &Modules, digests: [Digest; 3]) -> bool {
-        let mut compiles = self.compiles();
-        let was_empty = compiles.queue.is_empty();
-        for digest in digests {
-            if from.is_worth_compiling(digest) && !compiles.queue.contains(&digest) {
-                compiles.queue.push_back(digest);
-            }
-        }
-        was_empty && !compiles.queue.is_empty()
-    }
-
-    async fn run(self, from: Modules) {
-        while let Some(digest) = self.first() {
-            let module = from.module(digest).await;
-            let mut compiles = self.compiles();
-            compiles.queue.pop_front();
-            match module {
-                Ok(module) => {
-                    compiles.done.push(module);
-                    compiles.news = true;
-                    self.compiled.notify_one();
-                }
-                Err(error) => {
-                    tracing::warn!(module = %digest, %error, "could not load a module in the background; policies that use it stay out of service");
-                }
-            }
-        }
-    }
-
-    fn first(&self) -> Option<Digest> {
-        self.compiles().queue.front().copied()
-    }
-
-    pub fn has(&self, digest: Digest) -> bool {
-        self.compiles().queue.contains(&digest)
-    }
-
-    /// Returns when a module was compiled.
-    pub async fn compiled(&self) {
-        self.compiled.notified().await;
-    }
-
-    /// Reports if a module was compiled since the last call.
+    /// Reports if a policy was loaded since the last call.
     pub fn take_news(&self) -> bool {
-        std::mem::take(&mut self.compiles().news)
+        self.news.swap(false, Ordering::AcqRel)
     }
 
+    #[cfg(test)]
     pub fn is_under_way(&self) -> bool {
-        !self.compiles().queue.is_empty()
+        let loads = self.locked();
+        loads
+            .values()
+            .any(|load| matches!(load, Load::UnderWay { .. }))
     }
 
-    /// Releases the compiled modules if no compilation is queued. By then a policy uses them, or
-    /// they are not needed.
-    pub fn release(&self) {
-        let mut compiles = self.compiles();
-        if compiles.queue.is_empty() {
-            compiles.done.clear();
+    fn done(&self, key: &Key, policy: Arc<LoadedPolicy>) {
+        if let Some(load) = self.locked().get_mut(key) {
+            *load = Load::Done { _policy: policy };
+            self.news.store(true, Ordering::Release);
+            self.loaded.notify_one();
         }
     }
 
-    fn compiles(&self) -> MutexGuard<'_, Compiles> {
-        self.compiles.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Load>> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Loader {
+    /// Loads these policies in the background, and no others any more. The caller passes all that
+    /// should serve and were not in memory.
+    pub fn want(self: &Arc<Self>, missing: Vec<Need>) {
+        let mut loads = self.background.locked();
+        loads.retain(|key, _| missing.iter().any(|need| need.key == *key));
+        for need in missing {
+            let from = Arc::downgrade(self);
+            loads.entry(need.key.clone()).or_insert_with(|| {
+                let task = tokio::spawn(load_until_done(from, need));
+                Load::UnderWay {
+                    _task: AbortOnDropHandle::new(task),
+                }
+            });
+        }
+    }
+}
+
+async fn load_until_done(from: Weak<Loader>, need: Need) {
+    let mut pause = RETRY_WAIT_MIN;
+    loop {
+        let Some(loader) = from.upgrade() else {
+            return;
+        };
+        match loader.load_needed(&need).await {
+            Ok(policy) => return loader.background.done(&need.key, policy),
+            Err(error) => {
+                if !matches!(error, LoadError::Unavailable(_)) {
+                    pause = RETRY_WAIT_MAX;
+                }
+                tracing::error!(
+                    policy = %need.key.0,
+                    %error,
+                    retry_after_s = pause.as_secs(),
+                    "could not load a policy in the background; serving without it, and trying again"
+                );
+            }
+        }
+        drop(loader);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_WAIT_MAX);
     }
 }

@@ -1,5 +1,6 @@
 //! Reasons why a policy cannot be loaded.
 
+use nova_model::artifact::PolicyRef;
 use nova_policy::admission::Refusal;
 use nova_stores::ports::registry::RegistryError;
 
@@ -9,6 +10,9 @@ pub enum LoadError {
     Refused(#[from] Refusal),
     #[error("{0}")]
     NotFound(String),
+    /// The policy is not in memory, and the caller may not wait for it.
+    #[error("{0} is not loaded yet; repeat the request")]
+    NotLoaded(PolicyRef),
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
 }

@@ -1,6 +1,6 @@
 //! Loading of policies: fetches modules through the registry port, compiles them, checks
 //! signatures and binds policies. The loader knows nothing of changes. A caller names a policy in
-//! a state of the registry and says how long it waits ([`Wanted`]).
+//! a state of the registry, and either waits for it or takes it only if it is in memory.
 //!
 //! The order of the locks is in `deploy/mod.rs`.
 
@@ -11,13 +11,13 @@ mod known;
 mod modules;
 mod signature;
 
-pub use background::BackgroundCompiles;
+pub use background::BackgroundLoads;
 pub use error::LoadError;
 pub use known::Tried;
 
 use compiled::CompiledModules;
 use modules::Modules;
-use nova_model::artifact::{Digest, PerStage, PolicyRef, PolicySpec, Stage};
+use nova_model::artifact::{Digest, PerStage, PolicyRef, PolicySpec};
 use nova_model::budget::Outcomes;
 use nova_model::registry::{PublishedPolicy, RegistryState};
 use nova_policy::admission::Refusal;
@@ -27,8 +27,6 @@ use nova_policy::loaded::LoadedPolicy;
 use nova_stores::ports::registry::Registry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
-use tokio::time::Instant;
 
 /// Parameter values that a variation of an experiment sets.
 pub type Overrides = PerStage<BTreeMap<String, f64>>;
@@ -36,9 +34,9 @@ pub type Overrides = PerStage<BTreeMap<String, f64>>;
 #[derive(Debug)]
 pub struct Loader {
     modules: Modules,
-    background: BackgroundCompiles,
+    background: BackgroundLoads,
     /// Policies in memory, by name and effective digest. They stay while a caller uses them.
-    bound: Mutex<HashMap<(PolicyRef, Digest), Weak<LoadedPolicy>>>,
+    bound: Mutex<HashMap<Key, Weak<LoadedPolicy>>>,
     /// Outcome windows by effective digest.
     outcomes: Mutex<HashMap<Digest, Weak<Outcomes>>>,
     /// The bundled baseline policy. It is held here so that the last possible target of a
@@ -46,15 +44,34 @@ pub struct Loader {
     baseline: Arc<LoadedPolicy>,
 }
 
-/// Selection of the policies that a caller waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// Waits for each policy for `each` and for all of them until `until`. A policy that takes
-    /// longer is compiled in the background, and no call waits for a policy that is being
-    /// compiled there.
-    All { each: Duration, until: Instant },
-    /// Waits for none, because the caller holds a lock that others wait for.
-    InMemory,
+/// A policy in memory: its name and its effective digest.
+pub type Key = (PolicyRef, Digest);
+
+/// A published policy that a state names, with the parameter values of a variation.
+#[derive(Debug, Clone)]
+pub struct Need {
+    pub key: Key,
+    spec: PolicySpec,
+    /// The policy as it was published, without a variation's values.
+    published: PublishedPolicy,
+}
+
+impl Need {
+    /// # Errors
+    /// Fails if the policy is not published.
+    pub fn of(
+        state: &RegistryState,
+        policy: &PolicyRef,
+        overrides: Option<&Overrides>,
+    ) -> Result<Self, LoadError> {
+        let published = require_published(state, policy)?.clone();
+        let spec = spec_of(&published, overrides);
+        Ok(Self {
+            key: (policy.clone(), spec.digest()),
+            spec,
+            published,
+        })
+    }
 }
 
 impl Loader {
@@ -72,7 +89,7 @@ impl Loader {
         let baseline = known::admit_bundled(&modules, baseline).await?.loaded;
         Ok(Self {
             modules,
-            background: BackgroundCompiles::default(),
+            background: BackgroundLoads::default(),
             bound: Mutex::default(),
             outcomes: Mutex::default(),
             baseline,
@@ -87,41 +104,8 @@ impl Loader {
         &self.baseline
     }
 
-    pub fn background(&self) -> &BackgroundCompiles {
+    pub fn background(&self) -> &BackgroundLoads {
         &self.background
-    }
-
-    /// Returns a published policy with its modules compiled. Returns `None` if the policy is not
-    /// in memory and only policies in memory are wanted, or if it is not loaded in time.
-    ///
-    /// # Errors
-    /// The same as for [`Loader::load`].
-    pub async fn wanted(
-        &self,
-        state: &RegistryState,
-        policy: &PolicyRef,
-        overrides: Option<&Overrides>,
-        wanted: Wanted,
-    ) -> Result<Option<Arc<LoadedPolicy>>, LoadError> {
-        let published = require_published(state, policy)?;
-        let Wanted::All { each, until } = wanted else {
-            let spec = spec_of(published, overrides);
-            return Ok(self.in_memory(&(policy.clone(), spec.digest())));
-        };
-        let stages = &published.spec.stages;
-        let modules = Stage::ALL.map(|stage| stages.get(stage).module);
-        if modules.iter().any(|module| self.background.has(*module)) {
-            return Ok(None);
-        }
-        let load = self.load(state, policy, overrides);
-        let until = until.min(Instant::now() + each);
-        match tokio::time::timeout_at(until, load).await {
-            Ok(loaded) => loaded.map(Some),
-            Err(_) => {
-                self.background.start(&self.modules, modules);
-                Ok(None)
-            }
-        }
     }
 
     /// Returns a published policy with its modules compiled, from memory if it is there.
@@ -135,30 +119,42 @@ impl Loader {
         policy: &PolicyRef,
         overrides: Option<&Overrides>,
     ) -> Result<Arc<LoadedPolicy>, LoadError> {
-        let published = require_published(state, policy)?;
-        let spec = spec_of(published, overrides);
-        let key = (policy.clone(), spec.digest());
-        if let Some(loaded) = self.in_memory(&key) {
+        self.load_needed(&Need::of(state, policy, overrides)?).await
+    }
+
+    /// Does the same as [`Loader::load`].
+    ///
+    /// # Errors
+    /// Fails if the overrides do not fit the policy, or if the registry does not answer.
+    pub async fn load_needed(&self, need: &Need) -> Result<Arc<LoadedPolicy>, LoadError> {
+        if let Some(loaded) = self.in_memory(&need.key) {
             return Ok(loaded);
         }
+        let stages = &need.spec.stages;
+        let (dedup, score, saturation) = tokio::join!(
+            self.modules.module(stages.dedup.module),
+            self.modules.module(stages.score.module),
+            self.modules.module(stages.saturation.module),
+        );
         let modules = PerStage {
-            dedup: self.modules.module(spec.stages.dedup.module).await?,
-            score: self.modules.module(spec.stages.score.module).await?,
-            saturation: self.modules.module(spec.stages.saturation.module).await?,
+            dedup: dedup?,
+            score: score?,
+            saturation: saturation?,
         };
-        self.check_signature(published, &modules).await?;
-        let mut loaded = LoadedPolicy::bind(published.digest, spec, modules)
+        self.check_signature(&need.published, &modules).await?;
+        let mut loaded = LoadedPolicy::bind(need.published.digest, need.spec.clone(), modules)
             .map_err(|reasons| Refusal { reasons })?;
         loaded.outcomes = self.outcomes(loaded.effective_digest);
         let loaded = Arc::new(loaded);
         if let Ok(mut bound) = self.bound.lock() {
             bound.retain(|_, loaded| loaded.strong_count() > 0);
-            bound.insert(key, Arc::downgrade(&loaded));
+            bound.insert(need.key.clone(), Arc::downgrade(&loaded));
         }
         Ok(loaded)
     }
 
-    fn in_memory(&self, key: &(PolicyRef, Digest)) -> Option<Arc<LoadedPolicy>> {
+    /// Returns a policy if it is in memory.
+    pub fn in_memory(&self, key: &Key) -> Option<Arc<LoadedPolicy>> {
         self.bound.lock().ok()?.get(key)?.upgrade()
     }
 

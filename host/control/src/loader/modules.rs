@@ -61,12 +61,6 @@ impl Modules {
         self.compiled.keep(&module);
         Ok(module)
     }
-
-    /// Reports if a background compilation of the module would be of use: it is neither in
-    /// memory nor known not to compile.
-    pub fn is_worth_compiling(&self, digest: Digest) -> bool {
-        self.compiled.get(digest).is_none() && self.compiled.refusal(digest).is_none()
-    }
 }
 
 /// Reports if the module's bytes are the cause. A failed `describe` call does not count, because

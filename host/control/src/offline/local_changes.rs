@@ -1,6 +1,8 @@
 //! Storage of a host's local changes on its own disk.
 
+use async_trait::async_trait;
 use nova_model::local_change::LocalChange;
+use nova_model::registry::RegistryState;
 use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::ports::registry::Registry;
 use nova_support::durable_file;
@@ -15,11 +17,26 @@ const LOCAL_CHANGES_MAX: usize = 100;
 const FILE: &str = "local_changes.json";
 
 /// The registry as one host uses it.
+#[async_trait]
 pub trait HostRegistry: Registry {
     /// The changes that this host made while the registry was unavailable. `None` if this host
     /// makes none, so that every change then fails.
     fn local_changes(&self) -> Option<&LocalChanges> {
         None
+    }
+
+    /// Notes the state that is to be saved on this host's disk.
+    fn note_state(&self, _state: &RegistryState) {}
+
+    /// Saves the noted state, with the modules of its active policy. Returns when a start without
+    /// the registry would serve this state or a newer one.
+    async fn save_state(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Saves the other modules that the noted state needs. Returns true if all are saved.
+    async fn save_modules(&self) -> bool {
+        true
     }
 }
 

@@ -31,7 +31,7 @@ pub const MODULE_BYTES_MAX: usize = 48 << 20;
 pub const DEADLINE_MS_MAX: u32 = 1_000;
 
 /// A policy that may be published.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Admitted {
     pub loaded: Arc<LoadedPolicy>,
     pub module_bytes: Vec<(Digest, Vec<u8>)>,

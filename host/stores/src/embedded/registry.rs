@@ -380,6 +380,10 @@ impl Transaction for SqliteConnection {
                     .bind(&policy.name)
                     .bind(policy.version.to_string())
             }
+            Write::RemoveActivations(policy) => {
+                sqlx::query("DELETE FROM policy_activations WHERE policy = ?")
+                    .bind(policy.to_string())
+            }
             Write::RemoveModule(digest) => {
                 sqlx::query("DELETE FROM policy_modules WHERE digest = ?").bind(digest.to_string())
             }

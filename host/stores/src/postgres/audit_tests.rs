@@ -381,7 +381,18 @@ async fn a_clean_up_removes_the_named_versions_and_modules_on_every_host() {
     for engine in Engine::both().await {
         let keys = AuditKeys::default();
         let (here, there) = (engine.open(&keys).await, engine.open(&keys).await);
-        apply_all(&*here, &[publish("1.0.0"), publish("1.0.0-dev.1")]).await;
+        let activate = |version| Change::Activate {
+            policy: reference(version),
+        };
+        let changes = [
+            publish("1.0.0"),
+            publish("1.0.0-dev.1"),
+            activate("1.0.0-dev.1"),
+            activate("1.0.0"),
+            activate("1.0.0-dev.1"),
+            activate("1.0.0"),
+        ];
+        apply_all(&*here, &changes).await;
         assert_eq!(there.load().await.unwrap().policies.len(), 2);
         let stored = here.stored_modules().await.unwrap();
         let bytes = here.module(stored[0].digest).await.unwrap().unwrap();
@@ -395,6 +406,8 @@ async fn a_clean_up_removes_the_named_versions_and_modules_on_every_host() {
             let state = registry.load().await.unwrap();
             assert_eq!(state.policies.len(), 1);
             assert_eq!(state.policies[0].spec.policy, reference("1.0.0"));
+            let stack = [reference("1.0.0"), reference("1.0.0")];
+            assert_eq!(state.activations, stack);
             assert_eq!(registry.module(stored[0].digest).await.unwrap(), None);
         }
         let newest = here.audit(AuditPage::NEWEST, 1).await.unwrap().remove(0);

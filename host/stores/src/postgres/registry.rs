@@ -41,7 +41,7 @@ const CHANNEL: &str = "nova_registry";
 const CONNECTIONS_MAX: u32 = 2;
 /// Maximum connections that transfer modules. They are others than the ones above, because a
 /// transfer takes seconds on a slow network, and a rollback on another host must be read meanwhile.
-const MODULE_CONNECTIONS_MAX: u32 = 2;
+const MODULE_CONNECTIONS_MAX: u32 = 4;
 /// Timeout of small requests. A starting host waits this long, and so does an operator before a
 /// 503.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -514,6 +514,10 @@ impl Transaction for PgConnection {
                 sqlx::query("DELETE FROM policies WHERE name = $1 AND version = $2")
                     .bind(&policy.name)
                     .bind(policy.version.to_string())
+            }
+            Write::RemoveActivations(policy) => {
+                sqlx::query("DELETE FROM policy_activations WHERE policy = $1")
+                    .bind(policy.to_string())
             }
             Write::RemoveModule(digest) => {
                 sqlx::query("DELETE FROM policy_modules WHERE digest = $1").bind(digest.to_string())

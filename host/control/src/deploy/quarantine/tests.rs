@@ -185,14 +185,14 @@ async fn two_hosts_that_decide_at_once_record_one_quarantine_and_one_rollback() 
     here.activate(&TIMELINE.parse().unwrap(), "ada")
         .await
         .unwrap();
-    there.look().await.unwrap();
+    there.look_and_load().await.unwrap();
     spend(&here).await;
     spend(&there).await;
-    let (first, second) = tokio::join!(here.look(), there.look());
+    let (first, second) = tokio::join!(here.look_and_load(), there.look_and_load());
     first.unwrap();
     second.unwrap();
     for host in [&here, &there] {
-        host.look().await.unwrap();
+        host.look_and_load().await.unwrap();
         assert!(!host.offline.is_unreconciled());
         assert_eq!(active(host), "decay-diversity@1.0.0");
     }
@@ -225,7 +225,7 @@ async fn a_host_completes_a_quarantine_that_another_host_left_unfinished() {
         .apply(&change, HOST, revision)
         .await
         .unwrap();
-    there.look().await.unwrap();
+    there.look_and_load().await.unwrap();
     assert_eq!(active(&there), BASELINE);
     assert_eq!(fixture.log().await.len(), 2);
     let recorded = fixture.registry.load().await.unwrap();
@@ -259,7 +259,7 @@ async fn three_hosts(fleet: &Fleet) -> [Arc<Deploy>; 3] {
 /// Lets every host look at the registry, often enough that each sees what the others wrote.
 async fn follow(hosts: &[Arc<Deploy>]) {
     for host in hosts.iter().chain(hosts) {
-        host.look().await.unwrap();
+        host.look_and_load().await.unwrap();
     }
 }
 
@@ -334,11 +334,11 @@ async fn a_host_that_is_alone_needs_no_second_one_and_a_cut_off_host_does_not_co
     let [host, other, _] = three_hosts(&fleet).await;
     fleet.present.lock().unwrap().clear();
     spend(&host).await;
-    host.look().await.unwrap();
+    host.look_and_load().await.unwrap();
     assert_eq!(fleet.registry.load().await.unwrap().quarantined.len(), 1);
 
     fleet.cut_off("b", true);
-    other.look().await.unwrap_err();
+    other.look_and_load().await.unwrap_err();
     spend(&other).await;
     assert!(other.serving().state.quarantined.is_empty());
 }
