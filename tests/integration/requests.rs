@@ -318,6 +318,12 @@ async fn origins_are_accepted_in_every_spelling_and_pages_may_send_and_read_what
     for name in ["authorization", "traceparent", "x-own"] {
         assert!(allowed.contains(name), "{allowed}");
     }
+    let methods = answer.headers["access-control-allow-methods"]
+        .to_str()
+        .unwrap();
+    for method in ["GET", "POST", "PUT", "DELETE"] {
+        assert!(methods.contains(method), "{methods}");
+    }
     let trending = || {
         host.request(Method::GET, "/api/v1/feed/trending")
             .header("origin", origin)

@@ -2,11 +2,12 @@
 //! It is on the host's disk, where a person who can write to the database does not reach it. If a
 //! later log does not continue from there, the log was cut, rewritten or restored from a backup.
 //!
-//! A log without the remembered entry keeps raising the alert. An operator who restored a backup on
-//! purpose deletes the file, and the host begins again with the log as it is.
+//! A log without the remembered entry keeps raising the alert, and so does a memory that cannot be
+//! read. An operator who restored a backup on purpose deletes the file, and the host begins again
+//! with the log as it is.
 
 use nova_model::artifact::Digest;
-use nova_model::audit::{AuditPage, Verified, Verifier};
+use nova_model::audit::{AuditPage, Broken, Verified, Verifier};
 use nova_model::audit_head::AuditHead;
 use nova_model::audit_key::AuditKeys;
 use nova_stores::ports::registry::Registry;
@@ -29,6 +30,14 @@ struct Memory {
     authenticated: bool,
 }
 
+/// The entry up to which a host read the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    pub head: AuditHead,
+    /// True if a known key authenticated an entry, so that every later one must be authenticated.
+    pub authenticated: bool,
+}
+
 impl Memory {
     fn head(&self) -> AuditHead {
         AuditHead {
@@ -46,11 +55,16 @@ pub enum Finding {
     )]
     HeadMissing(AuditHead),
     #[error("{0}")]
-    Broken(#[from] nova_model::audit::Broken),
+    Broken(#[from] Broken),
     #[error(
         "the registry is at revision {revision}, but the newest entry is {newest}: the newest entries were removed"
     )]
     NewestMissing { revision: i64, newest: i64 },
+    /// The file is left alone, so that a person can look at it.
+    #[error(
+        "what this host remembers of the log cannot be read: {0}; restore the file, or delete it to begin again with the log as it is"
+    )]
+    MemoryUnread(String),
 }
 
 #[derive(Debug)]
@@ -77,25 +91,27 @@ impl AuditWatch {
     }
 
     /// Returns the entry up to which this host read the log.
-    pub fn remembered(&self) -> Option<AuditHead> {
-        self.memory().map(|memory| memory.head())
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged, or has the format of a newer version.
+    pub fn remembered(&self) -> Result<Option<Remembered>, Finding> {
+        let remembered = |memory: Memory| Remembered {
+            head: memory.head(),
+            authenticated: memory.authenticated,
+        };
+        Ok(self.memory()?.map(remembered))
     }
 
-    fn memory(&self) -> Option<Memory> {
-        let read = durable_file::read_json_or_put_aside::<Memory>(
-            &self.path,
-            "the place up to which this host read the audit log; it begins again with the log as it is",
-        );
-        let memory = read.unwrap_or_else(|error| {
-            tracing::error!(
-                error = format!("{error:#}"),
-                "could not read how far this host read the audit log"
-            );
-            None
-        });
-        // A newer version wrote another format. It is left alone, and the log is read from its
-        // beginning.
-        memory.filter(|memory| memory.format == FORMAT)
+    fn memory(&self) -> Result<Option<Memory>, Finding> {
+        match durable_file::read_json::<Memory>(&self.path) {
+            Ok(Some(memory)) if memory.format != FORMAT => Err(Finding::MemoryUnread(format!(
+                "{} has the unknown format {}",
+                self.path.display(),
+                memory.format
+            ))),
+            Ok(memory) => Ok(memory),
+            Err(unread) => Err(Finding::MemoryUnread(unread.to_string())),
+        }
     }
 
     /// Reads the whole log.
@@ -107,10 +123,16 @@ impl AuditWatch {
         &self,
         registry: &dyn Registry,
     ) -> anyhow::Result<Result<Verified, Finding>> {
-        let remembered = self.memory();
+        let remembered = match self.memory() {
+            Ok(remembered) => remembered,
+            Err(unread) => return Ok(Err(unread)),
+        };
         let mut verifier = Verifier::new(self.keys.clone());
         if let Some(memory) = remembered {
             verifier.expect(Some(memory.revision), memory.hash);
+            if memory.authenticated {
+                verifier.require_authenticated_after(memory.revision);
+            }
         }
         self.read(registry, verifier, 0).await
     }
@@ -123,14 +145,21 @@ impl AuditWatch {
         &self,
         registry: &dyn Registry,
     ) -> anyhow::Result<Result<Verified, Finding>> {
-        let Some(memory) = self.memory() else {
-            return self.check_whole(registry).await;
+        let memory = match self.memory() {
+            Ok(Some(memory)) => memory,
+            Ok(None) => return self.check_whole(registry).await,
+            Err(unread) => return Ok(Err(unread)),
         };
         let page = AuditPage::After(memory.revision - 1);
         let found = registry.audit(page, 1).await?.pop();
-        if found.is_none_or(|entry| entry.id != memory.revision || entry.hash != Some(memory.hash))
-        {
+        let found =
+            found.filter(|entry| entry.id == memory.revision && entry.hash == Some(memory.hash));
+        let Some(entry) = found else {
             return Ok(Err(Finding::HeadMissing(memory.head())));
+        };
+        if memory.authenticated && entry.mac.is_none() {
+            let (id, why) = (entry.id, "its authentication was removed");
+            return Ok(Err(Broken { id, why }.into()));
         }
         let verifier = Verifier::after(memory.head(), self.keys.clone(), memory.authenticated);
         self.read(registry, verifier, memory.revision).await
@@ -186,7 +215,7 @@ impl AuditWatch {
             hash,
             authenticated,
         };
-        if self.memory() == Some(memory) {
+        if self.memory() == Ok(Some(memory)) {
             return Ok(());
         }
         if let Some(directory) = self.path.parent() {
@@ -235,7 +264,7 @@ mod tests {
         let watch = watch(&fleet);
         std::fs::create_dir_all(watch.path().parent().unwrap()).unwrap();
         std::fs::write(watch.path(), STORED).unwrap();
-        let memory = watch.memory().unwrap();
+        let memory = watch.memory().unwrap().unwrap();
         let hash = "003d417d6206a39958ba1b86bcf8ef7b539c826f37eacbc87d3a5454f4d79ffd";
         let expected = Memory {
             format: 1,
@@ -250,6 +279,66 @@ mod tests {
         assert_eq!(std::fs::read(watch.path()).unwrap(), STORED);
     }
 
+    fn revision(watch: &AuditWatch) -> i64 {
+        watch.remembered().unwrap().unwrap().head.revision
+    }
+
+    #[tokio::test]
+    async fn a_memory_that_cannot_be_read_is_a_finding_and_stays_as_it_is() {
+        let fleet = Fleet::new().await;
+        apply(&fleet, true).await;
+        let watch = watch(&fleet);
+        watch.check(&fleet.registry).await.unwrap().unwrap();
+        let good = std::fs::read(watch.path()).unwrap();
+        let json = r#"{"format":2,"revision":1,"hash":"003d417d6206a39958ba1b86bcf8ef7b539c826f37eacbc87d3a5454f4d79ffd","authenticated":true}"#;
+        let newer = format!("{}\n{json}", Digest::from_content(json.as_bytes()));
+        for unread in [&b""[..], b"\xff", &good[1..], newer.as_bytes()] {
+            std::fs::write(watch.path(), unread).unwrap();
+            for found in [
+                watch.check(&fleet.registry).await.unwrap(),
+                watch.check_whole(&fleet.registry).await.unwrap(),
+            ] {
+                assert!(matches!(found, Err(Finding::MemoryUnread(_))), "{found:?}");
+            }
+            let remembered = watch.remembered();
+            assert!(
+                matches!(remembered, Err(Finding::MemoryUnread(_))),
+                "{remembered:?}"
+            );
+            assert_eq!(std::fs::read(watch.path()).unwrap(), unread);
+        }
+        std::fs::remove_file(watch.path()).unwrap();
+        std::fs::create_dir(watch.path()).unwrap();
+        let found = watch.check(&fleet.registry).await.unwrap();
+        assert!(matches!(found, Err(Finding::MemoryUnread(_))), "{found:?}");
+        std::fs::remove_dir(watch.path()).unwrap();
+        watch.check(&fleet.registry).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_authenticated_once_is_never_accepted_without() {
+        let fleet = Fleet::new().await;
+        apply(&fleet, true).await;
+        let watch = watch(&fleet);
+        watch.check(&fleet.registry).await.unwrap().unwrap();
+        let mut memory = watch.memory().unwrap().unwrap();
+        assert!(!memory.authenticated, "the registry of the test has no key");
+        memory.authenticated = true;
+        durable_file::write_json(watch.path.clone(), &memory)
+            .await
+            .unwrap();
+        for found in [
+            watch.check(&fleet.registry).await.unwrap(),
+            watch.check_whole(&fleet.registry).await.unwrap(),
+        ] {
+            assert!(matches!(found, Err(Finding::Broken(_))), "{found:?}");
+        }
+        apply(&fleet, false).await;
+        let found = watch.check(&fleet.registry).await.unwrap();
+        assert!(matches!(found, Err(Finding::Broken(_))), "{found:?}");
+        assert_eq!(watch.memory(), Ok(Some(memory)));
+    }
+
     #[tokio::test]
     async fn a_host_follows_the_log_and_finds_another_one_until_its_memory_is_deleted() {
         let [ours, other] = [Fleet::new().await, Fleet::new().await];
@@ -258,7 +347,7 @@ mod tests {
             apply(&ours, n % 2 == 0).await;
             let verified = watch.check(&ours.registry).await.unwrap().unwrap();
             assert_eq!(verified.revision, n + 1);
-            assert_eq!(watch.remembered().unwrap().revision, n + 1);
+            assert_eq!(revision(&watch), n + 1);
         }
         // The other registry reaches the same revision and goes beyond it.
         for n in 0..5 {
@@ -268,7 +357,7 @@ mod tests {
             assert!(matches!(found, Err(Finding::HeadMissing(_))), "{found:?}");
             apply(&other, n % 2 == 1).await;
         }
-        assert_eq!(watch.remembered().unwrap().revision, 3);
+        assert_eq!(revision(&watch), 3);
         std::fs::remove_file(watch.path()).unwrap();
         let verified = watch.check(&other.registry).await.unwrap().unwrap();
         assert_eq!(verified.revision, 5);

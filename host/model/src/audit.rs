@@ -171,8 +171,9 @@ pub struct Missing {
 pub struct Verifier {
     verified: Verified,
     is_chained: bool,
-    /// True from the first entry on that a known key authenticates.
-    is_authenticated: bool,
+    /// Every entry after this one must be authenticated. Once one entry is, no later one may do
+    /// without, or else a forger could remove the authentications and append to the log.
+    authenticated_after: Option<i64>,
     keys: AuditKeys,
     expected: Vec<Missing>,
 }
@@ -189,6 +190,7 @@ impl Verifier {
     /// Creates a verifier for the entries after `head`, which were verified before.
     /// `is_authenticated` says if a known key authenticated one of them.
     pub fn after(head: AuditHead, keys: AuditKeys, is_authenticated: bool) -> Self {
+        let authenticated_after = is_authenticated.then_some(head.revision);
         let verified = Verified {
             head: head.hash,
             revision: head.revision,
@@ -197,7 +199,7 @@ impl Verifier {
         Self {
             verified,
             is_chained: head.hash.is_some(),
-            is_authenticated,
+            authenticated_after,
             ..Self::new(keys)
         }
     }
@@ -205,6 +207,13 @@ impl Verifier {
     /// Also looks for an entry with this hash. With a revision, it must be that entry.
     pub fn expect(&mut self, revision: Option<i64>, hash: Digest) {
         self.expected.push(Missing { revision, hash });
+    }
+
+    /// Says that the log was authenticated when its newest entry had this id: that entry still
+    /// has an authentication, and a known key authenticates every later one.
+    pub fn require_authenticated_after(&mut self, revision: i64) {
+        let earlier = self.authenticated_after.unwrap_or(revision);
+        self.authenticated_after = Some(earlier.min(revision));
     }
 
     /// Checks the next entry.
@@ -250,17 +259,25 @@ impl Verifier {
 
     /// Checks who wrote an entry. Entries from before the first one that a known key authenticates
     /// are accepted without, because they are as old as the log or older than a key that was lost.
+    /// Without any key, a removed authentication is found, but not a forged one.
     fn authenticate(&mut self, entry: &AuditEntry, hash: Digest) -> Result<(), &'static str> {
+        let is_from = self.authenticated_after.map(|after| entry.id >= after);
+        let is_after = self.authenticated_after.map(|after| entry.id > after);
         let checked = entry.mac.as_ref().map(|mac| self.keys.check(hash, mac));
         match checked {
             Some(Authentication::Authentic) => {
-                self.is_authenticated = true;
+                self.require_authenticated_after(entry.id);
                 self.verified.authenticated += 1;
             }
             Some(Authentication::Forged) => {
                 return Err("its authentication does not match: it was forged");
             }
-            None | Some(Authentication::UnknownKey) if self.is_authenticated => {
+            None if is_from == Some(true) => {
+                return Err(
+                    "it has no authentication, but the log was authenticated before: the authentication was removed, the entry was forged, or a host without the audit key wrote it",
+                );
+            }
+            Some(Authentication::UnknownKey) if is_after == Some(true) && !self.keys.is_empty() => {
                 return Err(
                     "no known key authenticates it: it was forged, or a host without the audit key of the other hosts wrote it",
                 );
@@ -273,7 +290,7 @@ impl Verifier {
     /// Reports if a known key authenticated an entry, so that every later one must be
     /// authenticated.
     pub fn is_authenticated(&self) -> bool {
-        self.is_authenticated
+        self.authenticated_after.is_some()
     }
 
     /// Returns the result.
@@ -561,6 +578,53 @@ mod tests {
                 prop_assert!(read(&forged).is_err(), "{:?} of {:?}", first, forged);
             }
         }
+    }
+
+    /// A person who can write to the database removes all authentications and continues the chain.
+    #[test]
+    fn a_log_without_its_authentications_is_found_if_it_had_them_once() {
+        let keys = AuditKeys::new([[7; 32]]);
+        let change = |n: u64| Said {
+            actor: "ada".into(),
+            action: "rollback",
+            subject: "p@1.0.0".into(),
+            detail: json!({ "n": n }),
+            at_ms: n,
+        };
+        let all: Vec<Said> = (0..5).map(change).collect();
+        let stripped = log(&all, 0);
+        let mut signed = stripped.clone();
+        for entry in &mut signed {
+            entry.mac = entry.hash.and_then(|hash| keys.mac(hash));
+        }
+        let read = |entries: &[AuditEntry], keys: &AuditKeys, once: Option<i64>| {
+            let mut verifier = Verifier::new(keys.clone());
+            if let Some(revision) = once {
+                verifier.require_authenticated_after(revision);
+            }
+            entries.iter().try_for_each(|entry| verifier.push(entry))
+        };
+        let no_keys = AuditKeys::default();
+        for keys in [&keys, &no_keys] {
+            assert_eq!(read(&signed, keys, Some(3)), Ok(()));
+            // Nothing says that this log was ever authenticated.
+            assert_eq!(read(&stripped, keys, None), Ok(()));
+            assert_eq!(read(&stripped, keys, Some(3)).unwrap_err().id, 3);
+            assert_eq!(read(&stripped, keys, Some(0)).unwrap_err().id, 1);
+            // Only the entries up to the remembered one keep theirs.
+            let mut appended = signed.clone();
+            appended[3].mac = None;
+            appended[4].mac = None;
+            assert_eq!(read(&appended, keys, Some(3)).unwrap_err().id, 4);
+        }
+        let other = AuditKeys::new([[8; 32]]);
+        assert_eq!(read(&signed, &other, Some(3)).unwrap_err().id, 4);
+        let head = AuditHead {
+            revision: 3,
+            hash: stripped[2].hash,
+        };
+        let mut verifier = Verifier::after(head, keys, true);
+        assert_eq!(verifier.push(&stripped[3]).unwrap_err().id, 4);
     }
 
     #[test]

@@ -70,6 +70,17 @@ pub const BATCH_MAX: usize = 100;
 pub const DWELL_MS_MAX: i64 = 3_600_000;
 /// The largest id a JavaScript client can read exactly.
 pub const ID_MAX: u64 = (1 << 53) - 1;
+
+/// Parses a number that is written with digits only. `str::parse` alone would accept a plus sign.
+pub fn parse_digits(text: &str) -> Option<u64> {
+    let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_digits.then(|| text.parse().ok())?
+}
+
+/// Parses an id of a viewer, post or author that is written with digits only.
+pub fn parse_id(text: &str) -> Option<u64> {
+    parse_digits(text).filter(|id| (1..=ID_MAX).contains(id))
+}
 const TOO_OLD_MS: u64 = DAY_MS;
 const TOO_EARLY_MS: u64 = 5 * 60_000;
 const TEXT_MAX: usize = 128;

@@ -18,7 +18,7 @@ use nova_model::artifact::Digest;
 use nova_model::failure::FailureKind;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -60,7 +60,9 @@ pub enum Refused {
     TooLate,
     #[error("too many rankings wait for a worker of this policy")]
     QueueFull,
-    #[error("the policy has used its share of processor time (policy.cpu_percent)")]
+    #[error(
+        "the policy has used its share of processor time (policy.cpu_percent), or all policies but the active one have used theirs"
+    )]
     CpuShare,
     /// A job panicked.
     #[error("the ranking was given up")]
@@ -82,6 +84,8 @@ pub struct CpuPool {
     sizes: PoolSizes,
     /// Processor time that each policy but the active one may use, in cores.
     cores_each: f64,
+    /// What all of them may use together, so that several slow ones do not take all cores.
+    others: Arc<Others>,
     active_threads: Arc<rayon::ThreadPool>,
     other_threads: Arc<rayon::ThreadPool>,
     active: Arc<Queue>,
@@ -96,6 +100,13 @@ impl std::fmt::Debug for CpuPool {
     }
 }
 
+/// The processor time of all policies but the active one.
+#[derive(Debug)]
+struct Others {
+    cores: f64,
+    credit: Mutex<CpuCredit>,
+}
+
 /// The jobs of one lane.
 #[derive(Debug)]
 struct Queue {
@@ -103,32 +114,37 @@ struct Queue {
     waiting: AtomicUsize,
     waiting_max: usize,
     /// `None` if processor time is not limited.
-    credit: Option<Mutex<CpuCredit>>,
+    credit: Option<LaneCredit>,
+}
+
+/// The processor time of one policy, and of all that share with it.
+#[derive(Debug)]
+struct LaneCredit {
+    own: Mutex<CpuCredit>,
+    others: Arc<Others>,
 }
 
 impl Queue {
-    fn new(permits: usize, waiting_max: usize, credit: Option<CpuCredit>) -> Arc<Self> {
+    fn new(permits: usize, waiting_max: usize, credit: Option<LaneCredit>) -> Arc<Self> {
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(permits)),
             waiting: AtomicUsize::new(0),
             waiting_max,
-            credit: credit.map(Mutex::new),
+            credit,
         })
     }
 
     fn may_run(&self, now: Instant, cores: f64) -> bool {
         self.credit.as_ref().is_none_or(|credit| {
-            let mut credit = credit.lock().unwrap_or_else(PoisonError::into_inner);
-            credit.may_run(now, cores)
+            locked(&credit.own).may_run(now, cores)
+                && locked(&credit.others.credit).may_run(now, credit.others.cores)
         })
     }
 
     fn charge(&self, cpu: Duration) {
         if let Some(credit) = &self.credit {
-            credit
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .charge(cpu);
+            locked(&credit.own).charge(cpu);
+            locked(&credit.others.credit).charge(cpu);
         }
     }
 
@@ -169,16 +185,22 @@ impl Drop for Place<'_> {
 
 impl CpuPool {
     /// Starts a pool for `workers` cores. A policy that is not active may use `cpu_percent` of
-    /// them.
+    /// them, and all such policies together twice as much, but not more than all cores.
     ///
     /// # Errors
     /// When the threads cannot be started.
     pub fn start(workers: usize, cpu_percent: u32) -> anyhow::Result<Self> {
         let sizes = PoolSizes::new(workers);
         let LaneSize { workers, queue } = sizes.active;
+        let cores = |percent: u32| workers as f64 * f64::from(percent) / 100.0;
+        let cores_others = cores((2 * cpu_percent).min(100));
         Ok(Self {
             sizes,
-            cores_each: workers as f64 * f64::from(cpu_percent) / 100.0,
+            cores_each: cores(cpu_percent),
+            others: Arc::new(Others {
+                cores: cores_others,
+                credit: Mutex::new(CpuCredit::new(Instant::now(), cores_others)),
+            }),
             active_threads: Arc::new(threads("policy", workers)?),
             other_threads: Arc::new(threads("policy-other", sizes.other_threads)?),
             // One permit per running job, and one per thread for a job that the thread finds when
@@ -236,7 +258,7 @@ impl CpuPool {
     }
 
     fn queue(&self, lane: Lane, now: Instant) -> Arc<Queue> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = locked(&self.lanes);
         if lanes.len() >= LANES_KEPT {
             lanes.retain(|_, queue| Arc::strong_count(queue) > 1);
         }
@@ -244,13 +266,21 @@ impl CpuPool {
             Lane::Aside => self.sizes.aside,
             _ => self.sizes.other,
         };
-        let credit =
-            || matches!(lane, Lane::Policy(_)).then(|| CpuCredit::new(now, self.cores_each));
+        let credit = || {
+            matches!(lane, Lane::Policy(_)).then(|| LaneCredit {
+                own: Mutex::new(CpuCredit::new(now, self.cores_each)),
+                others: self.others.clone(),
+            })
+        };
         lanes
             .entry(lane)
             .or_insert_with(|| Queue::new(workers, queue, credit()))
             .clone()
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a job and charges its processor time, also if it panics.
@@ -392,6 +422,31 @@ mod tests {
             assert_eq!(pool.run(lane, Wait::of(AMPLE), || ()).await, Ok(()));
         }
         while pool.run(slow, Wait::of(AMPLE), || ()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn several_slow_policies_share_a_limit_and_leave_the_active_one_alone() {
+        // One hundredth of a core for each and two for all, so the bursts are 50 ms and 100 ms.
+        let pool = CpuPool::start(1, 1).unwrap();
+        let slow = ["a", "b", "c", "d"].map(policy);
+        let begun = Instant::now();
+        let mut ran = 0;
+        for lane in slow {
+            let burn = || {
+                let cpu = ThreadTime::now();
+                while cpu.elapsed() < Duration::from_millis(60) {}
+            };
+            ran += u32::from(pool.run(lane, Wait::of(AMPLE), burn).await.is_ok());
+        }
+        // What all of them earn in the time that has passed may pay for one job more.
+        let earned = begun.elapsed().as_secs_f64() * 0.02 / 0.06;
+        assert!(f64::from(ran) <= 2.0 + earned, "{ran} of 4 ran");
+        for lane in [Lane::Active, Lane::Aside] {
+            assert_eq!(pool.run(lane, Wait::of(AMPLE), || ()).await, Ok(()));
+        }
+        while pool.run(slow[3], Wait::of(AMPLE), || ()).await.is_err() {
             tokio::task::yield_now().await;
         }
     }

@@ -89,6 +89,11 @@ struct End {
     #[serde(flatten)]
     head: AuditHead,
     remembered: Option<AuditHead>,
+    /// False in the answer of a host of an earlier version.
+    #[serde(default)]
+    authenticated: bool,
+    #[serde(default)]
+    finding: Option<String>,
 }
 
 /// Response of a host.
@@ -188,10 +193,16 @@ impl Source {
 
     async fn end(&self) -> anyhow::Result<End> {
         match self {
-            Self::Registry(registry, watch) => Ok(End {
-                head: registry.head().await.map_err(unread)?,
-                remembered: watch.remembered(),
-            }),
+            Self::Registry(registry, watch) => {
+                let remembered = watch.remembered();
+                let known = remembered.as_ref().ok().copied().flatten();
+                Ok(End {
+                    head: registry.head().await.map_err(unread)?,
+                    remembered: known.map(|known| known.head),
+                    authenticated: known.is_some_and(|known| known.authenticated),
+                    finding: remembered.err().map(|finding| finding.to_string()),
+                })
+            }
             Self::Host(remote) => {
                 let answer = remote
                     .call(Method::GET, "/admin/v1/audit/head", None)
@@ -226,7 +237,16 @@ impl Source {
     async fn verify(&self, expected: Option<Digest>, keys: AuditKeys) -> anyhow::Result<Verified> {
         let mut verifier = Verifier::new(keys);
         // Read before the entries, so that changes in between are no finding.
-        let End { head, remembered } = self.end().await?;
+        let End {
+            head,
+            remembered,
+            authenticated,
+            finding,
+        } = self.end().await?;
+        // Without what the host remembers, a log that was cut off would look complete.
+        if let (None, Some(finding)) = (remembered, finding) {
+            bail!("the host reports: {finding}");
+        }
         if let Some(hash) = expected {
             verifier.expect(None, hash);
         }
@@ -236,6 +256,9 @@ impl Source {
         }) = remembered
         {
             verifier.expect(Some(revision), hash);
+            if authenticated {
+                verifier.require_authenticated_after(revision);
+            }
         }
         let mut page = AuditPage::OLDEST;
         loop {

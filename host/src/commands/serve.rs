@@ -11,7 +11,11 @@ use crate::stop::{Stop, StopRequest};
 use anyhow::ensure;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Longest wait for work that blocks a thread when the host ends.
+const BLOCKING_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the host. If no store URLs are set, it uses its embedded stores.
 #[derive(Debug, clap::Args)]
@@ -104,7 +108,9 @@ pub fn run_host(
         host.serve(stop).await
     });
     match &result {
-        Ok(()) => drop(runtime),
+        // A compilation or a read of a slow disk may still run. What has to be on the disk was
+        // waited for before.
+        Ok(()) => runtime.shutdown_timeout(BLOCKING_WAIT),
         // The work that still runs is not waited for.
         Err(_) => runtime.shutdown_background(),
     }
@@ -132,7 +138,7 @@ fn stop_on_signals(stop: Stop) -> anyhow::Result<()> {
             stop.request(tokio::select! {
                 _ = terminate.recv() => StopRequest::Supervisor,
                 _ = interrupt.recv() => StopRequest::Terminal,
-                _ = hung_up => StopRequest::Terminal,
+                _ = hung_up => StopRequest::HangUp,
             });
         }
     });

@@ -97,6 +97,9 @@ pub struct AuditHeadAnswer {
     pub head: AuditHead,
     /// The entry up to which this host read the log without a finding.
     pub remembered: Option<AuditHead>,
+    /// True if a known key authenticated an entry up to the remembered one. Every later entry must
+    /// then be authenticated.
+    pub authenticated: bool,
     /// What is wrong with the log, as this host read it. Null if it continues what the host
     /// remembers.
     pub finding: Option<String>,
@@ -116,7 +119,8 @@ pub async fn head(
     let report = app.deploy.audit_report();
     Ok(Json(AuditHeadAnswer {
         head: head.map_err(DeployError::from)?,
-        remembered: report.remembered,
+        remembered: report.remembered.map(|remembered| remembered.head),
+        authenticated: (report.remembered).is_some_and(|remembered| remembered.authenticated),
         finding: report.finding.as_ref().map(ToString::to_string),
         has_key: report.has_keys,
     }))

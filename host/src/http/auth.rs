@@ -8,6 +8,7 @@ use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::header;
 use axum::http::request::Parts;
 use nova_control::deploy::Author;
+use nova_model::event::parse_digits;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -137,8 +138,9 @@ fn if_match(parts: &Parts) -> Result<Option<i64>, Problem> {
             let quoted = text
                 .strip_prefix('"')
                 .and_then(|text| text.strip_suffix('"'));
-            let revision = quoted.unwrap_or(text).parse();
-            revision.map(Some).map_err(|_| invalid())
+            let revision = quoted.and_then(parse_digits).map(i64::try_from);
+            let revision = revision.and_then(Result::ok).ok_or_else(invalid)?;
+            Ok(Some(revision))
         }
         (Some(_), Some(_)) => Err(invalid()),
     }

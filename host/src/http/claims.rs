@@ -1,7 +1,7 @@
 //! The claims of a verified token: the forms in which identity providers write them, and the
 //! reason why a claim is refused. A reason names the claim and repeats no value.
 
-use nova_model::event::ID_MAX;
+use nova_model::event::{ID_MAX, parse_id};
 use serde_json::{Map, Value};
 
 /// Largest subject of an admin token. It becomes the actor of audit entries.
@@ -16,7 +16,7 @@ pub type Claims = Map<String, Value>;
 /// The reason why `sub` is no viewer.
 pub fn viewer(claims: &Claims) -> Result<u64, String> {
     let id = match claims.get("sub") {
-        Some(Value::String(text)) => text.parse().ok(),
+        Some(Value::String(text)) => parse_id(text),
         Some(value) => value.as_u64(),
         None => return Err(missing("sub")),
     };
@@ -100,6 +100,10 @@ mod tests {
             json!("99999999999999999999999"),
             json!(""),
             json!("alice"),
+            json!("+7"),
+            json!("-7"),
+            json!(" 7"),
+            json!("７"),
             json!(null),
             json!(true),
             json!([7]),

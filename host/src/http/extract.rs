@@ -12,7 +12,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::Uri;
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use nova_model::event::ID_MAX;
+use nova_model::event::{ID_MAX, parse_id};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,8 +139,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Path(id) = Path::<String>::from_request_parts(parts, state).await?;
-        let id = id.parse().ok().filter(|id| (1..=ID_MAX).contains(id));
-        id.map(Self).ok_or_else(|| {
+        parse_id(&id).map(Self).ok_or_else(|| {
             Problem::invalid_field("id", format!("must be an integer, 1 … {ID_MAX}"))
         })
     }

@@ -61,18 +61,25 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
+        .allow_methods([
+            Method::GET,
+            Method::POST,
+            Method::PUT,
+            Method::DELETE,
+            Method::OPTIONS,
+        ])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED_HEADERS)
         .max_age(CORS_MAX_AGE)
 }
 
-/// Routes whose answers show the registry. Their `ETag` is its revision.
+/// Routes whose answers show the registry. Their `ETag` is its revision. Answers that change while
+/// the registry does not, such as the failures of a policy, have none.
 const REGISTRY_ROUTES: [&str; 4] = [
     "/admin/v1/policies",
-    "/admin/v1/experiments/",
-    "/admin/v1/cohorts/",
-    "/admin/v1/flags/",
+    "/admin/v1/experiments/{key}",
+    "/admin/v1/cohorts/{key}",
+    "/admin/v1/flags/{name}",
 ];
 
 /// Returns the `ETag` of an answer that shows the registry, before the answer is made. If the
@@ -80,8 +87,7 @@ const REGISTRY_ROUTES: [&str; 4] = [
 /// is refused without need. A newer tag would let it overwrite the other change.
 fn registry_tag(app: &App, method: &Method, endpoint: Option<&MatchedPath>) -> Option<HeaderValue> {
     let endpoint = endpoint?.as_str();
-    let mut routes = REGISTRY_ROUTES.iter();
-    let is_read = *method == Method::GET && routes.any(|route| endpoint.starts_with(route));
+    let is_read = *method == Method::GET && REGISTRY_ROUTES.contains(&endpoint);
     is_read.then(|| HeaderValue::try_from(etag(app.deploy.revision())).ok())?
 }
 

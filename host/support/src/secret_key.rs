@@ -8,13 +8,17 @@ pub const KEY_BYTES_MIN: usize = 32;
 const DIFFERENT_BYTES_MIN: usize = 6;
 /// Parts of texts that stand in examples where a key belongs, in lower case and without
 /// punctuation.
-const PLACEHOLDERS: [&str; 6] = [
+const PLACEHOLDERS: [&str; 10] = [
     "changeme",
     "changethis",
     "replaceme",
     "placeholder",
     "yoursecret",
     "yourkey",
+    "supersecret",
+    "atleast32",
+    "atleast256bit",
+    "256bitsecret",
 ];
 
 /// A key that passed the checks of [`SecretKey::new`].
@@ -126,7 +130,7 @@ mod tests {
     fn keys_that_can_be_guessed_are_refused_with_the_reason() {
         let repeated = "correct horse battery ".repeat(3);
         let bytes: Vec<u8> = (0..64).collect();
-        let cases: [(&[u8], WeakKey); 14] = [
+        let cases: [(&[u8], WeakKey); 18] = [
             (b"", WeakKey::Empty),
             (b"hunter2", WeakKey::Short(7)),
             (&[0x5a; 31], WeakKey::Short(31)),
@@ -147,6 +151,19 @@ mod tests {
                 WeakKey::Placeholder,
             ),
             (b"<your-secret-key>", WeakKey::Placeholder),
+            (
+                b"super-secret-jwt-token-for-development",
+                WeakKey::Placeholder,
+            ),
+            (
+                b"a-string-secret-at-least-256-bits-long",
+                WeakKey::Placeholder,
+            ),
+            (
+                b"jwt-token-with-at-least-32-characters!",
+                WeakKey::Placeholder,
+            ),
+            (b"your-256-bit-secret", WeakKey::Placeholder),
         ];
         for (key, reason) in cases {
             let refused = SecretKey::new(key.to_vec()).map(|_| ());

@@ -1,7 +1,7 @@
 //! Checks of the audit log while the host runs, whenever the log has a new end.
 
 use super::Deploy;
-use crate::audit_watch::{AuditWatch, Finding};
+use crate::audit_watch::{AuditWatch, Finding, Remembered};
 use nova_model::audit::Verified;
 use nova_model::audit_head::AuditHead;
 use nova_support::metrics::METRICS;
@@ -18,7 +18,7 @@ const RETRY_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditReport {
     /// The entry up to which this host read the log without a finding.
-    pub remembered: Option<AuditHead>,
+    pub remembered: Option<Remembered>,
     pub finding: Option<Finding>,
     /// True if this host has a key to check and authenticate entries.
     pub has_keys: bool,
@@ -75,7 +75,8 @@ impl Deploy {
     fn report(&self, watch: &AuditWatch, checked: Result<Verified, Finding>) {
         let before = self.audit_report.load_full();
         let now = AuditReport {
-            remembered: watch.remembered(),
+            // A memory that cannot be read is the finding of the check.
+            remembered: watch.remembered().unwrap_or_default(),
             finding: checked.as_ref().err().cloned(),
             has_keys: watch.has_keys(),
         };

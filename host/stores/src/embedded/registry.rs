@@ -87,7 +87,10 @@ impl Registry for SqliteRegistry {
     }
 
     async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
-        let insert = "INSERT OR IGNORE INTO policy_modules (digest, bytes) VALUES (?, ?)";
+        // Damaged bytes are replaced.
+        let insert = "INSERT INTO policy_modules (digest, bytes) VALUES (?, ?) \
+             ON CONFLICT (digest) DO UPDATE SET bytes = excluded.bytes \
+             WHERE policy_modules.bytes IS NOT excluded.bytes";
         let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
         insert.execute(&self.writer).await.map_err(unavailable)?;
         Ok(())

@@ -2,10 +2,9 @@
 
 use chrono::DateTime;
 use csv::StringRecord;
+use nova_model::event::{self, ID_MAX, parse_digits};
 use nova_model::time::UnixMs;
 
-/// The largest id, 2^53 − 1, which a JavaScript client can still read exactly.
-const MAX_ID: u64 = (1 << 53) - 1;
 /// 2100-01-01T00:00:00Z.
 const END_OF_TIMES_MS: UnixMs = 4_102_444_800_000;
 
@@ -123,20 +122,8 @@ impl<'a> Row<'a> {
     }
 }
 
-fn parse_digits(text: &str) -> Option<u64> {
-    // `parse` alone would accept a plus sign.
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
-}
-
 pub(super) fn parse_id(text: &str) -> Result<u64, String> {
-    match parse_digits(text) {
-        Some(id) if (1..=MAX_ID).contains(&id) => Ok(id),
-        _ => Err(format!("{text:?} is not an id from 1 to {MAX_ID}")),
-    }
+    event::parse_id(text).ok_or_else(|| format!("{text:?} is not an id from 1 to {ID_MAX}"))
 }
 
 /// Converts RFC 3339 to milliseconds. Returns `None` for anything else and for times outside of

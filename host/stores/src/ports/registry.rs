@@ -46,8 +46,9 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
         expected_revision: i64,
     ) -> Result<i64, RegistryError>;
 
-    /// Stores a module, unless it is there. This is not a part of the publication, because the
-    /// transfer may take seconds, and no other change may have to wait for it.
+    /// Stores a module, unless its bytes are there. Damaged bytes are replaced. This is not a part
+    /// of the publication, because the transfer may take seconds, and no other change may have to
+    /// wait for it.
     async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError>;
 
     /// Returns the stored bytes of a module, which may be damaged. Use [`Registry::module`].

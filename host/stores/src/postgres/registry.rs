@@ -188,11 +188,16 @@ impl Registry for PostgresRegistry {
     async fn store_module(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let store = async {
             let connection = &mut *self.modules_pool.acquire().await?;
-            if connection.has_module(digest).await? {
+            let is_intact = "SELECT sha256(bytes) = $2 FROM policy_modules WHERE digest = $1";
+            let is_intact = sqlx::query_scalar(is_intact)
+                .bind(digest.to_string())
+                .bind(digest.as_bytes().as_slice());
+            if is_intact.fetch_optional(&mut *connection).await? == Some(true) {
                 return Ok(());
             }
-            let insert =
-                "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            // Damaged bytes are replaced.
+            let insert = "INSERT INTO policy_modules (digest, bytes) VALUES ($1, $2) \
+                 ON CONFLICT (digest) DO UPDATE SET bytes = excluded.bytes";
             let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
             insert.execute(connection).await?;
             Ok(())
