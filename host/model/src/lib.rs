@@ -25,6 +25,7 @@ pub mod reconcile;
 pub mod registry;
 pub mod slowness;
 pub mod snapshot;
+pub mod text;
 pub mod time;
 pub mod touched;
 pub mod user;

@@ -1,13 +1,22 @@
 //! Cohorts: named rules over viewer ids and attributes. Pure; attributes and time are passed in.
 
+use crate::event::ID_MAX;
+use crate::text::KEY;
 use crate::time::{DAY_MS, UnixMs};
 use crate::user::ViewerAttributes;
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// Deepest nesting of a rule. The limit bounds the cost of evaluating one.
 const DEPTH_MAX: usize = 16;
+/// Most conditions of one rule, at all levels together.
+const CONDITIONS_MAX: usize = 1_000;
+/// Most viewers that one rule may list, at all levels together.
+const IDS_MAX: usize = 100_000;
+/// Most values of one condition.
+const VALUES_MAX: usize = 1_000;
 
 /// A rule, in the JSON form of the PUT request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -42,7 +51,9 @@ pub struct All {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ids {
-    ids: Vec<u64>,
+    /// A set, because a lookup must not take longer for a long list.
+    #[schema(value_type = Vec<u64>)]
+    ids: BTreeSet<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -88,27 +99,33 @@ impl Rule {
         Self::All(All { all: true })
     }
 
-    /// Checks that every condition is meaningful and that the rule does not nest too deeply.
+    /// Checks that every condition is meaningful and that the rule is neither too deep nor too
+    /// large.
     ///
     /// # Errors
     /// An explanation of the mistake, for the author of the rule.
     pub fn check(&self) -> Result<(), String> {
-        self.check_at(0)
+        self.check_at(0, &mut Size::default())
     }
 
-    fn check_at(&self, depth: usize) -> Result<(), String> {
+    fn check_at(&self, depth: usize, size: &mut Size) -> Result<(), String> {
         if depth > DEPTH_MAX {
             return Err(format!(
                 "rules are nested more than {DEPTH_MAX} levels deep"
             ));
         }
+        size.add(self)?;
         match self {
-            Rule::All(_) | Rule::Ids(_) => Ok(()),
+            Rule::All(_) => Ok(()),
+            Rule::Ids(Ids { ids }) => match ids.iter().find(|id| !(1..=ID_MAX).contains(*id)) {
+                None => Ok(()),
+                Some(id) => Err(format!("{id} is not a viewer id, 1 … {ID_MAX}")),
+            },
             Rule::Attribute(condition) => condition.check(),
-            Rule::And(And { and: rules }) | Rule::Or(Or { or: rules }) => {
-                rules.iter().try_for_each(|rule| rule.check_at(depth + 1))
-            }
-            Rule::Not(Not { not }) => not.check_at(depth + 1),
+            Rule::And(And { and: rules }) | Rule::Or(Or { or: rules }) => rules
+                .iter()
+                .try_for_each(|rule| rule.check_at(depth + 1, size)),
+            Rule::Not(Not { not }) => not.check_at(depth + 1, size),
         }
     }
 
@@ -147,8 +164,39 @@ impl Rule {
     }
 }
 
+/// What a rule holds, at all levels together.
+#[derive(Debug, Default)]
+struct Size {
+    conditions: usize,
+    ids: usize,
+}
+
+impl Size {
+    fn add(&mut self, rule: &Rule) -> Result<(), String> {
+        self.conditions += 1;
+        if let Rule::Ids(Ids { ids }) = rule {
+            self.ids += ids.len();
+        }
+        if self.conditions > CONDITIONS_MAX {
+            return Err(format!("has more than {CONDITIONS_MAX} conditions"));
+        }
+        if self.ids > IDS_MAX {
+            return Err(format!("lists more than {IDS_MAX} viewers"));
+        }
+        Ok(())
+    }
+}
+
 impl Condition {
     fn check(&self) -> Result<(), String> {
+        let values = self.within.as_deref().unwrap_or_default();
+        if values.len() > VALUES_MAX {
+            return Err(format!("`in` has more than {VALUES_MAX} values"));
+        }
+        for value in values {
+            KEY.check(value)
+                .map_err(|message| format!("a value of `in` {message}"))?;
+        }
         let numeric = self.attribute == Attribute::AccountAgeDays;
         match (&self.within, self.lt.or(self.gte)) {
             (Some(_), None) if !numeric => Ok(()),
@@ -243,6 +291,22 @@ mod tests {
                 serde_json::from_str::<Rule>(json).unwrap().check().is_err(),
                 "{json}"
             );
+        }
+        for json in [
+            r#"{"ids": [0]}"#.to_owned(),
+            r#"{"ids": [9007199254740992]}"#.to_owned(),
+            format!(r#"{{"ids": {:?}}}"#, (1..=100_001).collect::<Vec<u64>>()),
+            format!(
+                r#"{{"attribute": "country", "in": ["{}"]}}"#,
+                "x".repeat(101)
+            ),
+            format!(
+                r#"{{"and": [{}]}}"#,
+                vec![r#"{"all": true}"#; 1_000].join(",")
+            ),
+        ] {
+            let refused = serde_json::from_str::<Rule>(&json).unwrap().check();
+            assert!(refused.is_err(), "{}", &json[..40.min(json.len())]);
         }
         for json in [
             r#"{"al": true}"#,

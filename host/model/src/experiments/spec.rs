@@ -4,10 +4,13 @@ use super::assignment::{BucketRange, bucket_ranges};
 use crate::artifact::PerStage;
 use crate::artifact::{PolicyRef, remove_negative_zero};
 use crate::invalid_field::InvalidField;
+use crate::text::{DESCRIPTION, KEY, TextKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub const VARIATIONS_MAX: usize = 100;
+/// Most viewers that one experiment may force into a variation.
+const OVERRIDES_MAX: usize = 10_000;
 /// Largest accepted difference of the weights' sum from 1. It only allows for rounding of
 /// weights such as 0.333333.
 const WEIGHT_SUM_TOLERANCE: f64 = 2e-6;
@@ -140,6 +143,18 @@ impl ExperimentSpec {
     pub fn check(&self) -> Vec<InvalidField> {
         let mut errors = Vec::new();
         let mut refuse = |field: String, message: String| errors.push((field, message));
+        for (field, text, kind) in self.texts() {
+            if let Err(message) = kind.check(text) {
+                refuse(field, message);
+            }
+        }
+        if self.overrides.len() > OVERRIDES_MAX {
+            refuse(
+                "overrides".into(),
+                format!("has more than {OVERRIDES_MAX} viewers"),
+            );
+            return errors;
+        }
         if !(1..=2).contains(&self.hash_version) {
             refuse("hash_version".into(), "must be 1 or 2".into());
         }
@@ -203,6 +218,27 @@ impl ExperimentSpec {
             }
         }
         errors
+    }
+
+    /// Returns every text of the definition with its path. The texts that name something which
+    /// exists elsewhere are not here, because what they name is checked.
+    fn texts(&self) -> Vec<(String, &str, TextKind)> {
+        let mut texts = vec![
+            (
+                "description".to_owned(),
+                self.description.as_str(),
+                DESCRIPTION,
+            ),
+            ("cohort".to_owned(), self.cohort.as_str(), KEY),
+        ];
+        let seed = self.seed.as_deref();
+        texts.extend(seed.map(|seed| ("seed".to_owned(), seed, KEY)));
+        let namespace = self.namespace.as_ref();
+        texts.extend(namespace.map(|of| ("namespace.id".to_owned(), of.id.as_str(), KEY)));
+        for (at, variation) in self.variations.iter().enumerate() {
+            texts.push((format!("variations[{at}].key"), &variation.key, KEY));
+        }
+        texts
     }
 
     /// Returns the same experiment with 0 in place of every -0, as a policy that is published.
@@ -272,6 +308,33 @@ mod tests {
                 "overrides.x"
             ]
         );
+    }
+
+    #[test]
+    fn every_text_has_a_bound() {
+        let mut long = two([0.5, 0.5]);
+        long.description = "x".repeat(4_097);
+        long.seed = Some("a\u{0}b".into());
+        long.cohort = "c".repeat(101);
+        long.namespace = Some(Namespace {
+            id: "n".repeat(101),
+            range: (0.0, 1.0),
+        });
+        long.variations[1].key = "v".repeat(101);
+        let fields: Vec<String> = long.check().into_iter().map(|(field, _)| field).collect();
+        let expected = [
+            "description",
+            "cohort",
+            "seed",
+            "namespace.id",
+            "variations[1].key",
+        ];
+        assert_eq!(fields, expected);
+        let mut many = two([0.5, 0.5]);
+        many.overrides = (0..=10_000)
+            .map(|id| (id.to_string(), "a".into()))
+            .collect();
+        assert_eq!(many.check()[0].0, "overrides");
     }
 
     #[test]
