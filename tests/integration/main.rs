@@ -22,6 +22,7 @@ mod fault_proxy;
 mod feed;
 mod harness;
 mod hostile;
+mod hostile_requests;
 mod import_command;
 mod languages;
 mod lifecycle;

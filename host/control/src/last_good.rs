@@ -225,13 +225,14 @@ impl<R: Registry> Registry for LastGood<R> {
                 self.answered.store(true, Ordering::Release);
                 Ok(state)
             }
-            Err(RegistryError::Unavailable(cause)) if !self.answered.load(Ordering::Acquire) => {
+            // A registry that cannot be read is as good as none.
+            Err(cause) if !self.answered.load(Ordering::Acquire) => {
                 let Some(state) = self.kept_state() else {
-                    return Err(RegistryError::Unavailable(cause));
+                    return Err(cause);
                 };
                 tracing::warn!(
                     revision = state.revision,
-                    cause = format!("{cause:#}"),
+                    %cause,
                     "the registry does not answer; serving the last state that was saved on disk"
                 );
                 Ok(state)

@@ -15,20 +15,33 @@ use nova_stores::embedded::registry::SqliteRegistry;
 use nova_stores::ports::registry::{Registry, RegistryError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+
+/// What a host's calls to the registry meet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Way {
+    #[default]
+    Open,
+    CutOff,
+    /// The registry can be read and takes no change for now, as during a failover.
+    ReadOnly,
+    /// The registry can be read and refuses every change, as without a grant.
+    Refusing,
+    /// The registry refuses every change but entries of the audit log alone.
+    RefusingAllButEntries,
+}
 
 /// A registry that a test can make unavailable.
 #[derive(Debug, Clone)]
 pub struct Distant {
     registry: Arc<Mutex<SqliteRegistry>>,
-    cut_off: Arc<AtomicBool>,
+    way: Arc<Mutex<Way>>,
     present: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Distant {
     fn connected(&self) -> Result<SqliteRegistry, RegistryError> {
-        if self.cut_off.load(Ordering::Acquire) {
+        if *self.way.lock().unwrap() == Way::CutOff {
             Err(RegistryError::Unavailable(anyhow::anyhow!("cut off")))
         } else {
             Ok(self.registry.lock().unwrap().clone())
@@ -52,6 +65,16 @@ impl Registry for Distant {
         actor: &str,
         revision: i64,
     ) -> Result<i64, RegistryError> {
+        let way = *self.way.lock().unwrap();
+        let refused = || RegistryError::Refused(anyhow::anyhow!("permission denied"));
+        match (way, change) {
+            (Way::ReadOnly, _) => {
+                return Err(RegistryError::Unavailable(anyhow::anyhow!("read-only")));
+            }
+            (Way::RefusingAllButEntries, Change::Dropped { .. }) => {}
+            (Way::Refusing | Way::RefusingAllButEntries, _) => return Err(refused()),
+            (Way::Open | Way::CutOff, _) => {}
+        }
         self.connected()?.apply(change, actor, revision).await
     }
 
@@ -86,7 +109,7 @@ pub struct Fleet {
     /// The registry that the hosts reach.
     reached: Arc<Mutex<SqliteRegistry>>,
     directory: tempfile::TempDir,
-    cut_off: Mutex<BTreeMap<String, Arc<AtomicBool>>>,
+    ways: Mutex<BTreeMap<String, Arc<Mutex<Way>>>>,
     /// Hosts that the registry saw. A test adds and removes them.
     pub present: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -100,7 +123,7 @@ impl Fleet {
             reached: Arc::new(Mutex::new(registry.clone())),
             registry,
             directory,
-            cut_off: Mutex::default(),
+            ways: Mutex::default(),
             present: Arc::default(),
         }
     }
@@ -115,18 +138,23 @@ impl Fleet {
     }
 
     pub fn cut_off(&self, host: &str, cut_off: bool) {
-        self.switch(host).store(cut_off, Ordering::Release);
+        let way = if cut_off { Way::CutOff } else { Way::Open };
+        self.set_way(host, way);
     }
 
-    fn switch(&self, host: &str) -> Arc<AtomicBool> {
-        let mut switches = self.cut_off.lock().unwrap();
-        switches.entry(host.to_owned()).or_default().clone()
+    pub fn set_way(&self, host: &str, way: Way) {
+        *self.way(host).lock().unwrap() = way;
+    }
+
+    fn way(&self, host: &str) -> Arc<Mutex<Way>> {
+        let mut ways = self.ways.lock().unwrap();
+        ways.entry(host.to_owned()).or_default().clone()
     }
 
     pub fn last_good(&self, host: &str) -> LastGood<Distant> {
         let registry = Distant {
             registry: self.reached.clone(),
-            cut_off: self.switch(host),
+            way: self.way(host),
             present: self.present.clone(),
         };
         LastGood::for_host(registry, &self.data_dir(host), host.to_owned()).unwrap()

@@ -339,6 +339,23 @@ pub fn local_lines(changes: &[Value]) -> String {
     changes.iter().map(line).collect()
 }
 
+/// Formats the changes of this host that the registry refused for good.
+pub fn set_aside_lines(changes: &[Value]) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let line = |entry: &Value| {
+        format!(
+            "set aside at {} and not in force: {} {} by {} at {}: {}\n",
+            text(&entry["set_aside_at"]),
+            text(&entry["change"]["action"]).replace('_', " "),
+            text(&entry["subject"]),
+            text(&entry["actor"]),
+            text(&entry["at"]),
+            text(&entry["reason"])
+        )
+    };
+    changes.iter().map(line).collect()
+}
+
 /// Largest number of characters that a detail takes in a line.
 const DETAIL_CHARACTERS: usize = 80;
 

@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use nova_control::deploy::{Deploy, DeployError};
+use nova_control::offline::SetAside;
 use nova_model::audit::{AuditEntry, AuditPage};
 use nova_model::audit_head::AuditHead;
 use nova_model::local_change::{Intent, LocalChange};
@@ -43,14 +44,43 @@ pub struct LocalChangeEntry {
 
 impl LocalChangeEntry {
     pub fn all(deploy: &Deploy) -> Vec<Self> {
-        let entry = |local: LocalChange| Self {
+        deploy.local_changes().into_iter().map(Self::from).collect()
+    }
+}
+
+impl From<LocalChange> for LocalChangeEntry {
+    fn from(local: LocalChange) -> Self {
+        Self {
             id: local.id,
             at: nova_model::time::utc(local.made_at_ms),
             actor: local.actor,
             subject: local.intent.subject(),
             change: local.intent,
+        }
+    }
+}
+
+/// A change of this host that the registry refused for good. It is not in force.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SetAsideEntry {
+    #[serde(flatten)]
+    pub local_change: LocalChangeEntry,
+    /// The registry's reason.
+    pub reason: String,
+    pub set_aside_at: DateTime<Utc>,
+    /// True if the audit log has an entry about it.
+    pub is_audited: bool,
+}
+
+impl SetAsideEntry {
+    pub fn all(deploy: &Deploy) -> Vec<Self> {
+        let entry = |aside: SetAside| Self {
+            local_change: aside.change.into(),
+            reason: aside.reason,
+            set_aside_at: nova_model::time::utc(aside.at_ms),
+            is_audited: aside.is_audited,
         };
-        deploy.local_changes().into_iter().map(entry).collect()
+        deploy.set_aside().into_iter().map(entry).collect()
     }
 }
 

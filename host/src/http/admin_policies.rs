@@ -1,6 +1,6 @@
 //! Routes that publish, activate and roll back policies.
 
-use super::admin_audit::LocalChangeEntry;
+use super::admin_audit::{LocalChangeEntry, SetAsideEntry};
 use super::auth::{Admin, IfMatch, Operate, Read, Upload};
 use super::extract::{Json as JsonBody, OptionalJson, Path, Query, read_body};
 use crate::app::App;
@@ -74,6 +74,10 @@ pub struct PolicyList {
     /// not have yet, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub local_changes: Vec<LocalChangeEntry>,
+    /// The newest changes of this host that the registry refused for good, oldest first. They are
+    /// not in force.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub set_aside_changes: Vec<SetAsideEntry>,
     /// Calls, failures and latency of the serving policies on this host. Null if no host is
     /// running.
     pub serving: Option<ServingStatus>,
@@ -191,6 +195,7 @@ impl PolicyList {
             active: serving.active.spec.policy.clone(),
             previous: rollback_targets(&serving.state).next().cloned(),
             local_changes: LocalChangeEntry::all(deploy),
+            set_aside_changes: SetAsideEntry::all(deploy),
             serving: None,
             next,
         }

@@ -1,6 +1,6 @@
 //! Debug routes: one viewer's cache, one post's counters, and the state of the host.
 
-use super::admin_audit::LocalChangeEntry;
+use super::admin_audit::{LocalChangeEntry, SetAsideEntry};
 use super::auth::{Admin, Operate, Read};
 use super::extract::Id;
 use crate::app::App;
@@ -125,6 +125,8 @@ pub struct SystemState {
     /// Changes that this host made while the registry was unavailable and that the registry does
     /// not have yet.
     pub local_changes: Vec<LocalChangeEntry>,
+    /// The newest changes of this host that the registry refused for good. They are not in force.
+    pub set_aside_changes: Vec<SetAsideEntry>,
     pub active: String,
     pub warm: Vec<String>,
     pub running_experiments: Vec<String>,
@@ -158,6 +160,7 @@ pub async fn system_state(
             .collect(),
         registry_revision: serving.state.revision,
         local_changes: LocalChangeEntry::all(&app.deploy),
+        set_aside_changes: SetAsideEntry::all(&app.deploy),
         active: serving.active.spec.policy.to_string(),
         warm: serving
             .warm

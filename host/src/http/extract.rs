@@ -107,11 +107,30 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let bytes = read_body(request.into_body(), app.live().limits.body_bytes_max).await?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| Problem::malformed(error.to_string()))
+        parse(&bytes).map(Self)
     }
 }
+
+/// Parses a JSON text that contains exactly one value.
+///
+/// # Errors
+/// 400 that names the field, as far as the text could be read.
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(json).map_err(|error| {
+        // Read a second time, so that only bodies with an error pay for the path.
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+            Ok(_) => Problem::malformed(error.to_string()),
+            Err(at) => {
+                let path: String = at.path().to_string().chars().take(PATH_CHARS_MAX).collect();
+                Problem::malformed_at(&path, error.to_string())
+            }
+        }
+    })
+}
+
+/// Longest path of a field that an error repeats.
+const PATH_CHARS_MAX: usize = 100;
 
 /// A JSON body, or an empty one, which is the default value.
 #[derive(Debug)]
@@ -125,8 +144,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJson<T> {
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        let read = serde_json::from_slice(&bytes).map(Self);
-        read.map_err(|error| Problem::malformed(error.to_string()))
+        parse(&bytes).map(Self)
     }
 }
 

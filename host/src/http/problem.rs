@@ -130,10 +130,15 @@ impl Problem {
     }
 
     pub fn malformed(detail: impl Into<String>) -> Self {
+        Self::malformed_at(".", detail)
+    }
+
+    /// Returns a 400 for a body with an error at this path. `.` is the whole body.
+    pub fn malformed_at(path: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        let errors = vec![FieldError::new("body", &detail)];
+        let field = if path == "." { "body" } else { path };
         Self {
-            errors,
+            errors: vec![FieldError::new(field, &detail)],
             ..Self::new(
                 StatusCode::BAD_REQUEST,
                 "malformed-body",
@@ -310,6 +315,21 @@ impl From<DeployError> for Problem {
                 );
                 Self::unavailable(
                     "the change is recorded, but not yet in force on this host; the host applies it automatically",
+                )
+            }
+            DeployError::RegistryRefused(cause) => {
+                tracing::error!(
+                    cause = format!("{cause:#}"),
+                    "the registry refused a change; answering 500"
+                );
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "registry-refused",
+                    "Registry refused",
+                    format!(
+                        "the policy registry refused this and would refuse it again; nothing was changed: {}",
+                        cause.root_cause()
+                    ),
                 )
             }
             DeployError::Unavailable(cause) => {

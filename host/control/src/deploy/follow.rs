@@ -136,7 +136,13 @@ impl Deploy {
             self.refresh().await?;
         }
         if self.offline.is_unreconciled() {
-            self.record_quarantines().await?;
+            match self.record_quarantines().await {
+                Err(refused) if refused.is_refused_by_registry() => tracing::error!(
+                    error = %refused,
+                    "the registry refuses what this host decided about a failing policy; it applies on this host only, trying again in a minute"
+                ),
+                recorded => recorded?,
+            }
         }
         Ok(())
     }

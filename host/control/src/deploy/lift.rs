@@ -2,6 +2,7 @@
 //! their own service.
 
 use super::attempt::Attempts;
+use super::error::check_reason;
 use super::{Author, Deploy, DeployError, Published};
 use nova_model::artifact::{Digest, PolicyRef};
 use nova_model::lifecycle::digests_to_lift;
@@ -22,6 +23,7 @@ impl Deploy {
         reason: &str,
         author: impl Into<Author<'a>>,
     ) -> Result<Published, DeployError> {
+        check_reason(reason)?;
         let author = author.into();
         let mut attempts = Attempts::new();
         loop {

@@ -39,6 +39,11 @@
 //! When the registry answers again, the next change or the following task reconciles: it writes
 //! the local changes to the registry, oldest first, or records there that they were dropped.
 //!
+//! **The registry refuses.** A change that it would refuse again (a missing grant, a violated
+//! constraint, no audit key) is made nowhere, and the caller gets the reason. A local change that it
+//! refuses is set aside on this host's disk, where an operator finds it, and is no longer in
+//! force. The host goes on following.
+//!
 //! **Quarantine** takes the steps in the opposite order, so that it never waits for the registry:
 //! it swaps the policy out first, without the lock `changing`, and is recorded afterwards. Its
 //! consequences (a rollback, paused experiments) follow from the state alone, so any host records
@@ -93,6 +98,9 @@ mod publish;
 mod published;
 mod quarantine;
 mod record;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod refusal_tests;
 mod rollback;
 mod serving;
 mod status;
@@ -107,7 +115,7 @@ pub use serving::Serving;
 pub use status::{OutOfService, ServingStatus};
 
 use crate::loader::{Loader, Overrides};
-use crate::offline::{HostRegistry, Offline};
+use crate::offline::{HostRegistry, Offline, SetAside};
 use admissions::Admissions;
 use arc_swap::ArcSwap;
 use nova_model::artifact::PolicyRef;
@@ -181,10 +189,14 @@ impl Deploy {
             is_development,
         };
         match deploy.prepare().await {
-            Err(DeployError::Unavailable(cause) | DeployError::Recorded(cause)) => tracing::warn!(
+            Err(
+                DeployError::Unavailable(cause)
+                | DeployError::Recorded(cause)
+                | DeployError::RegistryRefused(cause),
+            ) => tracing::warn!(
                 cause = format!("{cause:#}"),
                 policy = %deploy.serving().active.spec.policy,
-                "the registry does not answer; trying again every second"
+                "the registry does not answer or refuses changes; trying again every second"
             ),
             other => other?,
         }
@@ -229,6 +241,12 @@ impl Deploy {
     /// registry yet, oldest first.
     pub fn local_changes(&self) -> Vec<LocalChange> {
         self.offline.local_changes()
+    }
+
+    /// Changes of this host that the registry refused for good, oldest first. They are not in
+    /// force.
+    pub fn set_aside(&self) -> Vec<SetAside> {
+        self.offline.set_aside()
     }
 
     /// Returns the revision of the registry that this host serves.

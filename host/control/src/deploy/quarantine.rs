@@ -2,6 +2,7 @@
 //! this host at once, and reach the registry afterwards. The reason for this order is in
 //! `deploy/mod.rs`.
 
+use super::error::check_reason;
 use super::{Deploy, DeployError, Published, Scope};
 use crate::loader::require_published;
 use nova_model::artifact::{Digest, PolicyRef};
@@ -20,13 +21,15 @@ impl Deploy {
     /// The registry receives it when it is available again.
     ///
     /// # Errors
-    /// Fails if the policy is not published.
+    /// Fails if the policy is not published, or if the registry refuses the quarantine. It then
+    /// applies nowhere.
     pub async fn quarantine(
         &self,
         policy: &PolicyRef,
         reason: &str,
         actor: &str,
     ) -> Result<(Published, Scope), DeployError> {
+        check_reason(reason)?;
         let digest = require_published(&self.serving().state, policy)?.digest;
         self.quarantine_here(digest, policy, reason, actor).await;
         let changing = self.begin_change().await;
@@ -35,6 +38,11 @@ impl Deploy {
         self.save_state().await;
         let scope = match recorded {
             Ok(()) => Scope::Everywhere,
+            Err(refused) if refused.is_refused_by_registry() => {
+                self.offline.forget_quarantine(digest);
+                self.refresh().await.map_err(DeployError::Unavailable)?;
+                return Err(refused);
+            }
             Err(error) => {
                 tracing::warn!(%error, %policy, "could not record a quarantine in the registry; it applies on this host only, and is recorded when the registry answers");
                 Scope::ThisHost

@@ -2,7 +2,7 @@
 //! while the registry is unavailable. The protocol is in `deploy/mod.rs`.
 
 use super::{Deploy, DeployError, Scope};
-use crate::offline::RegistryUnavailable;
+use crate::offline::{RegistryUnavailable, Settled};
 use nova_model::local_change::Intent;
 use nova_model::registry::Change;
 use nova_stores::ports::registry::RegistryError;
@@ -27,7 +27,7 @@ impl Deploy {
 
     /// Records a change and puts it in force. When this returns, the change applies on this
     /// host. While the registry does not answer, some kinds of changes are made on this host
-    /// only.
+    /// only. A change that the registry refused is made nowhere.
     pub(super) async fn carry_out(
         &self,
         change: Change,
@@ -80,26 +80,34 @@ impl Deploy {
     }
 
     /// Applies this host's local changes to the registry in the order in which they were made,
-    /// then serves the registry's state.
+    /// then serves the registry's state. A change that the registry refuses is set aside.
     pub(super) async fn reconcile(&self) -> anyhow::Result<()> {
-        while let Some(intent) = self.offline.reconcile_next().await? {
+        let settled = self.settle_local_changes().await;
+        // Also after a failure: a registry that takes no change may still have those of other
+        // hosts.
+        self.refresh().await?;
+        settled
+    }
+
+    async fn settle_local_changes(&self) -> anyhow::Result<()> {
+        while let Some(settled) = self.offline.reconcile_next().await? {
             // This host made its later changes on top of the consequences of this quarantine, so
             // the registry needs those consequences first.
-            if matches!(intent, Intent::Quarantine { .. }) {
+            if let Settled::Reconciled(Intent::Quarantine { .. }) = settled {
                 self.record_quarantines().await?;
             }
         }
-        self.refresh().await
+        Ok(())
     }
 
     /// Writes this host's quarantines, and the changes that follow from quarantines, to the
-    /// registry. If that fails, saves the quarantines on this host's disk.
+    /// registry. If the registry does not answer, saves the quarantines on this host's disk.
     pub(super) async fn record_quarantines(&self) -> Result<(), DeployError> {
         let recorded = match self.offline.record_quarantines().await {
             Ok(()) => self.refresh().await.map_err(DeployError::Recorded),
             Err(error) => Err(error.into()),
         };
-        if recorded.is_err() {
+        if let Err(DeployError::Unavailable(_) | DeployError::Recorded(_)) = recorded {
             let saved = self.offline.save_quarantines(self.audit_head()).await;
             saved.map_err(DeployError::Unavailable)?;
         }

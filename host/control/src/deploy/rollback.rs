@@ -2,6 +2,7 @@
 //! decides which version it returns to.
 
 use super::attempt::Attempts;
+use super::error::check_reason;
 use super::{Author, Deploy, DeployError, Published, Scope};
 use nova_model::artifact::PolicyRef;
 use nova_model::lifecycle::{Event, rollback_targets, step};
@@ -20,6 +21,7 @@ impl Deploy {
         expected_active: Option<&PolicyRef>,
         author: impl Into<Author<'a>>,
     ) -> Result<(Published, Scope), DeployError> {
+        check_reason(reason)?;
         let author = author.into();
         let active = self.serving().state.activations.last().cloned();
         let mut attempts = Attempts::new();

@@ -21,10 +21,11 @@ impl From<RegistryError> for LoadError {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Unavailable(error) => LoadError::Unavailable(error),
-            // The loader only reads, and reads have no conflicts.
-            other @ (RegistryError::Conflict(_) | RegistryError::NoAuditKey(_)) => {
-                LoadError::Unavailable(other.into())
-            }
+            // The loader only reads, and reads have no conflicts. A registry that cannot be read is
+            // as good as none: the policies that are loaded serve on.
+            other @ (RegistryError::Conflict(_)
+            | RegistryError::NoAuditKey(_)
+            | RegistryError::Refused(_)) => LoadError::Unavailable(other.into()),
             damaged @ RegistryError::Damaged(_) => {
                 LoadError::Refused(Refusal::one(damaged.to_string()))
             }

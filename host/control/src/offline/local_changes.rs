@@ -1,5 +1,6 @@
 //! Storage of a host's local changes on its own disk.
 
+use super::set_aside::{SetAside, SetAsideChanges};
 use async_trait::async_trait;
 use nova_model::local_change::LocalChange;
 use nova_model::registry::RegistryState;
@@ -50,6 +51,7 @@ pub struct LocalChanges {
     /// The host's id, as in its changes.
     pub host: String,
     list: Mutex<Vec<LocalChange>>,
+    set_aside: SetAsideChanges,
 }
 
 impl LocalChanges {
@@ -64,6 +66,7 @@ impl LocalChanges {
             "changes that this host made without the registry; read the file and make them again",
         )?;
         let changes = Self {
+            set_aside: SetAsideChanges::open(directory)?,
             path,
             host,
             list: Mutex::new(list.unwrap_or_default()),
@@ -103,7 +106,7 @@ impl LocalChanges {
         self.replace(list).await
     }
 
-    /// Removes a change that was reconciled.
+    /// Removes a change that was reconciled or set aside.
     ///
     /// # Errors
     /// Fails if the disk write fails. The next reconciliation then finds the change's entry in
@@ -112,6 +115,22 @@ impl LocalChanges {
         let mut list = self.list();
         list.retain(|change| change.id != id);
         self.replace(list).await
+    }
+
+    /// The changes that the registry refused for good, oldest first. Only the newest are kept.
+    pub fn set_aside(&self) -> Vec<SetAside> {
+        self.set_aside.list()
+    }
+
+    /// Moves a change from the local changes to those that were set aside, which are not in
+    /// force.
+    ///
+    /// # Errors
+    /// Fails if a disk write fails. The change is then still a local change.
+    pub async fn move_aside(&self, change: SetAside) -> anyhow::Result<()> {
+        let id = change.change.id;
+        self.set_aside.add(change).await?;
+        self.remove(id).await
     }
 
     async fn replace(&self, list: Vec<LocalChange>) -> anyhow::Result<()> {
@@ -128,6 +147,12 @@ impl LocalChanges {
     fn show(&self) {
         let count = i64::try_from(self.locked().len()).unwrap_or(i64::MAX);
         METRICS.registry_local_changes.set(count);
+        // The series exist from the start, so that a first increment counts.
+        for outcome in ["applied", "dropped", "set_aside"] {
+            METRICS
+                .registry_local_changes_settled_total
+                .with_label_values(&[outcome]);
+        }
     }
 }
 

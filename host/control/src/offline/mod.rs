@@ -3,7 +3,8 @@
 //! registry when it answers. Three kinds exist:
 //!
 //! - **Local changes** are rollbacks, stops and quarantines on this host's disk
-//!   ([`LocalChanges`]). The rules are in [`nova_model::local_change`].
+//!   ([`LocalChanges`]). The rules are in [`nova_model::local_change`]. A local change that the
+//!   registry refuses for good is set aside (`set_aside.rs`), so that the host goes on following.
 //! - **Quarantines decided here** are in memory until the registry has them (`quarantines.rs`).
 //!   They are saved as local changes once the registry is known to be unavailable.
 //! - **Withdrawals** are the digests that this host alone took out of service (`withdrawals.rs`).
@@ -15,9 +16,12 @@
 mod local_changes;
 mod quarantines;
 mod reconcile;
+mod set_aside;
 mod withdrawals;
 
 pub use local_changes::{HostRegistry, LocalChanges};
+pub use reconcile::Settled;
+pub use set_aside::SetAside;
 pub use withdrawals::Withdrawals;
 
 use anyhow::Context as _;
@@ -54,6 +58,8 @@ pub struct Offline {
     present_at: Mutex<Option<Instant>>,
     /// True if the registry misses a quarantine, or a change that follows from one.
     unreconciled: AtomicBool,
+    /// Time at which the registry refused what it misses.
+    refused_at: Mutex<Option<Instant>>,
     /// Wakes the task that follows the registry after a quarantine was decided here.
     reconcile_soon: Notify,
     /// True if the registry did not answer the last time this host asked it.
@@ -74,6 +80,7 @@ impl Offline {
             withdrawals,
             present_at: Mutex::default(),
             unreconciled: AtomicBool::new(false),
+            refused_at: Mutex::default(),
             reconcile_soon: Notify::new(),
             unavailable: AtomicBool::new(false),
         })
@@ -98,6 +105,12 @@ impl Offline {
     pub fn local_changes(&self) -> Vec<LocalChange> {
         let local = self.registry.local_changes();
         local.map(LocalChanges::list).unwrap_or_default()
+    }
+
+    /// Returns the changes of this host that the registry refused for good, oldest first.
+    pub fn set_aside(&self) -> Vec<SetAside> {
+        let local = self.registry.local_changes();
+        local.map(LocalChanges::set_aside).unwrap_or_default()
     }
 
     /// Reports if this change can be made on this host without the registry, and the registry

@@ -23,18 +23,29 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(10);
 /// quarantines conflict a few times.
 const QUARANTINE_ATTEMPTS: u32 = 16;
 
+/// Pause after the registry refused what this host decided. An operator may mend a missing grant
+/// or key meanwhile.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
 impl Offline {
     /// Adds a quarantine that this host decided, and wakes the task that writes it to the
     /// registry.
     pub fn quarantine(&self, digest: Digest, quarantine: Quarantine) {
         self.quarantines().insert(digest, quarantine);
+        *self.refused_at() = None;
         self.unreconciled.store(true, Ordering::Release);
         self.reconcile_soon.notify_one();
+    }
+
+    /// Forgets a quarantine that this host decided and the registry refused.
+    pub fn forget_quarantine(&self, digest: Digest) {
+        self.quarantines().remove(&digest);
     }
 
     /// Adds a withdrawal of this host, and wakes the task that reports it to the registry.
     pub fn withdraw(&self, withdrawal: OwnWithdrawal) {
         self.withdrawals.add(withdrawal);
+        *self.refused_at() = None;
         self.unreconciled.store(true, Ordering::Release);
         self.reconcile_soon.notify_one();
     }
@@ -81,9 +92,18 @@ impl Offline {
         self.reconcile_soon.notified().await;
     }
 
-    /// Reports if the registry misses a quarantine, or a change that follows from one.
+    /// Reports if the registry misses a quarantine, or a change that follows from one, and if it
+    /// has not refused it lately.
     pub fn is_unreconciled(&self) -> bool {
-        self.unreconciled.load(Ordering::Acquire)
+        let refused_at = *self.refused_at();
+        let is_refused = refused_at.is_some_and(|at| at.elapsed() < REFUSED_PAUSE);
+        self.unreconciled.load(Ordering::Acquire) && !is_refused
+    }
+
+    fn refused_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.refused_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds the quarantines decided on this host, and all changes that follow from them, to the
@@ -133,7 +153,8 @@ impl Offline {
     /// to do.
     ///
     /// # Errors
-    /// Fails if the registry does not answer. Fails at once if it did not a moment ago.
+    /// Fails if the registry does not answer or refuses the changes. Fails at once if it did not
+    /// answer a moment ago.
     pub async fn record_quarantines(&self) -> Result<(), RegistryError> {
         if self.is_unavailable() {
             return Err(RegistryError::Unavailable(RegistryUnavailable.into()));
@@ -141,7 +162,11 @@ impl Offline {
         for _ in 0..QUARANTINE_ATTEMPTS {
             match self.try_to_record_quarantines().await {
                 Err(RegistryError::Conflict(_)) => {}
-                other => return other,
+                other => {
+                    let is_refused = other.as_ref().is_err_and(RegistryError::is_permanent);
+                    *self.refused_at() = is_refused.then(Instant::now);
+                    return other;
+                }
             }
         }
         let busy = anyhow::anyhow!("other hosts keep changing the registry");

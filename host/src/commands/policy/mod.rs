@@ -8,7 +8,7 @@ mod lifecycle;
 mod replay;
 mod status;
 
-use super::audit::local_lines;
+use super::audit::{local_lines, set_aside_lines};
 use super::remote::{ChangeArguments, Step, Target, TargetArguments};
 use super::{block_on, output, progress, scaffold, table};
 use anyhow::{Context, anyhow, bail};
@@ -464,6 +464,8 @@ fn list_table(list: &Value) -> String {
         })
         .collect();
     let table = table::render(["policy", "state", "digest", "MiB", "description"], &rows);
-    let alone = list["local_changes"].as_array();
-    table + &local_lines(alone.map(Vec::as_slice).unwrap_or_default())
+    let entries = |name: &str| list[name].as_array().cloned().unwrap_or_default();
+    table
+        + &local_lines(&entries("local_changes"))
+        + &set_aside_lines(&entries("set_aside_changes"))
 }

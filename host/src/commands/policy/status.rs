@@ -1,6 +1,7 @@
 //! `nova policy status`: calls, failures and latency of the serving policies on a running host.
 
 use super::{print, text_of};
+use crate::commands::audit::set_aside_lines;
 use crate::commands::remote::{Remote, TargetArguments};
 use crate::commands::{block_on, output, table};
 use anyhow::anyhow;
@@ -58,7 +59,8 @@ async fn ask(remote: &Remote) -> anyhow::Result<Value> {
         let path = format!("/admin/v1/policies/{name}/{version}/shadow");
         other["shadow"] = remote.call(Method::GET, &path, None).await?;
     }
-    Ok(json!({ "serving": list["serving"], "others": others }))
+    let set_aside = &list["set_aside_changes"];
+    Ok(json!({ "serving": list["serving"], "others": others, "set_aside_changes": set_aside }))
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
@@ -84,6 +86,10 @@ fn render(status: &Value) -> String {
     items(&status["serving"]["out_of_service"])
         .filter(|out| out["host"].is_string())
         .for_each(|out| text.push_str(&withdrawn_line(out)));
+    let set_aside = status["set_aside_changes"].as_array();
+    text.push_str(&set_aside_lines(
+        set_aside.map(Vec::as_slice).unwrap_or_default(),
+    ));
     let window_s = &status["serving"]["window_s"];
     text.push_str(&format!(
         "calls of the last {window_s} s; left: further failures until the policy is taken out of service; MiB: memory of its instances\n"

@@ -82,7 +82,7 @@ pub(super) async fn read(
         .bind(id)
         .bind(limit)
         .bind(AUDIT_PAGE_BYTES);
-    let rows: Vec<AuditRow> = rows.fetch_all(connection).await.map_err(unavailable)?;
+    let rows: Vec<AuditRow> = rows.fetch_all(connection).await.map_err(failed)?;
     rows.into_iter()
         .map(|row| audit_entry(row).map_err(corrupt))
         .collect()
@@ -105,16 +105,20 @@ pub(super) async fn append(
         .bind(entry.mac.map(|mac| mac.to_string()))
         .execute(connection)
         .await
-        .map_err(unavailable)?;
+        .map_err(failed)?;
     Ok(())
 }
 
-pub(super) fn unavailable(error: sqlx::Error) -> RegistryError {
-    RegistryError::Unavailable(error.into())
+pub(super) fn failed(error: sqlx::Error) -> RegistryError {
+    let error = anyhow::Error::from(error);
+    match super::is_retryable(&error) {
+        true => RegistryError::Unavailable(error),
+        false => RegistryError::Refused(error),
+    }
 }
 
 pub(super) fn corrupt(error: impl std::fmt::Display) -> RegistryError {
-    RegistryError::Unavailable(anyhow::anyhow!(
+    RegistryError::Refused(anyhow::anyhow!(
         "could not decode a row of the policy registry: {error}"
     ))
 }

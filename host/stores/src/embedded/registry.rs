@@ -1,6 +1,6 @@
 //! The policy registry in SQLite, in the same file as the data.
 
-use super::audit::{self, corrupt, unavailable};
+use super::audit::{self, corrupt, failed};
 use super::{EmbeddedStore, to_sql};
 use crate::ports::registry::{Registry, RegistryError};
 use crate::registry::{Applied, Transaction, Write, apply};
@@ -59,12 +59,12 @@ impl SqliteRegistry {
 impl Registry for SqliteRegistry {
     async fn load(&self) -> Result<RegistryState, RegistryError> {
         // One read transaction, because all parts must belong to one revision.
-        let mut tx = self.reader.begin().await.map_err(unavailable)?;
+        let mut tx = self.reader.begin().await.map_err(failed)?;
         self.known.load(&mut *tx).await
     }
 
     async fn head(&self) -> Result<AuditHead, RegistryError> {
-        head(&mut *self.reader.acquire().await.map_err(unavailable)?).await
+        head(&mut *self.reader.acquire().await.map_err(failed)?).await
     }
 
     async fn apply(
@@ -78,10 +78,10 @@ impl Registry for SqliteRegistry {
             .writer
             .begin_with("BEGIN IMMEDIATE")
             .await
-            .map_err(unavailable)?;
+            .map_err(failed)?;
         let applied = apply(&mut *tx, change, actor, expected_revision, &self.keys).await?;
         if let Applied::At(_) = applied {
-            tx.commit().await.map_err(unavailable)?;
+            tx.commit().await.map_err(failed)?;
         }
         applied.revision()
     }
@@ -92,7 +92,7 @@ impl Registry for SqliteRegistry {
              ON CONFLICT (digest) DO UPDATE SET bytes = excluded.bytes \
              WHERE policy_modules.bytes IS NOT excluded.bytes";
         let insert = sqlx::query(insert).bind(digest.to_string()).bind(bytes);
-        insert.execute(&self.writer).await.map_err(unavailable)?;
+        insert.execute(&self.writer).await.map_err(failed)?;
         Ok(())
     }
 
@@ -101,12 +101,12 @@ impl Registry for SqliteRegistry {
             .bind(digest.to_string())
             .fetch_optional(&self.reader)
             .await
-            .map_err(unavailable)
+            .map_err(failed)
     }
 
     async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
         let all = sqlx::query_as("SELECT digest, octet_length(bytes) FROM policy_modules");
-        let rows: Vec<(String, i64)> = all.fetch_all(&self.reader).await.map_err(unavailable)?;
+        let rows: Vec<(String, i64)> = all.fetch_all(&self.reader).await.map_err(failed)?;
         let module = |(digest, bytes): (String, i64)| {
             Ok(StoredModule {
                 digest: digest.parse().map_err(corrupt)?,
@@ -117,7 +117,7 @@ impl Registry for SqliteRegistry {
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
-        let mut reader = self.reader.acquire().await.map_err(unavailable)?;
+        let mut reader = self.reader.acquire().await.map_err(failed)?;
         audit::read(&mut reader, page, limit.into()).await
     }
 }
@@ -130,7 +130,7 @@ async fn head(connection: &mut SqliteConnection) -> Result<AuditHead, RegistryEr
     let row: (i64, Option<String>) = sqlx::query_as(find)
         .fetch_one(connection)
         .await
-        .map_err(unavailable)?;
+        .map_err(failed)?;
     let hash = row.1.as_deref().map(str::parse).transpose();
     Ok(AuditHead {
         revision: row.0,
@@ -148,7 +148,7 @@ impl Reader for SqliteConnection {
 
     async fn entry_hash(&mut self, id: i64) -> Result<Option<Digest>, RegistryError> {
         let find = sqlx::query_scalar("SELECT hash FROM audit WHERE id = ?").bind(id);
-        let found: Option<Option<String>> = find.fetch_optional(self).await.map_err(unavailable)?;
+        let found: Option<Option<String>> = find.fetch_optional(self).await.map_err(failed)?;
         let hash = found.flatten().as_deref().map(str::parse).transpose();
         hash.map_err(corrupt)
     }
@@ -160,7 +160,7 @@ impl Reader for SqliteConnection {
     ) -> Result<Vec<(String, String)>, RegistryError> {
         let find = "SELECT action, subject FROM audit WHERE id > ? ORDER BY id LIMIT ?";
         let find = sqlx::query_as(find).bind(id).bind(limit);
-        find.fetch_all(self).await.map_err(unavailable)
+        find.fetch_all(self).await.map_err(failed)
     }
 
     async fn policies(
@@ -182,7 +182,7 @@ impl Reader for SqliteConnection {
                 sqlx::query_as(some).bind(names).fetch_all(self).await
             }
         }
-        .map_err(unavailable)?;
+        .map_err(failed)?;
         rows.into_iter()
             .map(|(digest, spec, published_at_ms)| {
                 Ok(PublishedPolicy {
@@ -196,7 +196,7 @@ impl Reader for SqliteConnection {
 
     async fn activations(&mut self) -> Result<Vec<PolicyRef>, RegistryError> {
         let all = sqlx::query_scalar("SELECT policy FROM policy_activations ORDER BY id");
-        let rows: Vec<String> = all.fetch_all(self).await.map_err(unavailable)?;
+        let rows: Vec<String> = all.fetch_all(self).await.map_err(failed)?;
         rows.iter()
             .map(|policy| policy.parse().map_err(corrupt))
             .collect()
@@ -204,7 +204,7 @@ impl Reader for SqliteConnection {
 
     async fn stages(&mut self) -> Result<Vec<(String, String, Option<f64>)>, RegistryError> {
         let all = sqlx::query_as("SELECT policy, stage, percent FROM policy_stages");
-        all.fetch_all(self).await.map_err(unavailable)
+        all.fetch_all(self).await.map_err(failed)
     }
 
     async fn quarantined(&mut self) -> Result<BTreeMap<Digest, Quarantine>, RegistryError> {
@@ -219,7 +219,7 @@ impl Reader for SqliteConnection {
         &mut self,
     ) -> Result<BTreeMap<Digest, BTreeMap<String, Withdrawal>>, RegistryError> {
         let all = sqlx::query_as("SELECT digest, host, body FROM policy_withdrawals");
-        let rows: Vec<(String, String, String)> = all.fetch_all(self).await.map_err(unavailable)?;
+        let rows: Vec<(String, String, String)> = all.fetch_all(self).await.map_err(failed)?;
         let mut withdrawals = BTreeMap::<Digest, BTreeMap<_, _>>::new();
         for (digest, host, body) in rows {
             let by_host = withdrawals.entry(digest.parse().map_err(corrupt)?);
@@ -249,7 +249,7 @@ impl Reader for SqliteConnection {
 
     async fn flags(&mut self) -> Result<BTreeMap<String, bool>, RegistryError> {
         let all = sqlx::query_as("SELECT name, enabled FROM flags");
-        let rows: Vec<(String, bool)> = all.fetch_all(self).await.map_err(unavailable)?;
+        let rows: Vec<(String, bool)> = all.fetch_all(self).await.map_err(failed)?;
         Ok(rows.into_iter().collect())
     }
 
@@ -263,7 +263,7 @@ async fn by_digest<T: DeserializeOwned>(
     rows: &'static str,
 ) -> Result<BTreeMap<Digest, T>, RegistryError> {
     let rows = sqlx::query_as(rows);
-    let rows: Vec<(String, String)> = rows.fetch_all(connection).await.map_err(unavailable)?;
+    let rows: Vec<(String, String)> = rows.fetch_all(connection).await.map_err(failed)?;
     rows.into_iter()
         .map(|(digest, body)| {
             let body = serde_json::from_str(&body).map_err(corrupt)?;
@@ -282,7 +282,7 @@ async fn by_key<T: DeserializeOwned>(
         .transpose()
         .map_err(corrupt)?;
     let rows = sqlx::query_as(rows).bind(keys);
-    let rows: Vec<(String, String)> = rows.fetch_all(connection).await.map_err(unavailable)?;
+    let rows: Vec<(String, String)> = rows.fetch_all(connection).await.map_err(failed)?;
     rows.into_iter()
         .map(|(key, json)| Ok((key, serde_json::from_str(&json).map_err(corrupt)?)))
         .collect()
@@ -391,14 +391,14 @@ impl Transaction for SqliteConnection {
                 sqlx::query("DELETE FROM policy_modules WHERE digest = ?").bind(digest.to_string())
             }
         };
-        query.execute(self).await.map_err(unavailable)?;
+        query.execute(self).await.map_err(failed)?;
         Ok(())
     }
 
     async fn has_module(&mut self, digest: Digest) -> Result<bool, RegistryError> {
         let find = "SELECT EXISTS (SELECT 1 FROM policy_modules WHERE digest = ?)";
         let find = sqlx::query_scalar(find).bind(digest.to_string());
-        find.fetch_one(self).await.map_err(unavailable)
+        find.fetch_one(self).await.map_err(failed)
     }
 
     async fn audit(

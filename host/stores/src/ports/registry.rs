@@ -12,8 +12,14 @@ pub enum RegistryError {
     /// The change is based on an older state of the registry.
     #[error("{0}")]
     Conflict(String),
+    /// The registry gave no answer, or cannot take any change now. The same call may succeed
+    /// later. An adapter decides this for each error, so nothing converts to it by itself.
     #[error("the registry is unavailable: {0:#}")]
-    Unavailable(#[from] anyhow::Error),
+    Unavailable(anyhow::Error),
+    /// The registry answered and refused. It would refuse the same call again, so the call is
+    /// neither repeated nor kept for later.
+    #[error("the registry refused this: {0:#}")]
+    Refused(anyhow::Error),
     /// The change would leave the audit log unauthenticated.
     #[error("{0}")]
     NoAuditKey(&'static str),
@@ -22,6 +28,17 @@ pub enum RegistryError {
         "the registry's bytes of module {0} do not have this digest; restore the registry from a backup, or publish the policy again under a new version"
     )]
     Damaged(Digest),
+}
+
+impl RegistryError {
+    /// Reports if the same call would fail again until somebody mends the registry, this host or
+    /// the call.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::Conflict(_) => false,
+            Self::Refused(_) | Self::NoAuditKey(_) | Self::Damaged(_) => true,
+        }
+    }
 }
 
 #[async_trait]
@@ -65,7 +82,8 @@ pub trait Registry: Send + Sync + std::fmt::Debug + 'static {
         };
         // A module can have twenty megabytes, which take too long for a thread of the runtime.
         let hashed = tokio::task::spawn_blocking(move || (Digest::from_content(&bytes), bytes));
-        let (found, bytes) = hashed.await.map_err(anyhow::Error::from)?;
+        let hashed = hashed.await;
+        let (found, bytes) = hashed.map_err(|error| RegistryError::Unavailable(error.into()))?;
         if found == digest {
             Ok(Some(bytes))
         } else {

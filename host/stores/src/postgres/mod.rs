@@ -105,11 +105,22 @@ pub(crate) fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
     Ok(options.application_name("nova"))
 }
 
-/// SQLSTATE classes after which the same call may succeed later: a broken connection (08), a
-/// transaction that lost against another (40), exhausted resources (53), an unavailable lock
-/// (55), an intervention by an operator or a timeout (57), and internal errors of the server
-/// (58, XX).
-const RETRYABLE_CLASSES: [&str; 7] = ["08", "40", "53", "55", "57", "58", "XX"];
+/// SQLSTATE codes, or their first characters, after which the same call may succeed later: a
+/// broken connection (08), a server that lets nobody in (28, 3D), a database that is read-only
+/// during a failover (25006), a transaction that lost against another (40), exhausted resources
+/// such as a full disk (53), an unavailable lock (55), an intervention by an operator or a timeout
+/// (57), and internal errors of the server (58, XX). Every other code is a permanent refusal: data
+/// that PostgreSQL cannot hold (22), a violated constraint (23), a missing grant or table (42).
+///
+/// Source: PostgreSQL, Appendix A, "PostgreSQL Error Codes".
+const RETRYABLE_CODES: [&str; 10] = [
+    "08", "25006", "28", "3D", "40", "53", "55", "57", "58", "XX",
+];
+
+/// Reports if a call that PostgreSQL refused with this SQLSTATE code may succeed later.
+fn is_retryable(code: &str) -> bool {
+    RETRYABLE_CODES.iter().any(|kind| code.starts_with(kind))
+}
 
 /// The codes of an undefined table and an undefined column.
 const SCHEMA_CODES: [&str; 2] = ["42P01", "42703"];
@@ -121,9 +132,7 @@ impl From<sqlx::Error> for Failure {
             .and_then(|refusal| refusal.code().map(Cow::into_owned))
             .unwrap_or_default();
         let retryable = match &error {
-            sqlx::Error::Database(_) => RETRYABLE_CLASSES
-                .iter()
-                .any(|class| code.starts_with(class)),
+            sqlx::Error::Database(_) => is_retryable(&code),
             // A response that violates PostgreSQL's protocol does not come from PostgreSQL.
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)

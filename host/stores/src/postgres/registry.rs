@@ -135,8 +135,12 @@ async fn listen_once(pool: &PgPool, changes: &Notify) -> Result<(), sqlx::Error>
     Ok(())
 }
 
-fn unavailable(error: StoreError) -> RegistryError {
-    RegistryError::Unavailable(error.into())
+/// Converts the failure of a guarded call. The guard knows if a repetition may help.
+fn failed(error: StoreError) -> RegistryError {
+    match error.retryable {
+        true => RegistryError::Unavailable(error.into()),
+        false => RegistryError::Refused(error.into()),
+    }
 }
 
 fn parse<T: DeserializeOwned>(json: &str) -> Result<T, Failure> {
@@ -158,12 +162,12 @@ impl Registry for PostgresRegistry {
             let mut tx = self.pool.begin_with(begin).await?;
             self.known.load(&mut *tx).await
         };
-        self.guard.run("load", load).await.map_err(unavailable)
+        self.guard.run("load", load).await.map_err(failed)
     }
 
     async fn head(&self) -> Result<AuditHead, RegistryError> {
         let read = async { head(&mut *self.pool.acquire().await?).await };
-        self.guard.run("revision", read).await.map_err(unavailable)
+        self.guard.run("revision", read).await.map_err(failed)
     }
 
     async fn apply(
@@ -181,7 +185,7 @@ impl Registry for PostgresRegistry {
             }
             Ok(applied)
         };
-        let applied = self.guard.run("apply", apply).await.map_err(unavailable)?;
+        let applied = self.guard.run("apply", apply).await.map_err(failed)?;
         applied.revision()
     }
 
@@ -203,7 +207,7 @@ impl Registry for PostgresRegistry {
             Ok(())
         };
         let stored = self.modules_guard.run("store_module", store).await;
-        stored.map_err(unavailable)
+        stored.map_err(failed)
     }
 
     async fn stored_module(&self, digest: Digest) -> Result<Option<Vec<u8>>, RegistryError> {
@@ -212,10 +216,7 @@ impl Registry for PostgresRegistry {
                 .bind(digest.to_string());
             Ok(find.fetch_optional(&self.modules_pool).await?)
         };
-        self.modules_guard
-            .run("module", read)
-            .await
-            .map_err(unavailable)
+        self.modules_guard.run("module", read).await.map_err(failed)
     }
 
     async fn stored_modules(&self) -> Result<Vec<StoredModule>, RegistryError> {
@@ -232,13 +233,13 @@ impl Registry for PostgresRegistry {
             rows.into_iter().map(module).collect()
         };
         let read = self.modules_guard.run("stored_modules", read).await;
-        read.map_err(unavailable)
+        read.map_err(failed)
     }
 
     async fn audit(&self, page: AuditPage, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
         let read =
             async { audit::read(&mut *self.pool.acquire().await?, page, limit.into()).await };
-        self.guard.run("audit", read).await.map_err(unavailable)
+        self.guard.run("audit", read).await.map_err(failed)
     }
 
     async fn present_hosts(&self, host: &str) -> Result<u64, RegistryError> {
@@ -247,7 +248,7 @@ impl Registry for PostgresRegistry {
             Ok(u64::try_from(present).unwrap_or_default())
         };
         let noted = self.guard.run("present_hosts", note).await;
-        noted.map_err(unavailable)
+        noted.map_err(failed)
     }
 
     async fn changed(&self) {
