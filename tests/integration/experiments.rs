@@ -527,8 +527,12 @@ async fn an_experiment_with_mistakes_is_refused_with_the_names_of_the_wrong_fiel
             "overrides.somebody",
         ),
         ("/variations", json!([]), "variations"),
-        ("/colour", json!("red"), "body"),
-        ("/variations/1/policy", json!("patient"), "body"),
+        ("/colour", json!("red"), "colour"),
+        (
+            "/variations/1/policy",
+            json!("patient"),
+            "variations[1].policy",
+        ),
     ];
     for (pointer, value, field) in cases {
         let mut spec = halves("s");

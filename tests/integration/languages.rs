@@ -49,7 +49,12 @@ fn examples() -> PathBuf {
 /// Copies an example to a directory for building, with ample limits. The directory outlives a
 /// test run, so the compilers installed into it are kept.
 fn copy_of(name: &str) -> PathBuf {
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("languages");
+    copy_in("languages", name)
+}
+
+/// Does the same in a directory of this name, which no other test uses.
+fn copy_in(desk: &str, name: &str) -> PathBuf {
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(desk);
     std::fs::create_dir_all(&to).unwrap();
     // `-L` turns links into the SDK into files.
     said(
@@ -83,6 +88,16 @@ fn build(desk: &Path, name: &str) -> Command {
         }
     }
     command
+}
+
+/// Builds a scorer in Python. Returns `None` if the tools are missing.
+pub fn python_scorer() -> Option<Vec<u8>> {
+    if !tools_are_there() {
+        return None;
+    }
+    let directory = copy_in("python_scorer", "wilson-python");
+    said_json(&mut build(directory.parent().unwrap(), "wilson-python"));
+    Some(std::fs::read(directory.join("wilson_python.wasm")).unwrap())
 }
 
 /// A plain implementation of the score that `policies/examples/wilson-*` compute.

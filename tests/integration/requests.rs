@@ -268,7 +268,7 @@ async fn browsers_may_call_from_configured_origins_only() {
             let names = text.split(',').map(|name| name.trim().to_ascii_lowercase());
             names.collect::<BTreeSet<_>>()
         };
-        let methods = ["get", "options", "post"].map(str::to_owned);
+        let methods = ["delete", "get", "options", "post", "put"].map(str::to_owned);
         assert_eq!(
             allowed("access-control-allow-methods"),
             BTreeSet::from(methods)

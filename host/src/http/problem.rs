@@ -133,10 +133,14 @@ impl Problem {
         Self::malformed_at(".", detail)
     }
 
-    /// Returns a 400 for a body with an error at this path. `.` is the whole body.
+    /// Returns a 400 for a body with an error at this path. `.` is the whole body, and so is a field
+    /// without a name.
     pub fn malformed_at(path: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        let field = if path == "." { "body" } else { path };
+        let field = match path {
+            "" | "." => "body",
+            path => path,
+        };
         Self {
             errors: vec![FieldError::new(field, &detail)],
             ..Self::new(

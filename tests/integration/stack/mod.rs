@@ -1,6 +1,7 @@
 //! Tests on the real stack: PostgreSQL, Redis, Kafka and ClickHouse. If the servers are missing,
 //! each test prints that it was skipped; with `NOVA_REQUIRE_SERVICES=1` it fails instead.
 
+mod at_once;
 mod cdc;
 mod conformance;
 mod events;
