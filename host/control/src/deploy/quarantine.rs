@@ -30,19 +30,24 @@ impl Deploy {
         actor: &str,
     ) -> Result<(Published, Scope), DeployError> {
         check_reason(reason)?;
-        let digest = require_published(&self.serving().state, policy)?.digest;
+        // Held until the registry has taken the quarantine. If it refuses, the policies that served
+        // before are still in memory.
+        let before = self.serving.load_full();
+        let digest = require_published(&before.state, policy)?.digest;
         self.quarantine_here(digest, policy, reason, actor).await;
         let changing = self.begin_change().await;
         let recorded = self.record_quarantines().await;
-        drop(changing);
+        if let Err(refused) = &recorded
+            && refused.is_refused_by_registry()
+        {
+            self.offline.forget_quarantine(digest);
+            self.refresh().await.map_err(DeployError::Unavailable)?;
+        }
+        drop((changing, before));
         self.save_state().await;
         let scope = match recorded {
             Ok(()) => Scope::Everywhere,
-            Err(refused) if refused.is_refused_by_registry() => {
-                self.offline.forget_quarantine(digest);
-                self.refresh().await.map_err(DeployError::Unavailable)?;
-                return Err(refused);
-            }
+            Err(refused) if refused.is_refused_by_registry() => return Err(refused),
             Err(error) => {
                 tracing::warn!(%error, %policy, "could not record a quarantine in the registry; it applies on this host only, and is recorded when the registry answers");
                 Scope::ThisHost
