@@ -1,6 +1,6 @@
 //! What an operator needs at once takes effect on three hosts, whatever else they do: a client
 //! uploads 40 MiB slowly, a Python policy compiles, and a module of an experiment cannot be read.
-//! The goal is one second. The test prints the times; docs/reliability.md has those of a quiet
+//! The goal is one second. The test prints the times; docs/performance.md has those of a quiet
 //! machine.
 
 use super::fleet::{BASELINE, all_serve, three_hosts};
